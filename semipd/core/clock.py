@@ -1,0 +1,34 @@
+"""Time as a value that tests control."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Seconds that only rise. The zero is arbitrary but the same for every process of a machine."""
+
+    def now(self) -> float: ...
+
+
+class SystemClock:
+    """CLOCK_MONOTONIC: comparable between processes of one machine."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+
+class ManualClock:
+    """Stands still until `advance`; for tests and the simulator."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._now = start
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError(f"a clock only rises; got {seconds} s")
+        self._now += seconds
