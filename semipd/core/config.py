@@ -1,0 +1,133 @@
+"""How a server is set up. One frozen value, resolved once at start and read by every process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from semipd.core.errors import ConfigError
+
+PAGE_SIZE = 16
+"""Tokens a page, in both phases."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+PARTITIONS = ("auto", "none", "cores", "green", "mps")
+LOG_FORMATS = ("console", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What `semipd serve` was asked for. Every field is an option of the same name.
+
+    Raises ConfigError, naming the option and what is allowed.
+    """
+
+    model: str = ""
+    """Model directory; empty: the bundled model."""
+    served_model_name: str = ""
+    """Empty: the directory's name."""
+    load_format: str = "auto"
+    dtype: str = "auto"
+    """auto: float32 on a CPU, the checkpoint's own on a GPU."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    """0: any free one."""
+    gateways: int = 1
+    api_keys_file: str = ""
+    """One key a line; empty: no authentication."""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    metrics_port: int = -1
+    """Prometheus endpoint on loopback; -1: none, 0: any free port."""
+    otlp_endpoint: str = ""
+    """OpenTelemetry traces of the RPCs go there; empty: none."""
+
+    policy: str = "fcfs"
+    policy_options: Mapping[str, str] = field(default_factory=dict)
+    policy_budget_s: float = 0.05
+    """A call of the policy that runs longer is ended and the policy replaced."""
+    partition: str = "auto"
+
+    kv_pages: int = 0
+    """Pages in the pool; 0: from `kv_memory_gb`."""
+    kv_memory_gb: float = 0.0
+    """0: what the device can spare."""
+    max_context: int = 0
+    """Prompt and output together, in tokens; 0: the model's own."""
+    max_batch_tokens: int = 0
+    """Prompt tokens in one prefill batch; 0: 512 on a CPU, 8192 on a GPU."""
+    max_running: int = 64
+    """Sequences in the decode batch."""
+    max_waiting: int = 512
+    """Requests in the queue; beyond, they are refused at once."""
+
+    drain_timeout_s: float = 30.0
+    stall_unhealthy_s: float = 2.0
+    """A worker with work and no progress for so long: not serving."""
+    stall_replace_s: float = 8.0
+    """For so long: replaced."""
+    spare_worker: bool = True
+    """Keep a process with everything imported, so that a dead worker is replaced in milliseconds."""
+
+    log_format: str = "console"
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        def one_of(name: str, allowed: tuple[str, ...]) -> None:
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"--{option(name)}: must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+
+        def within(name: str, low: float, high: float) -> None:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"--{option(name)}: must be {low:g} to {high:g}; got {value:g}")
+
+        one_of("load_format", LOAD_FORMATS)
+        one_of("dtype", DTYPES)
+        one_of("device", ("auto", "cpu", "cuda"))
+        one_of("partition", PARTITIONS)
+        one_of("log_format", LOG_FORMATS)
+        one_of("log_level", LOG_LEVELS)
+        within("port", 0, 65535)
+        within("metrics_port", -1, 65535)
+        within("gateways", 1, 64)
+        within("kv_pages", 0, 2**31 - 1)
+        within("kv_memory_gb", 0, 1e6)
+        within("max_context", 0, 2**24)
+        within("max_batch_tokens", 0, 2**20)
+        within("max_running", 1, 4096)
+        within("max_waiting", 1, 100_000)
+        within("policy_budget_s", 0.001, 10)
+        within("drain_timeout_s", 0, 86_400)
+        within("stall_unhealthy_s", 0.1, 3600)
+        within("stall_replace_s", 0.2, 3600)
+        if self.stall_replace_s <= self.stall_unhealthy_s:
+            raise ConfigError("--stall-replace-s: must be above --stall-unhealthy-s")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ConfigError("--tls-certificate and --tls-key: give both or neither")
+        if self.gateways > 1 and self.port == 0:
+            raise ConfigError("--port: several gateways share one port, so it can't be 0")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ServerConfig:
+        values: dict[str, Any] = json.loads(text)
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown settings: {', '.join(unknown)}")
+        return cls(**values)
+
+
+def option(field_name: str) -> str:
+    """The command line's name of a field ("max_context" -> "max-context")."""
+    return field_name.replace("_", "-")

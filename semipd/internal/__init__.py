@@ -1,0 +1,1 @@
+"""The wire between a server's own processes."""

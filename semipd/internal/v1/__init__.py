@@ -1,0 +1,1 @@
+"""Generated from proto/semipd/internal/v1."""

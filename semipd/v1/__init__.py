@@ -1,0 +1,1 @@
+"""Generated from proto/semipd/v1: the public API."""
