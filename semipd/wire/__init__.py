@@ -1,0 +1,1 @@
+"""Between processes: protobuf <-> core, and the sockets that carry it."""

@@ -1,0 +1,59 @@
+"""ZeroMQ sockets in a private folder. One frame a message; ROUTER sockets see the peer's identity before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+QUEUED_MESSAGES = 100_000
+"""High-water mark. Everything that is queued belongs to an accepted request, and those are bounded by admission."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """A server's private folder (0700): its sockets and its resolved configuration."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def gateway_endpoint(self) -> str:
+        return f"ipc://{self.path}/gateway.sock"
+
+    @property
+    def worker_endpoint(self) -> str:
+        return f"ipc://{self.path}/worker.sock"
+
+    @property
+    def resident_socket(self) -> Path:
+        return self.path / "resident.sock"
+
+
+def _options(socket: zmq.Socket[bytes]) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
+    socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
+
+
+def bind_router(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A ROUTER that tells when a peer is not there (zmq.ZMQError EHOSTUNREACH) instead of dropping in silence."""
+    socket = context.socket(zmq.ROUTER)
+    _options(socket)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    socket.bind(endpoint)
+    return socket
+
+
+def connect_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, identity: str) -> zmq.Socket[bytes]:
+    """Also for zmq.asyncio contexts: the socket is of the context's kind."""
+    socket = context.socket(zmq.DEALER)
+    _options(socket)
+    socket.setsockopt(zmq.IDENTITY, identity.encode())
+    socket.connect(endpoint)
+    return socket
