@@ -51,7 +51,11 @@ def build(out: Path) -> dict[Path, bytes]:
     generate(PUBLIC, client, services=True)
     packages(
         client,
-        {".": "Generated stubs of the public API.", "semipd": "Generated.", "semipd/v1": "Generated from proto/semipd/v1."},
+        {
+            ".": "Generated stubs of the public API.",
+            "semipd": "Generated.",
+            "semipd/v1": "Generated from proto/semipd/v1.",
+        },
     )
     files = {ROOT / p.relative_to(server): p.read_bytes() for p in server.rglob("*") if p.is_file()}
     for p in client.rglob("*"):

@@ -23,7 +23,7 @@ class WaitingSequence:
     computed_tokens: int
     """Of these, tokens whose KV is in the pool."""
     in_flight_tokens: int
-    """Of the rest, tokens in a prefill batch that the worker has and has not answered. While above 0 it can't be planned."""
+    """Of the rest, tokens in a prefill batch that the worker has not answered. While above 0 it can't be planned."""
     output_tokens: int
     """Sampled before a preemption; 0 for a new sequence."""
     max_tokens: int

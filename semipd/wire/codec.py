@@ -62,9 +62,7 @@ def sampling_from_wire(m: seq.Sampling) -> SamplingParams:
 
 
 def stopping_to_wire(s: StoppingParams) -> seq.Stopping:
-    return seq.Stopping(
-        max_tokens=s.max_tokens, min_tokens=s.min_tokens, stop_token_ids=sorted(s.stop_token_ids)
-    )
+    return seq.Stopping(max_tokens=s.max_tokens, min_tokens=s.min_tokens, stop_token_ids=sorted(s.stop_token_ids))
 
 
 def stopping_from_wire(m: seq.Stopping) -> StoppingParams:

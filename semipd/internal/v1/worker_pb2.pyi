@@ -72,22 +72,16 @@ class WorkerHello(_message.Message):
     def __init__(self, pid: _Optional[int] = ...) -> None: ...
 
 class Appoint(_message.Message):
-    __slots__ = ("role", "incarnation", "cpus")
+    __slots__ = ("role", "cpus")
     ROLE_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     CPUS_FIELD_NUMBER: _ClassVar[int]
     role: WorkerRole
-    incarnation: int
     cpus: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., incarnation: _Optional[int] = ..., cpus: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., cpus: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("role", "incarnation")
-    ROLE_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    role: WorkerRole
-    incarnation: int
-    def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class PrefillBatch(_message.Message):
     __slots__ = ("batch", "chunks")
@@ -160,16 +154,20 @@ class Sampled(_message.Message):
     def __init__(self, token: _Optional[int] = ..., position: _Optional[int] = ..., logprob: _Optional[_Union[_generation_pb2.Logprob, _Mapping]] = ..., end: _Optional[_Union[_sequence_pb2.End, _Mapping]] = ...) -> None: ...
 
 class Adopt(_message.Message):
-    __slots__ = ("lease", "request_id", "context", "continuation")
+    __slots__ = ("lease", "request_id", "context", "continuation", "priority", "sequence")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     CONTINUATION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     lease: int
     request_id: str
     context: int
     continuation: Continuation
-    def __init__(self, lease: _Optional[int] = ..., request_id: _Optional[str] = ..., context: _Optional[int] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ...) -> None: ...
+    priority: int
+    sequence: int
+    def __init__(self, lease: _Optional[int] = ..., request_id: _Optional[str] = ..., context: _Optional[int] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ..., priority: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class Drop(_message.Message):
     __slots__ = ("leases",)
