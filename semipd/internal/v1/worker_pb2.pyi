@@ -154,20 +154,22 @@ class Sampled(_message.Message):
     def __init__(self, token: _Optional[int] = ..., position: _Optional[int] = ..., logprob: _Optional[_Union[_generation_pb2.Logprob, _Mapping]] = ..., end: _Optional[_Union[_sequence_pb2.End, _Mapping]] = ...) -> None: ...
 
 class Adopt(_message.Message):
-    __slots__ = ("lease", "request_id", "context", "continuation", "priority", "sequence")
+    __slots__ = ("lease", "request_id", "context", "continuation", "priority", "sequence", "ordinal")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     CONTINUATION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ORDINAL_FIELD_NUMBER: _ClassVar[int]
     lease: int
     request_id: str
     context: int
     continuation: Continuation
     priority: int
     sequence: int
-    def __init__(self, lease: _Optional[int] = ..., request_id: _Optional[str] = ..., context: _Optional[int] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ..., priority: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+    ordinal: int
+    def __init__(self, lease: _Optional[int] = ..., request_id: _Optional[str] = ..., context: _Optional[int] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ..., priority: _Optional[int] = ..., sequence: _Optional[int] = ..., ordinal: _Optional[int] = ...) -> None: ...
 
 class Drop(_message.Message):
     __slots__ = ("leases",)
@@ -228,12 +230,18 @@ class LeaseFailure(_message.Message):
     def __init__(self, lease: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("pulses", "leases")
+    __slots__ = ("pulses", "leases", "adopted_through", "answered_through", "idle")
     PULSES_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
+    ADOPTED_THROUGH_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_THROUGH_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
     pulses: int
     leases: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, pulses: _Optional[int] = ..., leases: _Optional[_Iterable[int]] = ...) -> None: ...
+    adopted_through: int
+    answered_through: int
+    idle: bool
+    def __init__(self, pulses: _Optional[int] = ..., leases: _Optional[_Iterable[int]] = ..., adopted_through: _Optional[int] = ..., answered_through: _Optional[int] = ..., idle: _Optional[bool] = ...) -> None: ...
 
 class SetShares(_message.Message):
     __slots__ = ("change", "percent", "cpus")

@@ -1,0 +1,264 @@
+"""The book: every accepted request from its arrival to its end, and the journal of what its client was promised.
+
+A request has one sequence for each of its samples. A sequence is
+
+    WAITING ──▶ PREFILLING ──▶ READY ──▶ DECODING ──▶ closed
+       ▲             │           │           │
+       └─────────────┴───────────┴───────────┘   preempted, or its pages were lost: computed again from the journal
+
+The book does no I/O and reads no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from semipd.core.errors import DuplicateRequest, QueueFull
+from semipd.core.request import Delta, End, Logprob, Request, SamplingParams, Timings
+from semipd.core.snapshot import RunningSequence, SequenceId, WaitingSequence
+
+SEED_MODULUS = 2**64
+
+
+class Stage(Enum):
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    """A chunk of it is with the prefill worker."""
+    READY = "ready"
+    """Its last token is sampled and delivered; the decode batch has had no room yet."""
+    DECODING = "decoding"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Names a request on one gateway's link."""
+
+    gateway: bytes
+    number: int
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One sample of a request. Only the book and the coordinator's hands change it."""
+
+    number: SequenceId
+    entry: Entry
+    index: int
+    sampling: SamplingParams
+    stage: Stage = Stage.WAITING
+    lease: int | None = None
+    """Its pages in the account; None: it has none."""
+    computed: int = 0
+    """Tokens whose KV is in the pool."""
+    in_flight: int = 0
+    """Tokens with the prefill worker."""
+    output: list[int] = field(default_factory=list)
+    """The journal: every token that was sent to the client."""
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+    prefill_start_s: float | None = None
+    preemptions: int = 0
+    strikes: int = 0
+    """Of worker deaths in which it took part without progress since; see `recovery`."""
+
+    @property
+    def to_compute(self) -> int:
+        """Tokens whose KV must be there before the next token can be sampled."""
+        return len(self.entry.request.prompt) + len(self.output)
+
+    def tokens(self, start: int, count: int) -> list[int]:
+        """Of the prompt followed by the journal."""
+        prompt = self.entry.request.prompt
+        if start + count <= len(prompt):
+            return list(prompt[start : start + count])
+        return [*prompt[start:], *self.output[max(0, start - len(prompt)) : start + count - len(prompt)]]
+
+    def as_waiting(self) -> WaitingSequence:
+        request = self.entry.request
+        return WaitingSequence(
+            sequence=self.number,
+            request_id=request.request_id,
+            arrival_s=self.entry.arrival_s,
+            prompt_tokens=self.to_compute,
+            computed_tokens=self.computed,
+            in_flight_tokens=self.in_flight,
+            output_tokens=len(self.output),
+            max_tokens=request.stopping.max_tokens,
+            priority=request.priority,
+            slo=request.slo,
+            deadline_s=self.entry.deadline_s,
+            preemptions=self.preemptions,
+        )
+
+    def as_running(self) -> RunningSequence:
+        request = self.entry.request
+        return RunningSequence(
+            sequence=self.number,
+            request_id=request.request_id,
+            arrival_s=self.entry.arrival_s,
+            first_token_s=self.first_token_s,
+            last_token_s=self.last_token_s,
+            context_tokens=len(request.prompt) + len(self.output),
+            output_tokens=len(self.output),
+            max_tokens=request.stopping.max_tokens,
+            priority=request.priority,
+            slo=request.slo,
+        )
+
+    def timings(self) -> Timings:
+        arrival = self.entry.arrival_s
+        if not self.output or self.prefill_start_s is None:
+            return Timings(self.last_token_s - arrival if self.output else 0.0, 0.0, 0.0, 0.0)
+        return Timings(
+            queue_s=self.prefill_start_s - arrival,
+            prefill_s=self.first_token_s - self.prefill_start_s,
+            ttft_s=self.first_token_s - arrival,
+            decode_s=self.last_token_s - self.first_token_s,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request."""
+
+    ticket: Ticket
+    request: Request
+    arrival_s: float
+    live: dict[int, Sequence] = field(default_factory=dict)
+    """Its sequences that have not ended, by index."""
+
+    @property
+    def deadline_s(self) -> float | None:
+        limit = self.request.deadline_s
+        return None if limit is None else self.arrival_s + limit
+
+    @property
+    def time_limit_s(self) -> float | None:
+        limit = self.request.time_limit_s
+        return None if limit is None else self.arrival_s + limit
+
+    @property
+    def started(self) -> bool:
+        """Whether any of its prompt was given to a worker."""
+        return any(s.prefill_start_s is not None for s in self.live.values())
+
+
+class Gap(Exception):
+    """A token came whose predecessor did not: a message was lost, and the sequence must be computed again."""
+
+
+class Book:
+    """Raises DuplicateRequest and QueueFull at `admit`; nothing else here fails on good input."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._entries: dict[Ticket, Entry] = {}
+        self._ids: dict[str, Entry] = {}
+        self._sequences: dict[SequenceId, Sequence] = {}
+        self._leases: dict[int, Sequence] = {}
+        self._next: SequenceId = 0
+
+    def __len__(self) -> int:
+        """Requests alive."""
+        return len(self._entries)
+
+    def preview(self, request: Request, ticket: Ticket, now: float) -> Sequence:
+        """The request's first sequence as `admit` would make it, for the policy to look at."""
+        self._refuse_if_unfit(request)
+        return Sequence(self._next, Entry(ticket, request, now), 0, request.sampling)
+
+    def admit(self, request: Request, ticket: Ticket, now: float) -> Entry:
+        self._refuse_if_unfit(request)
+        entry = Entry(ticket, request, now)
+        for index in range(request.samples):
+            seed = (request.sampling.seed + index) % SEED_MODULUS
+            sequence = Sequence(self._next, entry, index, replace(request.sampling, seed=seed))
+            self._next += 1
+            entry.live[index] = self._sequences[sequence.number] = sequence
+        self._entries[ticket] = self._ids[request.request_id] = entry
+        return entry
+
+    def _refuse_if_unfit(self, request: Request) -> None:
+        if request.request_id in self._ids:
+            raise DuplicateRequest(f"request_id: {request.request_id!r} is alive; choose another or wait for its end")
+        waiting = self.count(Stage.WAITING)
+        if waiting + request.samples > self._max_waiting:
+            raise QueueFull(f"{waiting} sequences wait already, {self._max_waiting} at most", retry_after_s=1.0)
+
+    def find(self, ticket: Ticket) -> Entry | None:
+        return self._entries.get(ticket)
+
+    def find_id(self, request_id: str) -> Entry | None:
+        return self._ids.get(request_id)
+
+    def get(self, number: SequenceId) -> Sequence | None:
+        return self._sequences.get(number)
+
+    def by_lease(self, lease: int) -> Sequence | None:
+        return self._leases.get(lease)
+
+    def entries(self) -> list[Entry]:
+        return list(self._entries.values())
+
+    def sequences(self, *stages: Stage) -> Iterator[Sequence]:
+        """Those in one of the stages, by arrival."""
+        return (s for s in self._sequences.values() if s.stage in stages)
+
+    def count(self, *stages: Stage) -> int:
+        return sum(s.stage in stages for s in self._sequences.values())
+
+    def give_lease(self, sequence: Sequence, lease: int) -> None:
+        sequence.lease = lease
+        self._leases[lease] = sequence
+
+    def take_lease(self, sequence: Sequence) -> int | None:
+        """The sequence has no pages from now on; its former lease."""
+        lease, sequence.lease = sequence.lease, None
+        if lease is not None:
+            del self._leases[lease]
+        return lease
+
+    def start_over(self, sequence: Sequence) -> None:
+        """Its pages are gone: prompt and journal are computed again. The client notices a pause, nothing else."""
+        self.take_lease(sequence)
+        sequence.stage = Stage.WAITING
+        sequence.computed = sequence.in_flight = 0
+
+    def record(
+        self, sequence: Sequence, position: int, token: int, logprob: Logprob | None, end: End | None, now: float
+    ) -> Delta | None:
+        """Journals one token; the delta for the client, or None where the journal has it already. Raises Gap."""
+        known = len(sequence.output)
+        if position < known:
+            return None
+        if position > known:
+            raise Gap(f"token {position} came and {known} are known")
+        sequence.output.append(token)
+        sequence.strikes = 0
+        sequence.last_token_s = now
+        if position == 0:
+            sequence.first_token_s = now
+        logprobs = () if logprob is None else (logprob,)
+        timings = sequence.timings() if end else None
+        return Delta(sequence.index, position, (token,), logprobs, end, timings)
+
+    def close(self, sequence: Sequence) -> bool:
+        """The sequence ended. Whether that ended its request. The caller has seen to its lease."""
+        self.take_lease(sequence)
+        self._sequences.pop(sequence.number, None)
+        sequence.entry.live.pop(sequence.index, None)
+        if sequence.entry.live:
+            return False
+        self.forget(sequence.entry)
+        return True
+
+    def forget(self, entry: Entry) -> None:
+        """The request is over, with all that is left of it. The caller has seen to the leases."""
+        for sequence in entry.live.values():
+            self.take_lease(sequence)
+            self._sequences.pop(sequence.number, None)
+        entry.live.clear()
+        self._entries.pop(entry.ticket, None)
+        self._ids.pop(entry.request.request_id, None)

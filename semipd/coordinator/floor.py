@@ -1,0 +1,106 @@
+"""What the coordinator's desks share: the book, the account, the post, and what was observed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from semipd.coordinator.book import Book, Entry, Sequence, Stage, Ticket
+from semipd.coordinator.metrics import Metrics
+from semipd.coordinator.observations import Observations
+from semipd.core.clock import Clock
+from semipd.core.config import ServerConfig
+from semipd.core.errors import RequestError
+from semipd.core.partition import FULL, Shares
+from semipd.core.request import Delta
+from semipd.internal.v1 import gateway_pb2 as gw
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import Holder, PageAccount, Role
+from semipd.wire.codec import failure_to_wire
+
+COORDINATOR = Holder(Role.COORDINATOR, 0)
+
+
+class Post(Protocol):
+    """Takes messages and never blocks. What can't be delivered is lost: its addressee is dead, which is heard of."""
+
+    def to_gateway(self, gateway: bytes, message: gw.ToGateway) -> None: ...
+
+    def delta(self, ticket: Ticket, delta: Delta) -> None:
+        """Goes out with the others of its gateway, at the end of the tick."""
+
+    def to_worker(self, incarnation: int, message: wk.ToWorker) -> None: ...
+
+
+@dataclass(slots=True)
+class Worker:
+    """A process that has, or is about to have, one of the two roles."""
+
+    role: Role
+    incarnation: int
+    ready: bool = False
+    pulses: int = 0
+    progress_s: float = 0.0
+    """When it last showed progress, or got work after having none."""
+
+    @property
+    def holder(self) -> Holder:
+        return Holder(self.role, self.incarnation)
+
+
+@dataclass(slots=True)
+class Floor:
+    config: ServerConfig
+    clock: Clock
+    post: Post
+    book: Book
+    metrics: Metrics
+    observations: Observations = field(default_factory=Observations)
+    account: PageAccount | None = None
+    """None until the resident is ready."""
+    workers: dict[Role, Worker] = field(default_factory=dict)
+    shares: Shares = FULL
+    """As granted."""
+    draining: bool = False
+
+    @property
+    def pages(self) -> PageAccount:
+        """The account, where the caller knows that there is one."""
+        if self.account is None:
+            raise RuntimeError("the resident is not ready")
+        return self.account
+
+    def ready_worker(self, role: Role) -> Worker | None:
+        worker = self.workers.get(role)
+        return worker if worker is not None and worker.ready else None
+
+    def release(self, lease: int) -> None:
+        """Frees the pages whoever holds them. Only for leases that no worker computes on."""
+        holder = self.pages.holder(lease)
+        if holder is not None:
+            self.pages.release(lease, holder)
+
+    def retire(self, sequence: Sequence) -> None:
+        """Sees to the pages of a sequence that is about to be closed, as its stage demands."""
+        lease = sequence.lease
+        if lease is None:
+            return
+        worker = self.workers.get(Role.PREFILL if sequence.stage is Stage.PREFILLING else Role.DECODE)
+        if sequence.stage in (Stage.PREFILLING, Stage.DECODING) and worker is not None:
+            # It may be computing on them: it releases them itself (decode), or its answer lets us (prefill).
+            self.post.to_worker(worker.incarnation, wk.ToWorker(drop=wk.Drop(leases=[lease])))
+        else:
+            self.release(lease)
+
+    def end(self, entry: Entry, error: RequestError) -> None:
+        """Ends a request with an error: its pages, its place in the book, its client."""
+        for sequence in entry.live.values():
+            self.retire(sequence)
+        self.book.forget(entry)
+        self.metrics.ended(error.reason)
+        self.refuse(entry.ticket, error)
+
+    def refuse(self, ticket: Ticket, error: RequestError) -> None:
+        """Tells a gateway that the request is over, or never began."""
+        ended = gw.Ended(ticket=ticket.number, failure=failure_to_wire(error))
+        self.post.to_gateway(ticket.gateway, gw.ToGateway(ended=ended))

@@ -1,0 +1,74 @@
+"""Prometheus metrics, with vLLM's names after `semipd:` where it has them. The endpoint is on loopback and opt-in."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from semipd.core.errors import ConfigError, Reason
+from semipd.core.partition import Shares
+
+_TTFT_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
+_ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5)
+_E2E_S = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+
+
+class Metrics:
+    """One registry a coordinator. Recording is cheap whether or not anybody scrapes."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.running = Gauge("semipd:num_requests_running", "Sequences in a worker or ready for one.", registry=r)
+        self.waiting = Gauge("semipd:num_requests_waiting", "Sequences that wait for prefill.", registry=r)
+        self.page_use = Gauge("semipd:kv_cache_usage_perc", "Pages in use; 1 means all.", registry=r)
+        self.ttft = Histogram(
+            "semipd:time_to_first_token_seconds", "Arrival to first token.", buckets=_TTFT_S, registry=r
+        )
+        self.itl = Histogram(
+            "semipd:inter_token_latency_seconds", "Between two tokens of a sequence.", buckets=_ITL_S, registry=r
+        )
+        self.e2e = Histogram("semipd:e2e_request_latency_seconds", "Arrival to end.", buckets=_E2E_S, registry=r)
+        self.prompt_tokens = Counter("semipd:prompt_tokens", "Prompt tokens computed.", registry=r)
+        self.generation_tokens = Counter("semipd:generation_tokens", "Tokens generated.", registry=r)
+        self.rejections = Counter("semipd:admission_rejections", "Requests refused.", ["reason"], registry=r)
+        self.success = Counter("semipd:request_success", "Sequences completed.", ["finished_reason"], registry=r)
+        self.failures = Counter("semipd:request_failure", "Accepted requests that failed.", ["reason"], registry=r)
+        self.preemptions = Counter("semipd:num_preemptions", "For want of pages.", registry=r)
+        self.restarts = Counter("semipd:worker_restarts", "Workers replaced.", ["role"], registry=r)
+        self.policy_failures = Counter("semipd:policy_failures", "Policies replaced.", ["policy"], registry=r)
+        self.share = Gauge("semipd:partition_share", "Percent granted.", ["phase"], registry=r)
+        self.switches = Counter("semipd:partition_switches", "Changes of the shares.", registry=r)
+        self.attainment = Gauge("semipd:slo_attainment", "Share of requests within their SLOs, 30 s.", registry=r)
+        self.refused_total = 0
+        self.finished_total = 0
+        self.restarts_total = 0
+
+    def refused(self, reason: str) -> None:
+        """At the door, or by admission."""
+        self.refused_total += 1
+        self.rejections.labels(reason).inc()
+
+    def ended(self, reason: Reason) -> None:
+        """An accepted request ended with an error."""
+        self.failures.labels(reason.value).inc()
+
+    def finished(self, reason: str, e2e_s: float) -> None:
+        self.finished_total += 1
+        self.success.labels(reason).inc()
+        self.e2e.observe(e2e_s)
+
+    def restarted(self, role: str) -> None:
+        self.restarts_total += 1
+        self.restarts.labels(role).inc()
+
+    def shares(self, granted: Shares) -> None:
+        self.share.labels("prefill").set(granted.prefill)
+        self.share.labels("decode").set(granted.decode)
+
+    def serve(self, port: int) -> int:
+        """Starts the endpoint on 127.0.0.1 (0: any free port); the port. Lives until the process ends."""
+        try:
+            server, _thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        except OSError as error:
+            raise ConfigError(f"--metrics-port: can't listen on 127.0.0.1:{port}: {error.strerror}") from error
+        return int(server.server_port)

@@ -1,0 +1,95 @@
+"""What was observed lately: for policies (the last few hundred), and for people (the last 30 seconds)."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from semipd.core.request import Slo
+from semipd.core.snapshot import Completion, FirstToken, Observed, Step
+
+KEPT = 256
+WINDOW_S = 30.0
+
+
+def percentile(ordered: list[float], q: float) -> float:
+    """Nearest rank, over a non-empty ascending list; q from 0 to 1."""
+    return ordered[min(len(ordered) - 1, max(0, round(q * len(ordered) + 0.5) - 1))]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Seconds."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+def spread(values: list[float]) -> Spread | None:
+    ordered = sorted(values)
+    return Spread(*(percentile(ordered, q) for q in (0.5, 0.9, 0.99))) if ordered else None
+
+
+class Observations:
+    """Bounded whatever the load is."""
+
+    def __init__(self) -> None:
+        self._steps: deque[Step] = deque(maxlen=KEPT)
+        self._first_tokens: deque[FirstToken] = deque(maxlen=KEPT)
+        self._completions: deque[Completion] = deque(maxlen=KEPT)
+        self._ttft: deque[tuple[float, float]] = deque(maxlen=10_000)
+        self._itl: deque[tuple[float, float]] = deque(maxlen=10_000)
+        self._tokens: deque[tuple[float, int]] = deque(maxlen=10_000)
+        self._met: deque[tuple[float, bool]] = deque(maxlen=10_000)
+        self._seen = Observed()
+        self._changed = False
+
+    def step(self, step: Step) -> None:
+        self._steps.append(step)
+        self._changed = True
+        if step.tokens:
+            self._tokens.append((step.end_s, step.tokens if step.phase.value == "decode" else 0))
+
+    def first_token(self, seen: FirstToken) -> None:
+        self._first_tokens.append(seen)
+        self._ttft.append((seen.at_s, seen.ttft_s))
+        self._tokens.append((seen.at_s, 1))
+        self._changed = True
+
+    def gap(self, now: float, seconds: float) -> None:
+        """Between two tokens of one sequence."""
+        self._itl.append((now, seconds))
+
+    def completion(self, seen: Completion, ttft_s: float) -> None:
+        self._completions.append(seen)
+        self._changed = True
+        if seen.slo != Slo():
+            self._met.append((seen.at_s, met(seen.slo, ttft_s, seen.tpot_s)))
+
+    def observed(self) -> Observed:
+        if self._changed:
+            self._seen = Observed(tuple(self._steps), tuple(self._first_tokens), tuple(self._completions))
+            self._changed = False
+        return self._seen
+
+    def ttft(self, now: float) -> Spread | None:
+        return spread([v for at, v in self._ttft if at > now - WINDOW_S])
+
+    def itl(self, now: float) -> Spread | None:
+        return spread([v for at, v in self._itl if at > now - WINDOW_S])
+
+    def tokens_per_second(self, now: float) -> float:
+        return sum(n for at, n in self._tokens if at > now - WINDOW_S) / WINDOW_S
+
+    def attainment(self, now: float) -> float | None:
+        """Of the requests of the window that named an SLO, the share that met all they named."""
+        recent = [ok for at, ok in self._met if at > now - WINDOW_S]
+        return sum(recent) / len(recent) if recent else None
+
+
+def met(slo: Slo, ttft_s: float, tpot_s: float | None) -> bool:
+    """Whether the latencies observed are within what the client asked for."""
+    first = slo.ttft_s is None or ttft_s <= slo.ttft_s
+    others = slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s
+    return first and others

@@ -1,0 +1,133 @@
+"""Hosts the policy: asks it, checks its answer, and puts the fallback in its place when it fails."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+from typing import TypeVar
+
+import structlog
+
+from semipd.core.plan import Admission, AdmitInput, Chunk, Plan
+from semipd.core.snapshot import Snapshot
+from semipd.policies.contract import Policy
+from semipd.policies.fcfs import Fcfs
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+Budget = Callable[[float], AbstractContextManager[None]]
+"""Ends its body with PolicyOverrun after so many seconds."""
+
+
+class PolicyOverrun(BaseException):
+    """The policy's time is over. Not an Exception, so that a policy's own `except Exception` does not keep it."""
+
+
+class BrokenPlan(Exception):
+    """The plan breaks the contract; the message says how."""
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """By SIGALRM, hence for the main thread only; fires again each 10 ms in case that the first was swallowed."""
+
+    def overrun(_signal: int, _frame: FrameType | None) -> None:
+        raise PolicyOverrun
+
+    previous = signal.signal(signal.SIGALRM, overrun)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.01)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+class PolicyHost:
+    """`on_failure(name, why)` is told when a policy is replaced."""
+
+    def __init__(self, policy: Policy, budget_s: float, on_failure: Callable[[str, str], None], budget: Budget = alarm):
+        self._policy = policy
+        self._budget_s = budget_s
+        self._budget = budget
+        self._on_failure = on_failure
+
+    @property
+    def name(self) -> str:
+        return self._policy.name
+
+    def swap(self, policy: Policy) -> str:
+        """The name of the one before."""
+        previous, self._policy = self._policy, policy
+        return previous.name
+
+    def admit(self, given: AdmitInput) -> Admission:
+        answer = self._guarded(lambda: _checked_admission(self._policy.admit(given)))
+        return answer if answer is not None else Admission()
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        plan = self._guarded(lambda: checked(self._policy.plan(snapshot), snapshot))
+        return plan if plan is not None else checked(self._policy.plan(snapshot), snapshot)
+
+    def _guarded(self, call: Callable[[], T]) -> T | None:
+        """None: the policy failed, and the fallback is in its place."""
+        try:
+            with self._budget(self._budget_s):
+                return call()
+        except PolicyOverrun:
+            why = f"ran longer than {self._budget_s * 1000:g} ms"
+        except BrokenPlan as error:
+            why = str(error)
+        except Exception as error:  # a plug-in may raise anything at all
+            why = f"raised {error!r}"
+            log.warning("policy raised", policy=self._policy.name, exc_info=True)
+        failed = self.swap(Fcfs({}))
+        log.error("policy replaced by the fallback", policy=failed, why=why, fallback=self.name)
+        self._on_failure(failed, why)
+        return None
+
+
+def _checked_admission(answer: Admission) -> Admission:
+    if not isinstance(answer, Admission):
+        raise BrokenPlan(f"admit returned {type(answer).__name__}, not Admission")
+    return answer
+
+
+def checked(plan: Plan, snapshot: Snapshot) -> Plan:
+    """The plan, if it keeps the contract of `Plan`; else raises BrokenPlan."""
+    if not isinstance(plan, Plan):
+        raise BrokenPlan(f"place returned {type(plan).__name__}, not Plan")
+    if plan.mode not in snapshot.limits.modes:
+        raise BrokenPlan(f"mode {plan.mode.value!r} is not one of the engine's")
+    if plan.decode_limit is not None and plan.decode_limit < 1:
+        raise BrokenPlan(f"decode_limit is {plan.decode_limit}; at least 1, or None")
+    tokens = sum(chunk.tokens for chunk in plan.prefill)
+    if tokens > snapshot.limits.max_batch_tokens:
+        raise BrokenPlan(f"{tokens} prompt tokens in one batch; at most {snapshot.limits.max_batch_tokens}")
+    needed = _pages_needed(plan.prefill, snapshot)
+    if needed > snapshot.pages.free:
+        raise BrokenPlan(f"the batch needs {needed} pages and {snapshot.pages.free} are free")
+    return plan
+
+
+def _pages_needed(chunks: tuple[Chunk, ...], snapshot: Snapshot) -> int:
+    waiting = {w.sequence: w for w in snapshot.waiting}
+    pages, needed = snapshot.pages, 0
+    for chunk in chunks:
+        sequence = waiting.pop(chunk.sequence, None)
+        if sequence is None:
+            raise BrokenPlan(f"sequence {chunk.sequence} is named twice or does not wait")
+        if sequence.in_flight_tokens:
+            raise BrokenPlan(f"sequence {chunk.sequence} is with the prefill worker already")
+        if not 0 < chunk.tokens <= sequence.remaining_tokens:
+            raise BrokenPlan(
+                f"a chunk of {chunk.tokens} tokens for sequence {chunk.sequence}, "
+                f"which has {sequence.remaining_tokens} left"
+            )
+        computed = sequence.computed_tokens
+        needed += pages.pages_for(computed + chunk.tokens) - pages.pages_for(computed)
+    return needed
