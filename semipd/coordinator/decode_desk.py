@@ -1,0 +1,186 @@
+"""Hands sequences to the decode worker and hears its steps."""
+
+from __future__ import annotations
+
+import structlog
+
+from semipd.coordinator.book import Gap, Sequence, Stage
+from semipd.coordinator.floor import COORDINATOR, Floor
+from semipd.coordinator.front_desk import close
+from semipd.coordinator.prefill_desk import continuation_to_wire
+from semipd.core.errors import InternalError
+from semipd.core.partition import Phase
+from semipd.core.snapshot import SequenceId, Step
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import Role
+from semipd.memory.errors import StaleLease
+from semipd.wire.codec import end_from_wire, logprob_from_wire
+
+log = structlog.get_logger()
+
+LOST_AFTER_S = 5.0
+"""An Adopt that the worker has not heard of for so long, nor any later one, never reached it."""
+
+
+class DecodeDesk:
+    def __init__(self, floor: Floor) -> None:
+        self._floor = floor
+        self._adopts = 0
+        self._adopted: dict[SequenceId, tuple[int, float]] = {}
+        """Of each sequence in the batch: the ordinal of its Adopt, and when it was sent."""
+        self.limit = floor.config.max_running
+        """Sequences at once in the batch, as the policy wants it."""
+
+    def admit(self) -> None:
+        """Hands over what is ready, by priority and arrival, while the batch has room."""
+        floor = self._floor
+        worker = floor.ready_worker(Role.DECODE)
+        if worker is None:
+            return
+        ready = sorted(floor.book.sequences(Stage.READY), key=lambda s: (-s.entry.request.priority, s.number))
+        if not ready:
+            return
+        running = list(floor.book.sequences(Stage.DECODING))
+        suspects = any(s.strikes for s in running)
+        room = min(self.limit, floor.config.max_running) - len(running)
+        if not running:
+            worker.progress_s = floor.clock.now()
+        for sequence in ready:
+            if room <= 0:
+                return
+            if sequence.strikes:
+                # Took part in a worker's death: one such at a time, to learn whose fault it was.
+                if suspects:
+                    continue
+                suspects = True
+            if self._hand_over(sequence, worker.incarnation):
+                room -= 1
+
+    def _hand_over(self, sequence: Sequence, incarnation: int) -> bool:
+        floor, worker = self._floor, self._floor.workers[Role.DECODE]
+        if sequence.lease is None:
+            floor.book.start_over(sequence)
+            return False
+        try:
+            floor.pages.hand_over(sequence.lease, COORDINATOR, worker.holder)
+        except StaleLease:
+            floor.book.start_over(sequence)
+            return False
+        self._adopts += 1
+        adopt = wk.Adopt(
+            lease=sequence.lease,
+            request_id=sequence.entry.request.request_id,
+            context=sequence.to_compute - 1,
+            continuation=continuation_to_wire(sequence),
+            priority=sequence.entry.request.priority,
+            sequence=sequence.number,
+            ordinal=self._adopts,
+        )
+        sequence.stage = Stage.DECODING
+        self._adopted[sequence.number] = (self._adopts, floor.clock.now())
+        floor.post.to_worker(incarnation, wk.ToWorker(adopt=adopt))
+        return True
+
+    def step(self, message: wk.StepDone) -> None:
+        """Takes what one decode step made. Rows of sequences that are no longer in the batch have no effect."""
+        floor, now = self._floor, self._floor.clock.now()
+        ends = {e.row: end_from_wire(e.end) for e in message.ends}
+        logprobs = {p.row: logprob_from_wire(p.logprob) for p in message.logprobs}
+        rows = zip(message.leases, message.tokens, message.positions, strict=True)
+        for row, (lease, token, position) in enumerate(rows):
+            sequence = floor.book.by_lease(lease)
+            if sequence is None or sequence.stage is not Stage.DECODING:
+                continue
+            previous_s, end = sequence.last_token_s, ends.get(row)
+            try:
+                delta = floor.book.record(sequence, position, token, logprobs.get(row), end, now)
+            except Gap:
+                self._lost(sequence)
+                continue
+            if delta is None:
+                continue
+            floor.post.delta(sequence.entry.ticket, delta)
+            floor.observations.gap(now, now - previous_s)
+            floor.metrics.itl.observe(now - previous_s)
+            if end is not None:
+                floor.book.take_lease(sequence)  # the worker has released it
+                self._adopted.pop(sequence.number, None)
+                close(floor, sequence, end)
+        if message.leases:
+            floor.metrics.generation_tokens.inc(len(message.leases))
+            count = len(message.leases)
+            floor.observations.step(
+                Step(Phase.DECODE, now, message.seconds, count, count, message.context_tokens, floor.shares)
+            )
+        self._exceptions(message)
+
+    def _exceptions(self, message: wk.StepDone) -> None:
+        floor = self._floor
+        for lease in message.preempted:
+            sequence = floor.book.by_lease(lease)
+            if sequence is not None:
+                sequence.preemptions += 1
+                floor.metrics.preemptions.inc()
+                self._adopted.pop(sequence.number, None)
+                floor.book.start_over(sequence)
+        for lease in message.dropped:
+            sequence = floor.book.by_lease(lease)
+            if sequence is not None and sequence.stage is Stage.DECODING:  # dropped, but not by us: its pages were gone
+                self._adopted.pop(sequence.number, None)
+                floor.book.start_over(sequence)
+        for failure in message.failures:
+            sequence = floor.book.by_lease(failure.lease)
+            if sequence is not None:
+                log.error("sequence failed", request_id=sequence.entry.request.request_id, error=failure.error)
+                floor.book.take_lease(sequence)  # the worker has released it
+                floor.end(sequence.entry, InternalError(failure.error))
+        if message.starved:
+            relieve(floor)
+
+    def _lost(self, sequence: Sequence) -> None:
+        """A message about it was lost: whatever the worker still has of it is dropped, and it is computed again."""
+        log.warning("a decode message was lost", request_id=sequence.entry.request.request_id)
+        self._adopted.pop(sequence.number, None)
+        self._floor.retire(sequence)
+        self._floor.book.start_over(sequence)
+
+    def reconcile(self, leases: frozenset[int], adopted_through: int) -> None:
+        """Compares the batch as we know it with what the worker says that it holds."""
+        floor, now = self._floor, self._floor.clock.now()
+        unknown = [lease for lease in leases if floor.book.by_lease(lease) is None]
+        worker = floor.workers.get(Role.DECODE)
+        if unknown and worker is not None:
+            floor.post.to_worker(worker.incarnation, wk.ToWorker(drop=wk.Drop(leases=unknown)))
+        for number, (ordinal, sent_s) in list(self._adopted.items()):
+            sequence = floor.book.get(number)
+            if sequence is None or sequence.stage is not Stage.DECODING:
+                del self._adopted[number]
+            elif sequence.lease not in leases and (ordinal <= adopted_through or now - sent_s > LOST_AFTER_S):
+                self._lost(sequence)
+
+    def worker_lost(self) -> list[Sequence]:
+        """What was in its batch is ready again, its pages with the coordinator; or is computed again where it had
+        released them and we never heard. Those sequences. To be called after the account has seized its leases."""
+        floor = self._floor
+        self._adopted.clear()
+        found = list(floor.book.sequences(Stage.DECODING))
+        for sequence in found:
+            if sequence.lease is not None and floor.pages.holder(sequence.lease) == COORDINATOR:
+                sequence.stage = Stage.READY
+            else:
+                floor.book.start_over(sequence)
+        return found
+
+
+def relieve(floor: Floor) -> bool:
+    """Frees pages for whoever is stuck: takes those of the youngest sequence that holds some and is not computed on."""
+    for sequence in sorted(
+        floor.book.sequences(Stage.WAITING, Stage.READY), key=lambda s: (s.entry.request.priority, -s.number)
+    ):
+        if sequence.lease is not None and len(floor.pages.table(sequence.lease)):
+            floor.retire(sequence)
+            sequence.preemptions += 1
+            floor.metrics.preemptions.inc()
+            floor.book.start_over(sequence)
+            return True
+    return False

@@ -1,0 +1,222 @@
+"""Gives plans to the prefill worker and hears its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from semipd.coordinator.book import Gap, Sequence, Stage
+from semipd.coordinator.floor import COORDINATOR, Floor, Worker
+from semipd.coordinator.front_desk import close
+from semipd.core.errors import InternalError
+from semipd.core.partition import Phase
+from semipd.core.plan import Chunk
+from semipd.core.snapshot import FirstToken, SequenceId, Step
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import Role
+from semipd.memory.errors import NoLease
+from semipd.wire.codec import end_from_wire, logprob_from_wire, sampling_to_wire, stopping_to_wire
+
+log = structlog.get_logger()
+
+PLANS_AHEAD = 2
+"""Batches at once with the worker: the one that it computes, and the next."""
+LOST_AFTER_S = 1.0
+"""A batch that an idle worker has not answered for so long never reached it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    sent_s: float
+    chunks: tuple[tuple[SequenceId, int], ...]
+    """Sequence and tokens."""
+    context_tokens: int
+
+
+class PrefillDesk:
+    def __init__(self, floor: Floor) -> None:
+        self._floor = floor
+        self._batches: dict[int, Batch] = {}
+        self._next = 1
+
+    @property
+    def batches(self) -> int:
+        """With the worker, unanswered."""
+        return len(self._batches)
+
+    def has_room(self) -> bool:
+        return self._floor.ready_worker(Role.PREFILL) is not None and len(self._batches) < PLANS_AHEAD
+
+    def give_out(self, chunks: Iterable[Chunk]) -> None:
+        """Sends one batch. Sequences that took part in a worker's death are sent one by one, to learn whose fault."""
+        worker = self._floor.ready_worker(Role.PREFILL)
+        if worker is None:
+            return
+        message = wk.PrefillBatch(batch=self._next)
+        given: list[tuple[SequenceId, int]] = []
+        context = 0
+        now = self._floor.clock.now()
+        for chunk in self._one_suspect_at_most(chunks):
+            sequence = self._floor.book.get(chunk.sequence)
+            if sequence is None or not self._lease(sequence, worker):
+                continue
+            message.chunks.append(_chunk_to_wire(sequence, chunk.tokens))
+            given.append((chunk.sequence, chunk.tokens))
+            context += sequence.computed + chunk.tokens
+            sequence.stage = Stage.PREFILLING
+            sequence.in_flight = chunk.tokens
+            if sequence.prefill_start_s is None:
+                sequence.prefill_start_s = now
+        if not given:
+            return
+        if not self._batches:
+            worker.progress_s = now
+        self._batches[self._next] = Batch(now, tuple(given), context)
+        self._next += 1
+        self._floor.post.to_worker(worker.incarnation, wk.ToWorker(prefill=message))
+
+    def _one_suspect_at_most(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
+        suspects = any(s.strikes for s in self._floor.book.sequences(Stage.PREFILLING))
+        for chunk in chunks:
+            sequence = self._floor.book.get(chunk.sequence)
+            if sequence is None:
+                continue
+            if sequence.strikes:
+                if suspects:
+                    continue
+                suspects = True
+            yield chunk
+
+    def _lease(self, sequence: Sequence, worker: Worker) -> bool:
+        """Sees that the sequence has a lease and that it is the prefill worker's."""
+        pages = self._floor.pages
+        if sequence.lease is None:
+            try:
+                self._floor.book.give_lease(sequence, pages.open(worker.holder))
+            except NoLease:
+                return False
+        elif pages.holder(sequence.lease) == COORDINATOR:
+            pages.hand_over(sequence.lease, COORDINATOR, worker.holder)
+        return True
+
+    def done(self, message: wk.PrefillDone) -> None:
+        """Takes the answer to a batch; a second one to the same batch has no effect."""
+        batch = self._batches.pop(message.batch, None)
+        if batch is None:
+            return
+        floor, now = self._floor, self._floor.clock.now()
+        computed = 0
+        for chunk in message.chunks:
+            sequence = floor.book.by_lease(chunk.lease)
+            if sequence is None or sequence.stage is not Stage.PREFILLING:
+                if sequence is None:
+                    floor.release(chunk.lease)  # its request ended while the worker computed
+                continue
+            if chunk.outcome == wk.CHUNK_OUTCOME_COMPUTED:
+                computed += sequence.in_flight
+            self._take(sequence, chunk, now)
+        if computed:
+            step = Step(
+                Phase.PREFILL, now, message.seconds, len(batch.chunks), computed, batch.context_tokens, floor.shares
+            )
+            floor.observations.step(step)
+            floor.metrics.prompt_tokens.inc(computed)
+
+    def _take(self, sequence: Sequence, chunk: wk.ChunkDone, now: float) -> None:
+        sequence.stage, sequence.in_flight = Stage.WAITING, 0
+        if chunk.outcome == wk.CHUNK_OUTCOME_COMPUTED:
+            sequence.computed = chunk.computed
+            sequence.strikes = 0
+            if chunk.HasField("sampled"):
+                self._sampled(sequence, chunk.sampled, now)
+        elif chunk.outcome == wk.CHUNK_OUTCOME_GONE:
+            self._floor.book.start_over(sequence)
+        elif chunk.outcome == wk.CHUNK_OUTCOME_FAILED:
+            log.error("sequence failed", request_id=sequence.entry.request.request_id, error=chunk.error)
+            self._floor.end(sequence.entry, InternalError(chunk.error))
+        # CHUNK_OUTCOME_NO_ROOM: it waits for pages, with those that it has
+
+    def _sampled(self, sequence: Sequence, sampled: wk.Sampled, now: float) -> None:
+        floor = self._floor
+        end = end_from_wire(sampled.end) if sampled.HasField("end") else None
+        logprob = logprob_from_wire(sampled.logprob) if sampled.HasField("logprob") else None
+        previous_s = sequence.last_token_s
+        try:
+            delta = floor.book.record(sequence, sampled.position, sampled.token, logprob, end, now)
+        except Gap:
+            floor.retire(sequence)
+            floor.book.start_over(sequence)
+            return
+        if delta is None:
+            return
+        floor.post.delta(sequence.entry.ticket, delta)
+        floor.metrics.generation_tokens.inc()
+        if sampled.position == 0:
+            request = sequence.entry.request
+            ttft = now - sequence.entry.arrival_s
+            floor.observations.first_token(FirstToken(now, ttft, len(request.prompt), request.slo))
+            floor.metrics.ttft.observe(ttft)
+        else:
+            floor.observations.gap(now, now - previous_s)
+            floor.metrics.itl.observe(now - previous_s)
+        if end is not None:
+            floor.retire(sequence)
+            close(floor, sequence, end)
+            return
+        # From here to the decode worker's adoption the coordinator holds the pages: exactly one owner at each step.
+        lease = sequence.lease
+        holder = floor.pages.holder(lease) if lease is not None else None
+        if lease is None or holder is None:
+            floor.book.start_over(sequence)
+            return
+        floor.pages.hand_over(lease, holder, COORDINATOR)
+        sequence.stage = Stage.READY
+
+    def worker_lost(self) -> list[Sequence]:
+        """What was with it waits again, with the KV that was computed before; those sequences."""
+        lost = [s for batch in self._batches.values() for s, _ in batch.chunks]
+        self._batches.clear()
+        return self._wait_again(lost)
+
+    def reconcile(self, answered_through: int, idle: bool) -> None:
+        """Finds batches whose message, or whose answer, was lost."""
+        now = self._floor.clock.now()
+        for number, batch in list(self._batches.items()):
+            if number <= answered_through or (idle and now - batch.sent_s > LOST_AFTER_S):
+                log.warning("a prefill batch was lost and is planned again", batch=number)
+                del self._batches[number]
+                self._wait_again([s for s, _ in batch.chunks])
+
+    def _wait_again(self, numbers: Iterable[SequenceId]) -> list[Sequence]:
+        found = []
+        for number in numbers:
+            sequence = self._floor.book.get(number)
+            if sequence is not None and sequence.stage is Stage.PREFILLING:
+                sequence.stage, sequence.in_flight = Stage.WAITING, 0
+                found.append(sequence)
+        return found
+
+
+def _chunk_to_wire(sequence: Sequence, tokens: int) -> wk.Chunk:
+    last = sequence.computed + tokens == sequence.to_compute
+    return wk.Chunk(
+        lease=sequence.lease,
+        request_id=sequence.entry.request.request_id,
+        start=sequence.computed,
+        tokens=sequence.tokens(sequence.computed, tokens),
+        continuation=continuation_to_wire(sequence) if last else None,
+    )
+
+
+def continuation_to_wire(sequence: Sequence) -> wk.Continuation:
+    request = sequence.entry.request
+    return wk.Continuation(
+        sampling=sampling_to_wire(sequence.sampling),
+        stopping=stopping_to_wire(request.stopping),
+        output=sequence.output,
+        prompt=request.prompt if sequence.sampling.penalised else (),
+    )
+
+
