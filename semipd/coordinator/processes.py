@@ -31,6 +31,7 @@ class Child:
         self._out = self._process.stdout
         os.set_blocking(self._out.fileno(), False)
         self._partial = b""
+        self._abandoned = False
         self.pidfd = os.pidfd_open(self._process.pid)
 
     @property
@@ -67,8 +68,8 @@ class Child:
 
     @property
     def killed(self) -> bool:
-        """Whether it was ended from outside."""
-        return self.exit_code() in (-signal.SIGKILL, -signal.SIGTERM)
+        """Whether it was ended from outside, and not by `abandon`."""
+        return not self._abandoned and self.exit_code() in (-signal.SIGKILL, -signal.SIGTERM)
 
     def terminate(self) -> None:
         if self.exit_code() is None:
@@ -77,6 +78,11 @@ class Child:
     def kill(self) -> None:
         if self.exit_code() is None:
             self._process.kill()
+
+    def abandon(self) -> None:
+        """Kills it for what it did, or for what it no longer does."""
+        self._abandoned = True
+        self.kill()
 
     def wait(self, seconds: float) -> bool:
         """Whether it has ended within so many seconds."""

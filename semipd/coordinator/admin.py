@@ -1,0 +1,156 @@
+"""Answers what the AdminService asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from semipd import __version__
+from semipd.coordinator.book import Stage
+from semipd.coordinator.floor import Floor
+from semipd.coordinator.observations import Spread
+from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.policy_host import PolicyHost
+from semipd.core.config import PAGE_SIZE
+from semipd.core.errors import ConfigError, InvalidRequest, NotFound, Reason, RequestError
+from semipd.core.partition import Shares
+from semipd.internal.v1 import gateway_pb2 as gw
+from semipd.policies.registry import discover, make_policy
+from semipd.v1 import admin_pb2 as pb
+from semipd.wire.codec import failure_to_wire
+
+log = structlog.get_logger()
+
+Roll = Callable[[], Iterable[tuple[str, int, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """Somebody waits for the last request to end."""
+
+    gateway: bytes
+    ask_id: int
+    until_s: float
+
+
+class AdminDesk:
+    def __init__(self, floor: Floor, host: PolicyHost, partition: PartitionDesk, model: str, roll: Roll) -> None:
+        self._floor = floor
+        self._host = host
+        self._partition = partition
+        self._model = model
+        self._roll = roll
+        self._started_s = floor.clock.now()
+        self._draining: list[Draining] = []
+
+    def ask(self, gateway: bytes, ask: gw.Ask) -> None:
+        """Answers at once, but for a drain: that is answered by `look_at_drains`."""
+        answer = gw.Answer(ask_id=ask.ask_id)
+        try:
+            match ask.WhichOneof("question"):
+                case "server_info":
+                    answer.server_info.CopyFrom(self._server_info())
+                case "load":
+                    answer.load.load.CopyFrom(self.load())
+                case "policies":
+                    answer.policies.CopyFrom(self._policies())
+                case "set_policy":
+                    answer.set_policy.CopyFrom(self._set_policy(ask.set_policy))
+                case "set_partition":
+                    answer.set_partition.CopyFrom(self._set_partition(ask.set_partition))
+                case "drain":
+                    self._drain(gateway, ask)
+                    return
+                case _:
+                    raise RequestError("the coordinator does not know this question")
+        except RequestError as error:
+            answer.failure.CopyFrom(failure_to_wire(error))
+        self._floor.post.to_gateway(gateway, gw.ToGateway(answer=answer))
+
+    def _server_info(self) -> pb.GetServerInfoResponse:
+        pages = self._floor.account.counts().total if self._floor.account else 0
+        return pb.GetServerInfoResponse(
+            version=__version__,
+            model=self._model,
+            device="cpu",
+            partition_backend=self._partition.backend,
+            policy=self._host.name,
+            processes=[pb.Process(role=role, pid=pid, incarnation=n) for role, pid, n in self._roll()],
+            uptime=self._floor.clock.now() - self._started_s,
+            total_pages=pages,
+            page_size=PAGE_SIZE,
+        )
+
+    def load(self) -> pb.Load:
+        floor, now = self._floor, self._floor.clock.now()
+        counts = floor.account.counts() if floor.account else None
+        seen = floor.observations
+        book = list(floor.book.sequences(*Stage))
+        begun = sum(s.stage is Stage.PREFILLING or (s.stage is Stage.WAITING and s.computed > 0) for s in book)
+        running = sum(s.stage in (Stage.READY, Stage.DECODING) for s in book)
+        return pb.Load(
+            waiting=len(book) - begun - running,
+            prefilling=begun,
+            decoding=running,
+            free_pages=counts.free if counts else 0,
+            total_pages=counts.total if counts else 0,
+            partition=pb.Partition(prefill=floor.shares.prefill, decode=floor.shares.decode),
+            policy=self._host.name,
+            draining=floor.draining,
+            time_to_first_token=_percentiles(seen.ttft(now)),
+            inter_token_latency=_percentiles(seen.itl(now)),
+            output_tokens_per_second=seen.tokens_per_second(now),
+            finished_total=floor.metrics.finished_total,
+            refused_total=floor.metrics.refused_total,
+            worker_restarts_total=floor.metrics.restarts_total,
+            slo_attainment=seen.attainment(now),
+        )
+
+    def _policies(self) -> pb.ListPoliciesResponse:
+        return pb.ListPoliciesResponse(
+            policies=[
+                pb.Policy(name=p.name, summary=p.summary, distribution=p.distribution, active=p.name == self._host.name)
+                for p in discover().values()
+            ]
+        )
+
+    def _set_policy(self, request: pb.SetPolicyRequest) -> pb.SetPolicyResponse:
+        installed = discover()
+        if request.name not in installed:
+            known = ", ".join(installed)
+            raise NotFound(f"no policy is named {request.name!r}; installed: {known}", reason=Reason.POLICY_NOT_FOUND)
+        try:
+            policy = make_policy(request.name, dict(request.options))
+        except ConfigError as error:
+            raise InvalidRequest.of("options", str(error)) from error
+        previous = self._host.swap(policy)
+        log.info("policy changed", previous=previous, policy=request.name)
+        return pb.SetPolicyResponse(previous=previous)
+
+    def _set_partition(self, request: pb.SetPartitionRequest) -> pb.SetPartitionResponse:
+        try:
+            shares = Shares(request.partition.prefill, request.partition.decode)
+        except ValueError as error:
+            raise InvalidRequest.of("partition", str(error)) from error
+        granted = self._partition.set(shares)
+        return pb.SetPartitionResponse(granted=pb.Partition(prefill=granted.prefill, decode=granted.decode))
+
+    def _drain(self, gateway: bytes, ask: gw.Ask) -> None:
+        self._floor.draining = True
+        timeout = ask.drain.timeout if ask.drain.HasField("timeout") else self._floor.config.drain_timeout_s
+        self._draining.append(Draining(gateway, ask.ask_id, self._floor.clock.now() + timeout))
+
+    def look_at_drains(self) -> None:
+        """Answers those who wait for a drain that is over, or no longer."""
+        remaining, now = len(self._floor.book), self._floor.clock.now()
+        for drain in list(self._draining):
+            if remaining == 0 or now >= drain.until_s:
+                self._draining.remove(drain)
+                answer = gw.Answer(ask_id=drain.ask_id, drain=pb.DrainResponse(remaining=remaining))
+                self._floor.post.to_gateway(drain.gateway, gw.ToGateway(answer=answer))
+
+
+def _percentiles(spread: Spread | None) -> pb.Percentiles | None:
+    return pb.Percentiles(p50=spread.p50, p90=spread.p90, p99=spread.p99) if spread else None

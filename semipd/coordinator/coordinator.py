@@ -1,0 +1,206 @@
+"""The tick: hear everybody, plan, hand out, tell everybody. The work itself is in the desks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import structlog
+
+from semipd.coordinator.admin import AdminDesk, Roll
+from semipd.coordinator.book import Stage
+from semipd.coordinator.decode_desk import DecodeDesk, relieve
+from semipd.coordinator.floor import Floor, Worker
+from semipd.coordinator.front_desk import FrontDesk
+from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.policy_host import PolicyHost
+from semipd.coordinator.prefill_desk import PrefillDesk
+from semipd.coordinator.recovery import worker_died
+from semipd.core.config import PAGE_SIZE
+from semipd.core.errors import Reason, Unavailable
+from semipd.core.plan import Plan
+from semipd.core.snapshot import Limits, PageUse, Snapshot
+from semipd.internal.v1 import gateway_pb2 as gw
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import Role
+
+log = structlog.get_logger()
+
+REVIEW_S = 0.02
+"""The policy is asked at least so often while there are requests, so that it can change the shares."""
+GAUGES_S = 0.5
+
+
+class Coordinator:
+    """Everything that the coordinator does, but for sockets and processes; so tests drive it with messages alone."""
+
+    def __init__(self, floor: Floor, host: PolicyHost, partition: PartitionDesk, model: str, roll: Roll) -> None:
+        self.floor = floor
+        self.host = host
+        self.partition = partition
+        self.front = FrontDesk(floor, host, self.snapshot)
+        self.prefill = PrefillDesk(floor)
+        self.decode = DecodeDesk(floor)
+        self.admin = AdminDesk(floor, host, partition, model, roll)
+        self._limits = Limits(floor.config.max_batch_tokens or 512, floor.config.max_running)
+        self._reviewed_s = 0.0
+        self._gauges_s = 0.0
+        self._state: gw.ServerState | None = None
+        self._gateways: set[bytes] = set()
+
+    # --- hearing ----------------------------------------------------------------------------------------------------
+
+    def hear_gateway(self, gateway: bytes, message: gw.FromGateway) -> None:
+        match message.WhichOneof("message"):
+            case "submit":
+                self.front.submit(gateway, message.submit)
+            case "cancel":
+                self.front.cancel(gateway, message.cancel)
+            case "stop_matched":
+                self.front.stop_matched(gateway, message.stop_matched)
+            case "ask":
+                self.admin.ask(gateway, message.ask)
+            case "door_refusal":
+                self.floor.metrics.refused(message.door_refusal.reason)
+            case "hello":
+                self._gateways.add(gateway)
+                if self._state is not None:
+                    self.floor.post.to_gateway(gateway, gw.ToGateway(state=self._state))
+
+    def hear_worker(self, worker: Worker, message: wk.FromWorker) -> None:
+        """From a worker in office; what a fenced one sends never comes here."""
+        match message.WhichOneof("message"):
+            case "prefill_done" if worker.role is Role.PREFILL:
+                worker.progress_s = self.floor.clock.now()
+                self.prefill.done(message.prefill_done)
+            case "step_done" if worker.role is Role.DECODE:
+                worker.progress_s = self.floor.clock.now()
+                self.decode.step(message.step_done)
+            case "heartbeat":
+                self._heartbeat(worker, message.heartbeat)
+            case "failed":
+                log.error("worker failed", role=worker.role.name.lower(), error=message.failed.error)
+            case "shares_applied":
+                log.debug("shares applied", role=worker.role.name.lower(), change=message.shares_applied.change)
+
+    def _heartbeat(self, worker: Worker, beat: wk.Heartbeat) -> None:
+        if beat.pulses != worker.pulses:
+            worker.pulses = beat.pulses
+            worker.progress_s = self.floor.clock.now()
+        if worker.role is Role.DECODE:
+            self.decode.reconcile(frozenset(beat.leases), beat.adopted_through)
+        else:
+            self.prefill.reconcile(beat.answered_through, beat.idle)
+
+    # --- what happens to processes ----------------------------------------------------------------------------------
+
+    def worker_lost(self, worker: Worker, *, killed: bool) -> None:
+        worker_died(self.floor, worker, self.prefill, self.decode, killed=killed)
+
+    def workers_beyond_recovery(self) -> None:
+        self._end_all(Unavailable("no worker can be started", retry_after_s=5.0))
+
+    def gateway_lost(self, gateway: bytes) -> None:
+        self._gateways.discard(gateway)
+        self.front.gateway_lost(gateway)
+
+    def resident_lost(self) -> None:
+        self._end_all(Unavailable("the process that holds the model was lost", retry_after_s=5.0))
+
+    def end_all_for_shutdown(self) -> None:
+        self._end_all(Unavailable("the server is shutting down", reason=Reason.DRAINING))
+
+    def _end_all(self, error: Unavailable) -> None:
+        for entry in self.floor.book.entries():
+            self.floor.end(entry, error)
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    def act(self) -> None:
+        """Once a tick, after all has been heard."""
+        self.front.expire()
+        if self.floor.account is not None:
+            self._plan()
+            self.decode.admit()
+            self._unjam()
+        self.admin.look_at_drains()
+        self._gauge()
+
+    def _plan(self) -> None:
+        """Asks the policy where its answer can matter: work can be given out, or it is time for a review."""
+        now = self.floor.clock.now()
+        waiting = self.prefill.has_room() and any(True for _ in self.floor.book.sequences(Stage.WAITING))
+        if not waiting and (not len(self.floor.book) or now < self._reviewed_s + REVIEW_S):
+            return
+        self._reviewed_s = now
+        plan = self.host.plan(self.snapshot())
+        self._follow(plan)
+
+    def _follow(self, plan: Plan) -> None:
+        if plan.shares is not None:
+            self.partition.wish(plan.shares)
+        self.decode.limit = plan.decode_limit or self.floor.config.max_running
+        if plan.prefill and self.prefill.has_room():
+            self.prefill.give_out(plan.prefill)
+
+    def _unjam(self) -> None:
+        """All pages are with prompts that are half computed, and none can go on: the youngest gives way."""
+        book = self.floor.book
+        stuck = (
+            self.floor.pages.free_pages == 0
+            and self.prefill.batches == 0
+            and book.count(Stage.WAITING) > 1
+            and book.count(Stage.READY, Stage.DECODING) == 0
+        )
+        if stuck:
+            relieve(self.floor)
+
+    def snapshot(self) -> Snapshot:
+        floor = self.floor
+        sequences = list(floor.book.sequences(*Stage))
+        counts = floor.account.counts() if floor.account else None
+        return Snapshot(
+            now_s=floor.clock.now(),
+            waiting=tuple(s.as_waiting() for s in sequences if s.stage in (Stage.WAITING, Stage.PREFILLING)),
+            running=tuple(s.as_running() for s in sequences if s.stage in (Stage.READY, Stage.DECODING)),
+            pages=PageUse(counts.free if counts else 0, counts.total if counts else 0, PAGE_SIZE),
+            limits=self._limits,
+            shares=floor.shares,
+            prefill_batches=self.prefill.batches,
+            observed=floor.observations.observed(),
+        )
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def tell_state(self, *, serving: bool, reason: str) -> None:
+        """Tells the gateways, where it is news."""
+        state = gw.ServerState(serving=serving, draining=self.floor.draining, reason=reason)
+        if state != self._state:
+            log.info("serving" if serving else "not serving", reason=reason)
+            self._state = state
+            for gateway in self._gateways:
+                self.floor.post.to_gateway(gateway, gw.ToGateway(state=state))
+
+    def _gauge(self) -> None:
+        now = self.floor.clock.now()
+        if now < self._gauges_s + GAUGES_S:
+            return
+        self._gauges_s = now
+        load, metrics = self.admin.load(), self.floor.metrics
+        metrics.waiting.set(load.waiting + load.prefilling)
+        metrics.running.set(load.decoding)
+        metrics.page_use.set(1 - load.free_pages / load.total_pages if load.total_pages else 0)
+        if load.HasField("slo_attainment"):
+            metrics.attainment.set(load.slo_attainment)
+
+    def has_work(self, role: Role) -> bool:
+        if role is Role.PREFILL:
+            return self.prefill.batches > 0
+        return any(True for _ in self.floor.book.sequences(Stage.DECODING))
+
+    def next_moment(self) -> Iterable[float]:
+        """Moments at which `act` has something to do even if nobody says anything."""
+        moment = self.front.next_moment()
+        if moment is not None:
+            yield moment
+        if len(self.floor.book):
+            yield self._reviewed_s + REVIEW_S

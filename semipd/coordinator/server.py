@@ -1,0 +1,243 @@
+"""A server: the coordinator's process, from its start to its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import zmq
+
+from semipd.coordinator.book import Book
+from semipd.coordinator.console import ServeConsole
+from semipd.coordinator.coordinator import Coordinator
+from semipd.coordinator.floor import Floor
+from semipd.coordinator.metrics import Metrics
+from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.policy_host import PolicyHost
+from semipd.coordinator.post import ZmqPost
+from semipd.coordinator.supervisor import Supervisor
+from semipd.core.clock import SystemClock
+from semipd.core.config import ServerConfig
+from semipd.memory.account import Role
+from semipd.policies.registry import make_policy
+from semipd.wire.logging import configure_logging
+from semipd.wire.sockets import RunDir
+
+log = structlog.get_logger()
+
+LONGEST_WAIT_S = 0.1
+"""Between two looks at what no descriptor tells of: stalls, and windows that pass."""
+
+
+def serve(config: ServerConfig, console: ServeConsole) -> int:
+    """Runs a server until SIGTERM or SIGINT; the exit code. The first signal drains, the second ends at once.
+
+    Raises ConfigError and StartError where it can't start. To be called in the main thread.
+    """
+    configure_logging(config, "coordinator")
+    with ExitStack() as stack:
+        run_dir = stack.enter_context(private_folder())
+        config_file = RunDir(run_dir).config
+        config_file.write_text(config.to_json())
+        post = stack.enter_context(ZmqPost(RunDir(run_dir)))
+        signals = stack.enter_context(Signals())
+        server = Server(config, run_dir, post, signals, console)
+        stack.callback(server.close)
+        return server.run()
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """0700, gone at the end. The name is short: socket paths end at 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="semipd-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Signals:
+    """SIGTERM and SIGINT, counted; `fd` becomes readable with each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+
+    @property
+    def fd(self) -> int:
+        return self._read.fileno()
+
+    def drain(self) -> None:
+        try:
+            self._read.recv(4096)
+        except BlockingIOError:
+            return
+
+    def _received(self, _signal: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+    def __enter__(self) -> Signals:
+        self._previous = [(s, signal.signal(s, self._received)) for s in (signal.SIGTERM, signal.SIGINT)]
+        self._previous_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._previous_fd)
+        for number, handler in self._previous:
+            signal.signal(number, handler)
+        self._read.close()
+        self._write.close()
+
+
+class Server:
+    """The loop around the coordinator: sockets, processes and signals."""
+
+    def __init__(
+        self, config: ServerConfig, run_dir: Path, post: ZmqPost, signals: Signals, console: ServeConsole
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._post = post
+        self._signals = signals
+        self._console = console
+        self._clock = SystemClock()
+        self._poller = zmq.Poller()
+        metrics = Metrics()
+        floor = Floor(config, self._clock, post, Book(config.max_waiting), metrics)
+        self._floor = floor
+        policy = make_policy(config.policy, config.policy_options)
+
+        def policy_failed(name: str, why: str) -> None:
+            metrics.policy_failures.labels(name).inc()
+            console.note(f"policy {name} {why}; {host.name} takes its place")
+
+        host = PolicyHost(policy, config.policy_budget_s, policy_failed)
+        partition = PartitionDesk(floor)
+        model = config.served_model_name or (Path(config.model).resolve().name if config.model else "bundled")
+        self._coordinator = Coordinator(floor, host, partition, model, self._roll)
+        self._supervisor = Supervisor(floor, run_dir, self, self._coordinator, partition)
+        self._supervisor.console = console
+        self._supervisor.on_port = self._listening
+        self._address = ""
+        self._announced = False
+        self._drain_until_s: float | None = None
+        self._vacant_since_s: float | None = None
+
+    def watch(self, fd: int) -> None:
+        self._poller.register(fd, zmq.POLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        self._poller.unregister(fd)
+
+    def _roll(self) -> Iterator[tuple[str, int, int]]:
+        yield "coordinator", os.getpid(), 1
+        yield from self._supervisor.roll()
+
+    def _listening(self, port: int) -> None:
+        """A gateway that is started again gets the same port."""
+        self._address = f"{self._config.host}:{port}"
+        self._config = replace(self._config, port=port)
+        RunDir(self._run_dir).config.write_text(self._config.to_json())
+
+    def run(self) -> int:
+        if self._config.metrics_port >= 0:
+            port = self._floor.metrics.serve(self._config.metrics_port)
+            self._console.note(f"metrics at http://127.0.0.1:{port}/metrics")
+        for socket_ in (self._post.gateways, self._post.workers):
+            self._poller.register(socket_, zmq.POLLIN)
+        self.watch(self._signals.fd)
+        self._supervisor.start()
+        while not self._over():
+            self._tick()
+        self._coordinator.end_all_for_shutdown()
+        self._post.flush()
+        return 0
+
+    def _tick(self) -> None:
+        coordinator = self._coordinator
+        self._poller.poll(self._wait_ms())
+        self._signals.drain()
+        for gateway, said in self._post.from_gateways():
+            coordinator.hear_gateway(gateway, said)
+        for incarnation, message in self._post.from_workers():
+            if message.HasField("hello"):
+                self._supervisor.hello(incarnation)
+                continue
+            worker = self._supervisor.in_office(incarnation)
+            if worker is None:
+                log.warning("a message of a worker that is no longer in office is refused", incarnation=incarnation)
+            elif message.HasField("ready"):
+                self._supervisor.ready(incarnation)
+            else:
+                coordinator.hear_worker(worker, message)
+        self._supervisor.attend()
+        self._look_at_progress()
+        coordinator.act()
+        self._post.flush()
+
+    def _wait_ms(self) -> float:
+        now = self._clock.now()
+        moments = [now + LONGEST_WAIT_S, *self._coordinator.next_moment()]
+        return max(0.0, (min(moments) - now) * 1000)
+
+    def _look_at_progress(self) -> None:
+        """Health is tied to progress: who has work and makes none is first not serving, then replaced."""
+        why = self._vacancy()
+        for role, worker in list(self._floor.workers.items()):
+            stalled_s = self._supervisor.stalled_s(worker, self._coordinator.has_work(role))
+            if stalled_s > self._config.stall_replace_s:
+                self._supervisor.replace(worker, f"no progress for {stalled_s:.1f} s")
+            if stalled_s > self._config.stall_unhealthy_s:
+                why = f"the {role.name.lower()} worker makes no progress"
+        if self._floor.draining:
+            why = "the server is shutting down"
+        self._coordinator.tell_state(serving=not why, reason=why)
+        if not why and not self._announced:
+            self._announced = True
+            self._console.ready(self._address)
+
+    def _vacancy(self) -> str:
+        """What is missing; empty: nothing, or a worker for less than a stall's time."""
+        if self._floor.account is None:
+            return "the model is being loaded"
+        if not self._supervisor.listening:
+            return "a gateway is starting"
+        vacant = [r for r in (Role.PREFILL, Role.DECODE) if self._floor.ready_worker(r) is None]
+        now = self._clock.now()
+        if not vacant:
+            self._vacant_since_s = None
+            return ""
+        if self._vacant_since_s is None:
+            self._vacant_since_s = now
+        if self._announced and now - self._vacant_since_s < self._config.stall_unhealthy_s:
+            return ""
+        return f"no {vacant[0].name.lower()} worker is ready"
+
+    def _over(self) -> bool:
+        if self._signals.count == 0:
+            return False
+        if self._drain_until_s is None:
+            self._drain_until_s = self._clock.now() + self._config.drain_timeout_s
+            self._floor.draining = True
+            alive = len(self._floor.book)
+            if alive:
+                self._console.note(f"draining: {alive} requests are running; another signal ends them at once")
+        if self._signals.count > 1:
+            return True
+        return len(self._floor.book) == 0 or self._clock.now() >= self._drain_until_s
+
+    def close(self) -> None:
+        self._supervisor.close()
+
+
