@@ -1,0 +1,196 @@
+"""The decode worker: continuous batching, one step after another; it never waits for the coordinator inside a step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from semipd.engine.engine import Engine, Failed, Sampled
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import Holder, PageAccount
+from semipd.memory.errors import StaleLease
+from semipd.wire.codec import end_to_wire, logprob_to_wire
+from semipd.workers import shares
+from semipd.workers.draw import draw_from_wire
+from semipd.workers.link import HEARTBEAT_S, Link, Pulse
+
+log = structlog.get_logger()
+
+STARVED_WAIT_S = 0.005
+"""Between two looks at a pool that has no page for anybody here; the coordinator frees some meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who yields when the pool is full: the lowest priority, then the latest arrival."""
+
+    priority: int
+    sequence: int
+
+
+class DecodeWorker:
+    def __init__(self, link: Link, engine: Engine, account: PageAccount, me: Holder) -> None:
+        self._link = link
+        self._batch = engine.decode_batch()
+        self._account = account
+        self._me = me
+        self._standing: dict[int, Standing] = {}
+        self._adopted = 0
+        self._steps = 0
+        self._report = wk.StepDone()
+        """What the next message says: leases that were dropped or preempted since the last."""
+        self._pulse = Pulse(link, self._describe)
+        self._over = False
+
+    def run(self) -> None:
+        """Until it is told to end."""
+        while True:
+            self._hear(wait_s=0.0 if self._standing else HEARTBEAT_S)
+            if self._over:
+                return
+            if self._standing:
+                self._find_pages()
+                self._step()
+            self._send_report()
+            self._pulse.report()
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _hear(self, wait_s: float) -> None:
+        message = self._link.receive(wait_s)
+        while message is not None:
+            match message.WhichOneof("message"):
+                case "adopt":
+                    self._adopt(message.adopt)
+                case "drop":
+                    for lease in message.drop.leases:
+                        self._drop(lease)
+                case "set_shares":
+                    shares.apply(message.set_shares, self._link)
+                case "shutdown":
+                    self._over = True
+            message = self._link.receive()
+
+    def _adopt(self, adopt: wk.Adopt) -> None:
+        self._adopted = max(self._adopted, adopt.ordinal)
+        if adopt.lease in self._standing:
+            return  # said twice
+        if self._account.holder(adopt.lease) != self._me:
+            self._report.dropped.append(adopt.lease)  # taken back before the message came
+            return
+        table = self._account.table(adopt.lease)
+        self._batch.add(adopt.lease, adopt.context, table, draw_from_wire(adopt.continuation))
+        self._standing[adopt.lease] = Standing(adopt.priority, adopt.sequence)
+
+    def _drop(self, lease: int) -> None:
+        if self._standing.pop(lease, None) is not None:
+            self._batch.remove(lease)
+        self._release(lease)
+        self._report.dropped.append(lease)
+
+    def _release(self, lease: int) -> None:
+        try:
+            self._account.release(lease, self._me)
+        except StaleLease:
+            log.debug("released before", lease=lease)
+
+    # --- pages ------------------------------------------------------------------------------------------------------
+
+    def _find_pages(self) -> None:
+        """Gives each sequence whose last page is full another one; takes from the least important where none is free."""
+        wanting = sorted(self._batch.wanting_pages(), key=self._rank)
+        for lease in wanting:
+            if lease not in self._standing:
+                continue  # gave way to a more important one
+            while not self._grow(lease):
+                yielding = max(self._standing, key=self._rank)
+                if yielding == lease and len(self._standing) == 1:
+                    self._report.starved = True
+                    return
+                self._preempt(yielding)
+                if yielding == lease:
+                    break
+
+    def _rank(self, lease: int) -> tuple[int, int]:
+        """The most important first."""
+        standing = self._standing[lease]
+        return -standing.priority, standing.sequence
+
+    def _grow(self, lease: int) -> bool:
+        try:
+            pages = self._account.take(lease, 1, self._me)
+        except StaleLease:
+            self._forget(lease)
+            return True
+        if pages is None:
+            return False
+        self._batch.grow(lease, pages)
+        return True
+
+    def _preempt(self, lease: int) -> None:
+        del self._standing[lease]
+        self._batch.remove(lease)
+        self._release(lease)
+        self._report.preempted.append(lease)
+
+    def _forget(self, lease: int) -> None:
+        """Its pages are no longer ours."""
+        del self._standing[lease]
+        self._batch.remove(lease)
+        self._report.dropped.append(lease)
+
+    # --- the step ---------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        if not self._standing:
+            return
+        start = time.perf_counter()
+        rows = self._batch.step(self._pulse)
+        if not rows:
+            time.sleep(STARVED_WAIT_S)
+            return
+        report = self._report
+        self._steps += 1
+        report.step = self._steps
+        report.context_tokens = self._batch.context_tokens()
+        leases, tokens, positions = [], [], []
+        for lease, outcome in rows:
+            if isinstance(outcome, Failed):
+                self._end(lease)
+                report.failures.append(wk.LeaseFailure(lease=lease, error=outcome.error))
+                continue
+            if outcome.end is not None or outcome.logprob is not None:
+                self._note(len(leases), outcome)
+            if outcome.end is not None:
+                self._end(lease)
+            leases.append(lease)
+            tokens.append(outcome.token)
+            positions.append(outcome.position)
+        report.leases.extend(leases)
+        report.tokens.extend(tokens)
+        report.positions.extend(positions)
+        report.seconds = time.perf_counter() - start
+
+    def _note(self, row: int, outcome: Sampled) -> None:
+        if outcome.end is not None:
+            self._report.ends.append(wk.RowEnd(row=row, end=end_to_wire(outcome.end)))
+        if outcome.logprob is not None:
+            self._report.logprobs.append(wk.RowLogprob(row=row, logprob=logprob_to_wire(outcome.logprob)))
+
+    def _end(self, lease: int) -> None:
+        """It has left the batch by itself."""
+        del self._standing[lease]
+        self._release(lease)
+
+    def _send_report(self) -> None:
+        report = self._report
+        if report.leases or report.dropped or report.preempted or report.failures or report.starved:
+            self._link.send(wk.FromWorker(step_done=report))
+            self._report = wk.StepDone()
+
+    def _describe(self, beat: wk.Heartbeat) -> None:
+        beat.leases.extend(self._standing)
+        beat.adopted_through = self._adopted
+        beat.idle = not self._standing
