@@ -1,0 +1,52 @@
+# Two commands are the front door: `make demo` and `make test`. Everything goes into .venv here; nothing else is touched.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The CPU build that is tested. On a machine with a GPU: make demo TORCH='torch>=2.11'
+TORCH  ?= torch==2.13.0
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check lint protos install dev clean
+.DEFAULT_GOAL := demo
+
+demo: install  ## starts a server with the bundled model, streams one answer, stops
+	@$(BIN)/semipd demo
+
+test: dev  ## the tests that need no GPU
+	@$(BIN)/python -m pytest -q
+
+check: dev lint  ## what CI checks besides the tests
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --config-file clients/python/pyproject.toml clients/python/semipd_client
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/protos.py --check
+	bash scripts/buf.sh lint
+	bash scripts/buf.sh breaking --against proto/released.binpb
+
+protos: dev  ## regenerates the committed stubs
+	$(BIN)/python scripts/protos.py
+
+install: $(VENV)/.installed
+dev: $(VENV)/.dev
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "semipd needs Python 3.11 or newer; name one with make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { bash scripts/need.sh python3-venv && $(PYTHON) -m venv --clear $(VENV); }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.venv pyproject.toml clients/python/pyproject.toml constraints.txt
+	@echo "installing semipd into $(VENV) (some minutes the first time)"
+	@$(PIP) '$(TORCH)'
+	@$(PIP) -c constraints.txt -e clients/python -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .ci/cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
