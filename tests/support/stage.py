@@ -1,0 +1,173 @@
+"""A coordinator on a stage: real book, account and policy; the test plays gateways and workers and holds the clock."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from semipd.coordinator.book import Book, Ticket
+from semipd.coordinator.coordinator import Coordinator
+from semipd.coordinator.floor import Floor, Worker
+from semipd.coordinator.metrics import Metrics
+from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.policy_host import PolicyHost
+from semipd.core.clock import ManualClock
+from semipd.core.config import ServerConfig
+from semipd.core.request import Delta, Request, SamplingParams, StoppingParams
+from semipd.internal.v1 import gateway_pb2 as gw
+from semipd.internal.v1 import sequence_pb2 as seq
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import PageAccount, Role
+from semipd.policies.contract import Policy
+from semipd.policies.fcfs import Fcfs
+from semipd.wire.codec import request_to_wire
+
+GATEWAY = b"gateway.0"
+
+
+class Letters:
+    """A Post that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.gateway: list[gw.ToGateway] = []
+        self.deltas: defaultdict[int, list[Delta]] = defaultdict(list)
+        self.worker: defaultdict[int, list[wk.ToWorker]] = defaultdict(list)
+
+    def to_gateway(self, gateway: bytes, message: gw.ToGateway) -> None:
+        self.gateway.append(message)
+
+    def delta(self, ticket: Ticket, delta: Delta) -> None:
+        self.deltas[ticket.number].append(delta)
+
+    def to_worker(self, incarnation: int, message: wk.ToWorker) -> None:
+        self.worker[incarnation].append(message)
+
+
+class Stage:
+    """Prefill worker 1 and decode worker 2 are ready at the start."""
+
+    def __init__(self, pages: int = 64, policy: Policy | None = None, **config: object) -> None:
+        self.clock = ManualClock(100.0)
+        self.post = Letters()
+        settings = ServerConfig(partition="none", **config)  # type: ignore[arg-type]
+        account = PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(pages, 80))), pages, 80)
+        self.floor = Floor(settings, self.clock, self.post, Book(settings.max_waiting), Metrics(), account=account)
+        self.failures: list[tuple[str, str]] = []
+        host = PolicyHost(policy or Fcfs({}), 0.05, lambda name, why: self.failures.append((name, why)))
+        self.coordinator = Coordinator(self.floor, host, PartitionDesk(self.floor), "tiny", list)
+        self.account = account
+        self.pages = pages
+        self._incarnation = 0
+        self.prefill = self.appoint(Role.PREFILL)
+        self.decode = self.appoint(Role.DECODE)
+
+    def appoint(self, role: Role) -> Worker:
+        self._incarnation += 1
+        worker = Worker(role, self._incarnation, ready=True, progress_s=self.clock.now())
+        self.floor.workers[role] = worker
+        return worker
+
+    def die(self, worker: Worker, *, killed: bool = True) -> None:
+        del self.floor.workers[worker.role]
+        self.coordinator.worker_lost(worker, killed=killed)
+
+    # --- the gateway's part -----------------------------------------------------------------------------------------
+
+    def submit(self, ticket: int, prompt: int = 20, max_tokens: int = 4, **request: object) -> None:
+        made = Request(
+            request_id=f"r{ticket}",
+            prompt=tuple(range(1, prompt + 1)),
+            sampling=SamplingParams(temperature=0.0),
+            stopping=StoppingParams(max_tokens),
+            **request,  # type: ignore[arg-type]
+        )
+        self.coordinator.hear_gateway(GATEWAY, gw.FromGateway(submit=request_to_wire(ticket, made)))
+        self.coordinator.act()
+
+    def gateway_says(self, message: gw.FromGateway) -> None:
+        self.coordinator.hear_gateway(GATEWAY, message)
+        self.coordinator.act()
+
+    def told(self, kind: str) -> list[object]:
+        """What the gateway was told of that kind."""
+        return [getattr(m, kind) for m in self.post.gateway if m.WhichOneof("message") == kind]
+
+    def reasons(self) -> dict[int, str]:
+        """Why requests ended without (further) tokens, by ticket."""
+        return {m.ended.ticket: m.ended.failure.reason for m in self.post.gateway if m.HasField("ended")}
+
+    def tokens(self, ticket: int, index: int = 0) -> list[int]:
+        """What the client has, checked for gaps and duplicates."""
+        got: list[int] = []
+        for delta in self.post.deltas[ticket]:
+            if delta.index == index:
+                assert delta.position == len(got), "a gap or a duplicate reached the client"
+                got.extend(delta.tokens)
+        return got
+
+    # --- the workers' part ------------------------------------------------------------------------------------------
+
+    def batches(self) -> list[wk.PrefillBatch]:
+        """Prefill batches sent to the present prefill worker and not yet taken by the test."""
+        inbox = self.post.worker[self.prefill.incarnation]
+        found = [m.prefill for m in inbox if m.HasField("prefill")]
+        self.post.worker[self.prefill.incarnation] = [m for m in inbox if not m.HasField("prefill")]
+        return found
+
+    def adopts(self) -> list[wk.Adopt]:
+        inbox = self.post.worker[self.decode.incarnation]
+        found = [m.adopt for m in inbox if m.HasField("adopt")]
+        self.post.worker[self.decode.incarnation] = [m for m in inbox if not m.HasField("adopt")]
+        return found
+
+    def drops(self, worker: Worker) -> list[int]:
+        return [lease for m in self.post.worker[worker.incarnation] if m.HasField("drop") for lease in m.drop.leases]
+
+    def prefill_batch(self, batch: wk.PrefillBatch, token: int = 7) -> None:
+        """Plays the prefill worker: takes pages and answers that all was computed; the first token is `token`."""
+        answers = []
+        for chunk in batch.chunks:
+            end = chunk.start + len(chunk.tokens)
+            have = len(self.account.table(chunk.lease))
+            self.account.take(chunk.lease, -(-end // 16) - have, self.prefill.holder)
+            answer = wk.ChunkDone(lease=chunk.lease, outcome=wk.CHUNK_OUTCOME_COMPUTED, computed=end)
+            if chunk.HasField("continuation"):
+                answer.sampled.token = token
+                answer.sampled.position = len(chunk.continuation.output)
+            answers.append(answer)
+        self.prefill_says(wk.PrefillDone(batch=batch.batch, chunks=answers, seconds=0.01))
+
+    def prefill_says(self, done: wk.PrefillDone) -> None:
+        self.coordinator.hear_worker(self.prefill, wk.FromWorker(prefill_done=done))
+        self.coordinator.act()
+
+    def prefill_all(self) -> None:
+        for batch in self.batches():
+            self.prefill_batch(batch)
+
+    def step(self, rows: Iterable[tuple[int, int, int]], ends: Iterable[int] = ()) -> None:
+        """Plays the decode worker: rows of (lease, position, token); leases in `ends` end by length, released."""
+        done = wk.StepDone(seconds=0.005)
+        for row, (lease, position, token) in enumerate(rows):
+            done.leases.append(lease)
+            done.positions.append(position)
+            done.tokens.append(token)
+            if lease in ends:
+                done.ends.append(wk.RowEnd(row=row, end=seq.End(reason=seq.END_REASON_LENGTH)))
+                self.account.release(lease, self.decode.holder)
+        self.decode_says(done)
+
+    def decode_says(self, done: wk.StepDone) -> None:
+        self.coordinator.hear_worker(self.decode, wk.FromWorker(step_done=done))
+        self.coordinator.act()
+
+    def running(self, ticket: int, **request: object) -> int:
+        """Submits a request and brings it into the decode batch with its first token, 7; its lease."""
+        self.submit(ticket, **request)
+        self.prefill_all()
+        (adopt,) = self.adopts()
+        return adopt.lease
+
+    def all_pages_are_free(self) -> bool:
+        self.account.check()
+        return self.account.counts().free == self.pages

@@ -1,0 +1,95 @@
+"""A policy that raises, loops or plans nonsense is replaced, and nobody is hurt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from support.stage import Stage
+
+from semipd.core.partition import Mode
+from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
+from semipd.policies.contract import Policy
+
+
+class Scripted(Policy):
+    """Orders by arrival and places as the test says."""
+
+    name = "scripted"
+
+    def __init__(self, place: Callable[[PlaceInput], Plan], admit: Admission | None = None) -> None:
+        super().__init__({})
+        self._place = place
+        self._admit = admit or Admission()
+
+    def admit(self, given: AdmitInput) -> Admission:
+        return self._admit
+
+    def order(self, given: OrderInput) -> Order:
+        return Order(tuple(w.sequence for w in given.snapshot.waiting))
+
+    def place(self, given: PlaceInput) -> Plan:
+        return self._place(given)
+
+
+def raises(given: PlaceInput) -> Plan:
+    raise KeyError("a bug")
+
+
+def loops(given: PlaceInput) -> Plan:
+    while True:
+        try:
+            sum(range(1000))
+        except Exception:
+            continue
+
+
+NONSENSE = {
+    "unknown sequence": Plan(prefill=(Chunk(999, 1),)),
+    "more tokens than are left": Plan(prefill=(Chunk(0, 21),)),
+    "no tokens": Plan(prefill=(Chunk(0, 0),)),
+    "twice": Plan(prefill=(Chunk(0, 5), Chunk(0, 5))),
+    "beyond the batch": Plan(prefill=(Chunk(0, 10_000),)),
+    "no such mode": Plan(mode=Mode.MIXED),
+    "no decode": Plan(decode_limit=0),
+    "not a plan": "nonsense",
+}
+
+
+@pytest.mark.parametrize("place", [raises, loops, *[lambda _g, p=p: p for p in NONSENSE.values()]], ids=["raises", "loops", *NONSENSE])
+def test_a_bad_policy_is_replaced_by_the_fallback_and_the_request_runs(place: Callable[[PlaceInput], Plan]) -> None:
+    stage = Stage(policy=Scripted(place))
+    stage.running(1)
+    assert stage.coordinator.host.name == "fcfs"
+    assert [name for name, _why in stage.failures] == ["scripted"]
+    assert stage.tokens(1) == [7]
+
+
+def test_a_plan_for_more_pages_than_are_free_is_refused() -> None:
+    def greedy(given: PlaceInput) -> Plan:
+        return Plan(prefill=tuple(Chunk(w.sequence, w.remaining_tokens) for w in given.snapshot.waiting))
+
+    stage = Stage(pages=2, policy=Scripted(greedy))
+    stage.submit(1, prompt=48)
+    assert [why for _name, why in stage.failures] == ["the batch needs 3 pages and 2 are free"]
+
+
+def test_a_refusal_by_the_policy_reaches_the_client_with_its_delay() -> None:
+    refusal = Admission(accept=False, why="no hope before 2 s", retry_after_s=2.0)
+    stage = Stage(policy=Scripted(lambda _given: Plan(), refusal))
+    stage.submit(1)
+    (ended,) = [m.ended for m in stage.post.gateway if m.HasField("ended")]
+    assert (ended.failure.reason, ended.failure.retry_after_s) == ("DEADLINE_UNMEETABLE", 2.0)
+    assert "no hope" in ended.failure.message
+
+
+def test_a_plan_that_keeps_the_contract_is_followed() -> None:
+    def five(given: PlaceInput) -> Plan:
+        free = [w for w in given.snapshot.waiting if not w.in_flight_tokens]
+        return Plan(prefill=tuple(Chunk(w.sequence, min(5, w.remaining_tokens)) for w in free[:1]))
+
+    stage = Stage(policy=Scripted(five))
+    stage.submit(1)
+    (batch,) = stage.batches()
+    assert len(batch.chunks[0].tokens) == 5
+    assert stage.failures == []
