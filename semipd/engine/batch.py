@@ -1,0 +1,153 @@
+"""The continuous decode batch: sequences join, grow and leave between steps, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from semipd.core.config import PAGE_SIZE
+from semipd.engine.attention import AttentionBackend, Pages
+from semipd.engine.decoder import Decoder, Pulse
+from semipd.engine.outcome import Draw, Failed, Sampled, settle
+from semipd.engine.rope import Rotary
+from semipd.engine.sampling import Sampler, choose
+
+Rows = slice | npt.NDArray[np.int64]
+
+
+class DecodeBatch:
+    """Rows of columns: a sequence that leaves is replaced by the last row. Made by `Engine.decode_batch`."""
+
+    def __init__(self, vocab_size: int, decoder: Decoder, attention: AttentionBackend, rotary: Rotary) -> None:
+        self._vocab_size = vocab_size
+        self._decoder = decoder
+        self._attention = attention
+        self._rotary = rotary
+        self._row: dict[int, int] = {}
+        self._leases: list[int] = []
+        self._samplers: list[Sampler] = []
+        self._tokens = np.zeros(16, np.int64)
+        """The next token to feed."""
+        self._contexts = np.zeros(16, np.int64)
+        """Tokens in the pool, hence the position of the next one."""
+        self._positions = np.zeros(16, np.int64)
+        """The output position of the next token to sample."""
+        self._pages = np.zeros(16, np.int64)
+        """Pages held."""
+        self._tables = np.zeros((16, 16), np.int64)
+        """Page numbers; beyond those held, the row's first again."""
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def leases(self) -> list[int]:
+        return list(self._leases)
+
+    def context_tokens(self) -> int:
+        """Tokens in the pool, over the batch."""
+        return int(self._contexts[: len(self)].sum())
+
+    def add(self, lease: int, context: int, table: Pages, draw: Draw) -> None:
+        """A sequence with `context` tokens in the pages of `table` (at least one), and one token more, the last of its
+        output, that is fed next. Raises ValueError where it is here already or that can't be.
+        """
+        if lease in self._row:
+            raise ValueError(f"lease {lease} is in the batch")
+        if not draw.output or not 0 < context <= len(table) * PAGE_SIZE:
+            raise ValueError(f"lease {lease}: {context} tokens, {len(table)} pages, {len(draw.output)} output tokens")
+        row = len(self)
+        self._make_room(row + 1, len(table))
+        self._row[lease] = row
+        self._leases.append(lease)
+        self._samplers.append(Sampler(draw.sampling, draw.stopping, draw.prompt, draw.output, self._vocab_size))
+        self._tokens[row] = draw.output[-1]
+        self._contexts[row] = context
+        self._positions[row] = len(draw.output)
+        self._pages[row] = len(table)
+        self._tables[row] = table[0]
+        self._tables[row, : len(table)] = table
+
+    def remove(self, lease: int) -> None:
+        """Raises KeyError where it is not in the batch."""
+        row, last = self._row.pop(lease), len(self) - 1
+        if row != last:
+            self._row[self._leases[last]] = row
+            self._leases[row], self._samplers[row] = self._leases[last], self._samplers[last]
+            for column in (self._tokens, self._contexts, self._positions, self._pages, self._tables):
+                column[row] = column[last]
+        del self._leases[last], self._samplers[last]
+
+    def wanting_pages(self) -> list[int]:
+        """Leases whose next token has no page to put its KV into. A step leaves them out."""
+        count = len(self)
+        full = np.flatnonzero(self._contexts[:count] >= self._pages[:count] * PAGE_SIZE)
+        return [self._leases[row] for row in full.tolist()]
+
+    def grow(self, lease: int, pages: Sequence[int] | Pages) -> None:
+        """Further pages, behind those that it has. Raises KeyError where it is not in the batch."""
+        row = self._row[lease]
+        held = int(self._pages[row])
+        self._make_room(len(self), held + len(pages))
+        self._tables[row, held : held + len(pages)] = pages
+        self._pages[row] += len(pages)
+
+    def step(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
+        """One token for each sequence that has room for it. Those that end or fail with it have left the batch."""
+        rows = self._ready()
+        contexts = self._contexts[rows]
+        if not len(contexts):
+            return []
+        leases, samplers = self._leases, self._samplers
+        if not isinstance(rows, slice):
+            leases, samplers = [leases[row] for row in rows], [samplers[row] for row in rows]
+        positions: list[int] = self._positions[rows].tolist()
+        with torch.inference_mode():
+            logits = self._forward(rows, contexts, pulse)
+            choices = choose(logits, samplers, positions)
+        outcomes = [settle(*each) for each in zip(choices, samplers, positions, strict=True)]
+        answers = list(zip(leases, outcomes, strict=True))
+        self._advance(rows, samplers, outcomes)
+        for lease, outcome in answers:
+            if isinstance(outcome, Failed) or outcome.end is not None:
+                self.remove(lease)
+        return answers
+
+    def _ready(self) -> Rows:
+        """Rows whose next token has a page."""
+        count = len(self)
+        room = self._contexts[:count] < self._pages[:count] * PAGE_SIZE
+        return slice(0, count) if room.all() else np.flatnonzero(room)
+
+    def _forward(self, rows: Rows, contexts: npt.NDArray[np.int64], pulse: Pulse) -> torch.Tensor:
+        longest = int(contexts.max())
+        tables = self._tables[rows, : longest // PAGE_SIZE + 1]
+        return self._decoder.forward(
+            torch.from_numpy(self._tokens[rows]),
+            self._rotary.at(torch.from_numpy(contexts), longest),
+            self._attention.decode(tables, contexts),
+            pulse,
+        )
+
+    def _advance(self, rows: Rows, samplers: Sequence[Sampler], outcomes: Sequence[Sampled | Failed]) -> None:
+        """Each sampled token is the next to feed. A failed row keeps its own; it is about to leave."""
+        tokens = [outcome.token if isinstance(outcome, Sampled) else 0 for outcome in outcomes]
+        self._tokens[rows] = tokens
+        self._contexts[rows] += 1
+        self._positions[rows] += 1
+        for sampler, token in zip(samplers, tokens, strict=True):
+            sampler.took(token)
+
+    def _make_room(self, rows: int, pages: int) -> None:
+        """Doubles what is too small; row by row the tables keep their padding."""
+        if rows > len(self._tokens):
+            for name in ("_tokens", "_contexts", "_positions", "_pages"):
+                column = getattr(self, name)
+                setattr(self, name, np.concatenate((column, np.zeros_like(column))))
+            self._tables = np.concatenate((self._tables, np.zeros_like(self._tables)))
+        width = self._tables.shape[1]
+        if pages > width:
+            more = max(pages, 2 * width) - width
+            self._tables = np.concatenate((self._tables, np.repeat(self._tables[:, :1], more, 1)), 1)

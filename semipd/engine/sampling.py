@@ -1,0 +1,194 @@
+"""From logits to tokens, for the rows of a batch at once. Nothing here reads a row to decide about another.
+
+Order: bias, penalties, the ban on stop tokens before min_tokens, temperature, top-k, top-p, min-p, draw. A draw is the
+inverse of the cumulative distribution in the order of token ids, at one uniform number for each (seed, position). The
+filters are all thresholds on the logits, ties included. So a change in the last bit of a logit, as another batch size
+brings, moves the border between two tokens by as little, and never swaps tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from semipd.core.request import Logprob, SamplingParams, StoppingParams
+from semipd.engine.uniform import uniforms
+
+CERTAIN_TEMPERATURE = 1e-5
+"""Below it the likeliest token is taken: nothing else could be drawn."""
+
+
+class History:
+    """What the penalties of one sequence need to know: [vocab] each."""
+
+    def __init__(self, vocab_size: int, prompt: Sequence[int], output: Sequence[int]) -> None:
+        self.counts = torch.bincount(torch.tensor(output, dtype=torch.int64), minlength=vocab_size).float()
+        """How often each token is in the output."""
+        self.seen = self.counts > 0
+        """Tokens of prompt and output."""
+        self.seen[torch.tensor(prompt, dtype=torch.int64)] = True
+
+    def append(self, token: int) -> None:
+        self.counts[token] += 1
+        self.seen[token] = True
+
+
+class Sampler:
+    """One sequence's way from logits to tokens; keeps what does not change from draw to draw."""
+
+    __slots__ = ("bias", "certain", "history", "params", "plain", "stop_ids", "stopping")
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        stopping: StoppingParams,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        vocab_size: int,
+    ) -> None:
+        self.params = params
+        self.stopping = stopping
+        self.certain = params.temperature < CERTAIN_TEMPERATURE
+        self.history = History(vocab_size, prompt, output) if params.penalised else None
+        self.bias: tuple[torch.Tensor, torch.Tensor] | None = None
+        if params.logit_bias:
+            tokens = torch.tensor(list(params.logit_bias), dtype=torch.int64)
+            self.bias = tokens, torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
+        self.stop_ids: torch.Tensor | None = None
+        if stopping.min_tokens > 0 and stopping.stop_token_ids:
+            ids = [i for i in sorted(stopping.stop_token_ids) if i < vocab_size]
+            self.stop_ids = torch.tensor(ids, dtype=torch.int64)
+        self.plain = (
+            self.certain
+            and self.history is None
+            and self.bias is None
+            and self.stop_ids is None
+            and not params.logprobs
+        )
+        """Nothing but the likeliest token is asked for."""
+
+    def adjust(self, logits: torch.Tensor, position: int) -> None:
+        """Bias, penalties and the ban on stop tokens, in place on a float32 row [vocab]."""
+        if self.bias is not None:
+            logits.index_add_(0, *self.bias)
+        if self.history is not None:
+            self._penalise(logits, self.history)
+        if self.stop_ids is not None and position < self.stopping.min_tokens:
+            logits.index_fill_(0, self.stop_ids, -torch.inf)
+
+    def _penalise(self, logits: torch.Tensor, history: History) -> None:
+        params = self.params
+        if params.repetition_penalty != 1.0:
+            factor = torch.where(logits > 0, 1 / params.repetition_penalty, params.repetition_penalty)
+            logits.copy_(torch.where(history.seen, logits * factor, logits))
+        if params.frequency_penalty != 0.0:
+            logits.sub_(history.counts, alpha=params.frequency_penalty)
+        if params.presence_penalty != 0.0:
+            logits.sub_((history.counts > 0).float(), alpha=params.presence_penalty)
+
+    @property
+    def adjusts(self) -> bool:
+        return self.bias is not None or self.history is not None or self.stop_ids is not None
+
+    def took(self, token: int) -> None:
+        """To be told of every token sampled."""
+        if self.history is not None:
+            self.history.append(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A row's token; None: its logits are not finite, and no token can be drawn from them."""
+
+    token: int | None
+    logprob: Logprob | None = None
+
+
+def choose(logits: torch.Tensor, samplers: Sequence[Sampler], positions: Sequence[int]) -> list[Choice]:
+    """One token a row. `logits` [rows, vocab]; `positions`: the output position of each row's token, from 0."""
+    best, likeliest = logits.max(-1)  # carries NaN and infinity of a row into its best
+    finite = torch.isfinite(best).tolist()
+    if all(sampler.plain for sampler in samplers):
+        return [Choice(token if ok else None) for token, ok in zip(likeliest.tolist(), finite, strict=True)]
+    raw = logits.float()
+    tokens = _tokens(raw, likeliest, samplers, positions)
+    logprobs = _logprobs(raw, tokens, samplers)
+    return [
+        Choice(token, logprob) if ok else Choice(None)
+        for token, logprob, ok in zip(tokens, logprobs, finite, strict=True)
+    ]
+
+
+def _tokens(
+    raw: torch.Tensor, likeliest: torch.Tensor, samplers: Sequence[Sampler], positions: Sequence[int]
+) -> list[int]:
+    adjusted = raw
+    adjusting = [row for row, sampler in enumerate(samplers) if sampler.adjusts]
+    if adjusting:
+        adjusted = raw.clone()
+        for row in adjusting:
+            samplers[row].adjust(adjusted[row], positions[row])
+        likeliest = adjusted.argmax(-1)
+    tokens: list[int] = likeliest.tolist()
+    drawn = [row for row, sampler in enumerate(samplers) if not sampler.certain]
+    if not drawn:
+        return tokens
+    rows = adjusted if len(drawn) == len(samplers) else adjusted[drawn]
+    params = [samplers[row].params for row in drawn]
+    chance = uniforms(np.array([p.seed for p in params], np.uint64), np.array([positions[row] for row in drawn]))
+    for row, token in zip(drawn, draw(rows, params, torch.from_numpy(chance)).tolist(), strict=True):
+        tokens[row] = token
+    return tokens
+
+
+def draw(logits: torch.Tensor, params: Sequence[SamplingParams], chance: torch.Tensor) -> torch.Tensor:
+    """Tokens [rows] at the points `chance` [rows], each in [0, 1), of the rows' distributions."""
+    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32)
+    scaled = logits / temperature[:, None]
+    filtered = [row for row, p in enumerate(params) if 0 < p.top_k < logits.shape[1] or p.top_p < 1 or p.min_p > 0]
+    if filtered:
+        least = torch.full((len(params),), -torch.inf)
+        least[filtered] = _least(scaled[filtered], [params[row] for row in filtered])
+        scaled = scaled.masked_fill(scaled < least[:, None], -torch.inf)
+    cumulative = scaled.softmax(-1).cumsum(-1, dtype=torch.float64)
+    at = chance[:, None].to(cumulative) * cumulative[:, -1:]
+    # The first token whose cumulative probability is above the point: one of probability zero is never it.
+    tokens = torch.searchsorted(cumulative, at, right=True)[:, 0]
+    return tokens.clamp_(max=logits.shape[1] - 1)
+
+
+def _least(scaled: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """The smallest scaled logit that each row may draw, [rows], after top-k, top-p and min-p."""
+    vocab = scaled.shape[1]
+    widths = [p.top_k if 0 < p.top_k < vocab else vocab for p in params]
+    # Without an unlimited row, only the largest top-k of them need to be in order.
+    ordered = scaled.topk(max(widths), -1).values
+    kth = ordered.gather(1, torch.tensor(widths)[:, None] - 1)
+    probabilities = ordered.masked_fill(ordered < kth, -torch.inf).softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float32)
+    kept = (before < top_p[:, None]).sum(-1, keepdim=True).clamp_(min=1)
+    nucleus = ordered.gather(1, kept - 1)
+    min_p = torch.tensor([p.min_p for p in params], dtype=torch.float32)
+    return torch.maximum(torch.maximum(kth, nucleus)[:, 0], ordered[:, 0] + min_p.log())
+
+
+def _logprobs(raw: torch.Tensor, tokens: list[int], samplers: Sequence[Sampler]) -> list[Logprob | None]:
+    """Under the raw distribution, for the rows that want it."""
+    answers: list[Logprob | None] = [None] * len(tokens)
+    wanting = [row for row, sampler in enumerate(samplers) if sampler.params.logprobs]
+    if not wanting:
+        return answers
+    logprobs = raw[wanting].log_softmax(-1)
+    own = logprobs.gather(1, torch.tensor([tokens[row] for row in wanting])[:, None])[:, 0].tolist()
+    most = max(samplers[row].params.top_logprobs for row in wanting)
+    top = logprobs.topk(min(most, raw.shape[1]), -1)
+    values, ids = top.values.tolist(), top.indices.tolist()
+    for place, row in enumerate(wanting):
+        count = samplers[row].params.top_logprobs
+        best = tuple(zip(ids[place][:count], values[place][:count], strict=True))
+        answers[row] = Logprob(tokens[row], own[place], best)
+    return answers
