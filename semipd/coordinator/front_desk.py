@@ -39,7 +39,9 @@ class FrontDesk:
             preview = floor.book.preview(request, ticket, floor.clock.now())
             admission = self._host.admit(AdmitInput(self._snapshot(), preview.as_waiting()))
             if not admission.accept:
-                raise DeadlineUnmeetable(admission.why or "the policy refused it", retry_after_s=admission.retry_after_s)
+                raise DeadlineUnmeetable(
+                    admission.why or "the policy refused it", retry_after_s=admission.retry_after_s
+                )
             entry = floor.book.admit(request, ticket, floor.clock.now())
         except RequestError as error:
             floor.metrics.refused(error.reason.value)

@@ -207,6 +207,7 @@ def _chunk_to_wire(sequence: Sequence, tokens: int) -> wk.Chunk:
         start=sequence.computed,
         tokens=sequence.tokens(sequence.computed, tokens),
         continuation=continuation_to_wire(sequence) if last else None,
+        prompt_tokens=len(sequence.entry.request.prompt),
     )
 
 
@@ -218,5 +219,3 @@ def continuation_to_wire(sequence: Sequence) -> wk.Continuation:
         output=sequence.output,
         prompt=request.prompt if sequence.sampling.penalised else (),
     )
-
-

@@ -19,7 +19,9 @@ class Child:
     server's. Children die with the server (each asks the kernel for it), so nothing is left behind by a SIGKILL.
     """
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],

@@ -239,5 +239,3 @@ class Server:
 
     def close(self) -> None:
         self._supervisor.close()
-
-

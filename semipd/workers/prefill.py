@@ -92,7 +92,7 @@ class PrefillWorker:
             answer.outcome = wk.CHUNK_OUTCOME_GONE
             return None
         draw = draw_from_wire(chunk.continuation) if chunk.HasField("continuation") else None
-        return PrefillItem(chunk.lease, list(chunk.tokens), chunk.start, table, draw)
+        return PrefillItem(chunk.lease, list(chunk.tokens), chunk.start, table, draw, chunk.prompt_tokens)
 
     def _prefill(self, items: list[PrefillItem]) -> list[Sampled | Failed | None]:
         """Where memory runs out, the chunks are tried one by one, and who does not fit alone fails alone."""

@@ -92,18 +92,20 @@ class PrefillBatch(_message.Message):
     def __init__(self, batch: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("lease", "request_id", "start", "tokens", "continuation")
+    __slots__ = ("lease", "request_id", "start", "tokens", "continuation", "prompt_tokens")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     CONTINUATION_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     lease: int
     request_id: str
     start: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     continuation: Continuation
-    def __init__(self, lease: _Optional[int] = ..., request_id: _Optional[str] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ...) -> None: ...
+    prompt_tokens: int
+    def __init__(self, lease: _Optional[int] = ..., request_id: _Optional[str] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Continuation(_message.Message):
     __slots__ = ("sampling", "stopping", "output", "prompt")
