@@ -1,0 +1,251 @@
+"""Tiny random checkpoints as transformers writes them, and a server's memory in miniature around the engine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from semipd.core.config import PAGE_SIZE
+from semipd.core.model import ModelConfig
+from semipd.core.request import SamplingParams, StoppingParams
+from semipd.engine.engine import Draw, Engine, Failed, PrefillItem, Sampled
+from semipd.engine.layout import pool_shape, weight_layout
+from semipd.engine.loading import load_checkpoint, read_model_config
+
+torch.set_num_threads(1)
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "initializer_range": 0.35,
+}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama, biases and explicit head_dim": (
+        "Llama",
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 12, "num_key_value_heads": 4},
+    ),
+    "llama, llama3 rope": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "llama, linear rope": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "llama, dynamic rope": (
+        "Llama",
+        {
+            "max_position_embeddings": 64,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+        },
+    ),
+    "llama, yarn": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "mistral, sliding window": ("Mistral", {"sliding_window": 24}),
+    "mistral, no window": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2, tied, windows above the first layer": (
+        "Qwen2",
+        {
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 20,
+            "max_window_layers": 1,
+            "num_hidden_layers": 3,
+        },
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+}
+
+
+def random_model(family: str, **overrides: Any) -> Any:
+    """A transformers model of the family, in float32, with nothing at its neutral value."""
+    import transformers
+
+    kind, special = FAMILIES[family]
+    config = getattr(transformers, f"{kind}Config")(**{**SMALL, **special, **overrides})
+    torch.manual_seed(7)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(0, 0.2)
+            elif "norm" in name:
+                weight.uniform_(0.7, 1.4)
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The directory of a family's checkpoint, written once a session."""
+    written: dict[str, Path] = {}
+
+    def write(family: str = "llama") -> Path:
+        if family not in written:
+            written[family] = tmp_path_factory.mktemp("checkpoint")
+            random_model(family).save_pretrained(written[family])
+        return written[family]
+
+    return write
+
+
+@pytest.fixture
+def make_model() -> Callable[..., Any]:
+    return random_model
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    model = read_model_config(directory)
+    weights = {spec.name: torch.full(spec.shape, torch.nan, dtype=dtype) for spec in weight_layout(model, "")}
+    load_checkpoint(directory, model, weights, lambda done, total: None)
+    return model, weights
+
+
+@dataclass
+class Wish:
+    """A request as a test states it."""
+
+    prompt: Sequence[int]
+    sampling: SamplingParams = SamplingParams(temperature=0.0)
+    stopping: StoppingParams = StoppingParams(max_tokens=40)
+    output: tuple[int, ...] = ()
+    """Sampled before; it is computed again with the prompt."""
+    chunks: Sequence[int] = (10_000,)
+    """Sizes of the prompt's chunks, taken in turn."""
+    joins_at: int = 0
+    """The step before which it is prefilled."""
+
+
+@dataclass
+class Answer:
+    tokens: list[int] = field(default_factory=list)
+    steps: list[Sampled | Failed] = field(default_factory=list)
+
+
+class Rig:
+    """An engine, and a pool full of NaN whose pages are handed out in random order and reused."""
+
+    def __init__(self, directory: Path, pages: int = 64, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.weights = load(directory, dtype)
+        self.pool = torch.full(pool_shape(self.model, pages), torch.nan, dtype=dtype)
+        self.engine = Engine(self.model, self.weights, self.pool)
+        self.batch = self.engine.decode_batch()
+        self.pulses = 0
+        self._random = random.Random(3)
+        self._free = list(range(pages))
+        self._held: dict[int, list[int]] = {}
+
+    def pulse(self) -> None:
+        self.pulses += 1
+
+    def take(self, lease: int, tokens: int) -> np.ndarray:
+        """The lease's table, grown to so many tokens."""
+        held = self._held.setdefault(lease, [])
+        while len(held) * PAGE_SIZE < tokens:
+            held.append(self._free.pop(self._random.randrange(len(self._free))))
+        return np.array(held, np.int32)
+
+    def release(self, lease: int) -> None:
+        self._free += self._held.pop(lease)
+
+    def run(self, wishes: Iterable[Wish]) -> list[Answer]:
+        """Every wish to its end: prefilled in chunks, all that are due in one pass, and decoded together."""
+        wishes = list(wishes)
+        answers = [Answer() for _ in wishes]
+        waiting = dict(enumerate(wishes))
+        step = 0
+        while waiting or len(self.batch):
+            due = {lease: wish for lease, wish in waiting.items() if wish.joins_at <= step or not len(self.batch)}
+            for lease in due:
+                del waiting[lease]
+            self._prefill(due, answers)
+            for lease in self.batch.wanting_pages():
+                held = len(self._held[lease])
+                self.batch.grow(lease, self.take(lease, (held + 1) * PAGE_SIZE)[held:])
+            for lease, outcome in self.batch.step(self.pulse):
+                self._note(lease, outcome, answers[lease])
+            step += 1
+        return answers
+
+    def _prefill(self, due: dict[int, Wish], answers: list[Answer]) -> None:
+        done = dict.fromkeys(due, 0)
+        turn = 0
+        while done:
+            items = [self._item(lease, due[lease], at, turn) for lease, at in done.items()]
+            for item, outcome in zip(items, self.engine.prefill(items, self.pulse), strict=True):
+                done[item.lease] += len(item.tokens)
+                if item.draw is None:
+                    assert outcome is None
+                    continue
+                assert outcome is not None
+                context = done.pop(item.lease)
+                self._note(item.lease, outcome, answers[item.lease])
+                if isinstance(outcome, Sampled) and outcome.end is None:
+                    output = (*item.draw.output, outcome.token)
+                    draw = Draw(item.draw.sampling, item.draw.stopping, item.draw.prompt, output)
+                    self.batch.add(item.lease, context, self.take(item.lease, context), draw)
+            turn += 1
+
+    def _item(self, lease: int, wish: Wish, at: int, turn: int) -> PrefillItem:
+        tokens = [*wish.prompt, *wish.output]
+        chunk = tokens[at : at + wish.chunks[turn % len(wish.chunks)]]
+        end = at + len(chunk)
+        draw = Draw(wish.sampling, wish.stopping, tuple(wish.prompt), wish.output) if end == len(tokens) else None
+        return PrefillItem(lease, chunk, at, self.take(lease, end), draw, len(wish.prompt))
+
+    def _note(self, lease: int, outcome: Sampled | Failed, answer: Answer) -> None:
+        answer.steps.append(outcome)
+        if isinstance(outcome, Sampled):
+            answer.tokens.append(outcome.token)
+        if isinstance(outcome, Failed) or outcome.end is not None:
+            self.release(lease)
+
+
+@pytest.fixture
+def rig(checkpoint: Callable[..., Path]) -> Callable[..., Rig]:
+    def make(family: str = "llama", **options: Any) -> Rig:
+        return Rig(checkpoint(family), **options)
+
+    return make
+
+
+@pytest.fixture
+def wish() -> type[Wish]:
+    return Wish
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
