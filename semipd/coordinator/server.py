@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -186,10 +187,10 @@ class Server:
         coordinator.act()
         self._post.flush()
 
-    def _wait_ms(self) -> float:
+    def _wait_ms(self) -> int:
         now = self._clock.now()
         moments = [now + LONGEST_WAIT_S, *self._coordinator.next_moment()]
-        return max(0.0, (min(moments) - now) * 1000)
+        return math.ceil(max(0.0, min(moments) - now) * 1000)
 
     def _look_at_progress(self) -> None:
         """Health is tied to progress: who has work and makes none is first not serving, then replaced."""

@@ -16,7 +16,8 @@ from semipd.coordinator.processes import Child
 from semipd.core.errors import StartError
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
-from semipd.memory.attach import AttachedAccount, attach_account
+from semipd.memory.attach import AttachedAccount
+from semipd.wire.sockets import RunDir
 
 log = structlog.get_logger()
 
@@ -162,7 +163,7 @@ class Supervisor:
         elif event.get("event") == "failed":
             raise StartError(str(event["error"]))
         elif event.get("event") == "ready":
-            self._attached = attach_account(self._run_dir)
+            self._attached = AttachedAccount(RunDir(self._run_dir).resident_socket)
             self._floor.account = self._attached.account
             log.info("resident ready", **{k: v for k, v in event.items() if k != "event"})
 

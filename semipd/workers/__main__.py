@@ -1,4 +1,7 @@
-"""A worker process: imports everything, says hello, and waits to be appointed prefill or decode worker."""
+"""A worker process: imports everything, says hello, and waits to be appointed prefill or decode worker.
+
+The imports are where the seconds of a start go; a spare has spent them before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,19 @@ from pathlib import Path
 import structlog
 
 from semipd.core.config import ServerConfig
+from semipd.engine.engine import Engine
+from semipd.engine.loading import read_model_config
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.wire.logging import configure_logging
+from semipd.wire.process import die_with_parent
 from semipd.wire.sockets import RunDir
+from semipd.workers.attach import attach
+from semipd.workers.decode import DecodeWorker
 from semipd.workers.link import Link
-from semipd.workers.process import become_child
+from semipd.workers.prefill import PrefillWorker
+from semipd.workers.shares import compute_on
+from semipd.workers.sizing import model_directory
 
 log = structlog.get_logger()
 
@@ -26,26 +36,19 @@ def main() -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--incarnation", type=int, required=True)
     given = parser.parse_args()
-    become_child()
+    die_with_parent()
     config = ServerConfig.from_json(RunDir(given.run_dir).config.read_text())
     configure_logging(config, f"worker.{given.incarnation}")
     with Link(given.run_dir, given.incarnation) as link:
         try:
-            return work(link, given.run_dir, given.incarnation)
+            return work(link, config, given.run_dir, given.incarnation)
         except Exception as error:
             log.exception("worker fails")
             link.send(wk.FromWorker(failed=wk.Failed(error=type(error).__name__)))
             return 1
 
 
-def work(link: Link, run_dir: Path, incarnation: int) -> int:
-    # Here is where the seconds of a start go; a spare has spent them before it is needed.
-    from semipd.engine.engine import Engine
-    from semipd.workers.attach import attach
-    from semipd.workers.decode import DecodeWorker
-    from semipd.workers.prefill import PrefillWorker
-    from semipd.workers.shares import compute_on
-
+def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> int:
     link.send(wk.FromWorker(hello=wk.WorkerHello()))
     appoint = wait_for_appointment(link)
     if appoint is None:
@@ -54,7 +57,7 @@ def work(link: Link, run_dir: Path, incarnation: int) -> int:
     structlog.contextvars.bind_contextvars(process=f"{me.role.name.lower()}.{incarnation}")
     compute_on(appoint.cpus)
     with attach(run_dir) as attached:
-        engine = Engine(attached.model, attached.weights, attached.pool)
+        engine = Engine(read_model_config(model_directory(config)), attached.weights, attached.pool)
         worker = (PrefillWorker if me.role is Role.PREFILL else DecodeWorker)(link, engine, attached.account, me)
         link.send(wk.FromWorker(ready=wk.Ready()))
         worker.run()

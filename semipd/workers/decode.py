@@ -99,7 +99,7 @@ class DecodeWorker:
     # --- pages ------------------------------------------------------------------------------------------------------
 
     def _find_pages(self) -> None:
-        """Gives each sequence whose last page is full another one; takes from the least important where none is free."""
+        """Gives each sequence whose last page is full another one; takes from the least important if none is free."""
         wanting = sorted(self._batch.wanting_pages(), key=self._rank)
         for lease in wanting:
             if lease not in self._standing:
@@ -155,7 +155,9 @@ class DecodeWorker:
         self._steps += 1
         report.step = self._steps
         report.context_tokens = self._batch.context_tokens()
-        leases, tokens, positions = [], [], []
+        leases: list[int] = []
+        tokens: list[int] = []
+        positions: list[int] = []
         for lease, outcome in rows:
             if isinstance(outcome, Failed):
                 self._end(lease)

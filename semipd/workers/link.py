@@ -25,7 +25,7 @@ class Link:
 
     def receive(self, wait_s: float = 0.0) -> wk.ToWorker | None:
         """The next message, or None where none comes within `wait_s`."""
-        if wait_s > 0 and not self._socket.poll(wait_s * 1000):
+        if wait_s > 0 and not self._socket.poll(int(wait_s * 1000)):
             return None
         try:
             return wk.ToWorker.FromString(self._socket.recv(zmq.DONTWAIT))

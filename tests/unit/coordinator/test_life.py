@@ -84,9 +84,10 @@ def test_a_cancel_in_each_stage_frees_all_pages() -> None:
     stage = Stage(max_batch_tokens=16)
     for ticket, prompt in ((1, 40), (2, 40)):
         stage.submit(ticket, prompt=prompt)
-    (first,) = stage.batches()
+    first, second = stage.batches()
     stage.gateway_says(gw.FromGateway(cancel=gw.Cancel(ticket=1, cause=gw.CANCEL_CAUSE_CLIENT_GONE)))
-    stage.prefill_batch(first)  # it was computed meanwhile
+    for batch in (first, second):
+        stage.prefill_batch(batch)  # computed meanwhile
     while batches := stage.batches():
         for batch in batches:
             stage.prefill_batch(batch)

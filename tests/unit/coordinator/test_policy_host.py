@@ -56,7 +56,9 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("place", [raises, loops, *[lambda _g, p=p: p for p in NONSENSE.values()]], ids=["raises", "loops", *NONSENSE])
+@pytest.mark.parametrize(
+    "place", [raises, loops, *[lambda _g, p=p: p for p in NONSENSE.values()]], ids=["raises", "loops", *NONSENSE]
+)
 def test_a_bad_policy_is_replaced_by_the_fallback_and_the_request_runs(place: Callable[[PlaceInput], Plan]) -> None:
     stage = Stage(policy=Scripted(place))
     stage.running(1)

@@ -1,0 +1,1 @@
+"""Memory that several processes share: arenas, the page account, the manifest."""

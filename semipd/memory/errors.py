@@ -1,0 +1,25 @@
+"""What can go wrong with the page account."""
+
+from __future__ import annotations
+
+from semipd.core.errors import SemipdError
+
+
+class AccountError(SemipdError):
+    """Root of the account's errors."""
+
+
+class StaleLease(AccountError):
+    """The lease is closed, or its holder is another: who asks has been replaced, or asks twice."""
+
+
+class NoLease(AccountError):
+    """Every lease slot is in use."""
+
+
+class AccountBusy(AccountError):
+    """The lock was not to be had in time: its holder is stopped or hangs."""
+
+
+class AccountCorrupt(AccountError):
+    """The account contradicts itself; the message names the first contradiction."""

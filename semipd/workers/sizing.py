@@ -1,0 +1,54 @@
+"""Which model, and how large its KV pool is."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+from semipd.core.config import PAGE_SIZE, ServerConfig
+from semipd.core.errors import ConfigError, StartError
+from semipd.core.model import ModelConfig
+from semipd.models import BUNDLED
+
+SHARE_OF_MEMORY = 0.5
+"""Of what is available, at most, where nothing is said."""
+
+
+def model_directory(config: ServerConfig) -> Path:
+    return Path(config.model) if config.model else BUNDLED
+
+
+def context_limit(config: ServerConfig, model: ModelConfig) -> int:
+    """Prompt and output together, in tokens. Raises ConfigError where more is asked for than the model has."""
+    if config.max_context > model.max_context:
+        raise ConfigError(f"--max-context: the model's positions end at {model.max_context}; got {config.max_context}")
+    return config.max_context or model.max_context
+
+
+def pool_pages(config: ServerConfig, model: ModelConfig, item_bytes: int, available_bytes: int) -> int:
+    """Pages in the pool: `--kv-pages`, else `--kv-memory-gb`, else what can be used or spared, whichever is less.
+
+    Raises ConfigError where that is too little for one sequence of the longest context, and StartError where the
+    memory is not there.
+    """
+    page_bytes = prod((model.layers, 2, PAGE_SIZE, model.kv_heads, model.head_dim)) * item_bytes
+    one_context = -(-context_limit(config, model) // PAGE_SIZE)
+    if config.kv_pages:
+        pages, asked = config.kv_pages, f"--kv-pages {config.kv_pages}"
+    elif config.kv_memory_gb:
+        pages, asked = int(config.kv_memory_gb * 1e9 / page_bytes), f"--kv-memory-gb {config.kv_memory_gb:g}"
+    else:
+        usable = one_context * config.max_running
+        pages = min(usable, int(SHARE_OF_MEMORY * available_bytes / page_bytes))
+        asked = f"{available_bytes / 1e9:.1f} GB of available memory"
+        if pages < one_context:
+            raise StartError(
+                f"{asked} leave room for {pages} pages of KV, and one context of {one_context * PAGE_SIZE} tokens "
+                f"needs {one_context}; lower --max-context"
+            )
+    if pages < one_context:
+        raise ConfigError(
+            f"{asked}: {pages} pages of {PAGE_SIZE} tokens, and one context of {one_context * PAGE_SIZE} tokens needs "
+            f"{one_context}; give more, or lower --max-context"
+        )
+    return pages
