@@ -1,0 +1,191 @@
+"""The gateway's end of the wire to the coordinator: one DEALER, many requests."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import structlog
+import zmq
+from google.protobuf.message import DecodeError
+
+from semipd.core.errors import InternalError, Reason, RequestError, Unavailable
+from semipd.core.request import Request
+from semipd.gateway.mailbox import Mailbox
+from semipd.internal.v1 import gateway_pb2 as gw
+from semipd.v1 import generation_pb2 as public
+from semipd.wire.codec import failure_from_wire, request_to_wire
+from semipd.wire.sockets import RunDir, connect_dealer
+
+log = structlog.get_logger()
+
+ANSWER_S = 10.0
+"""A coordinator that lives answers within milliseconds."""
+FRAMES_A_TURN = 256
+"""Then the event loop does something else before it reads on."""
+
+
+class CoordinatorLink:
+    """Open it in the event loop that uses it.
+
+    Reads its socket when the loop says so rather than through zmq.asyncio, whose futures cost more than a message.
+    """
+
+    def __init__(self, run_dir: RunDir, name: str, on_state: Callable[[gw.ServerState], None]) -> None:
+        self._endpoint = run_dir.gateway_endpoint
+        self._name = name
+        self._on_state = on_state
+        # A gateway that takes the place of a dead one must not get what is still on its way to the other.
+        self._numbers = itertools.count(secrets.randbits(31) << 20)
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._answers: dict[int, asyncio.Future[gw.Answer]] = {}
+        self._reading = False
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = connect_dealer(self._context, self._endpoint, self._name)
+        self._fd: int = self._socket.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self._loop.add_reader(self._fd, self._read)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.remove_reader(self._fd)
+        self._socket.close()
+        self._context.term()
+
+    # --- said -------------------------------------------------------------------------------------------------------
+
+    def hello(self, port: int) -> None:
+        self._send(gw.FromGateway(hello=gw.GatewayHello(pid=os.getpid(), port=port)))
+
+    def submit(self, request: Request, mailbox_of: Callable[[int], Mailbox]) -> tuple[int, Mailbox]:
+        """The ticket, and the mailbox (made for it) in which the answers lie. Whoever submits must `close` it."""
+        ticket = next(self._numbers)
+        mailbox = self._mailboxes[ticket] = mailbox_of(ticket)
+        try:
+            self._send(gw.FromGateway(submit=request_to_wire(ticket, request)))
+        except BaseException:
+            del self._mailboxes[ticket]
+            raise
+        return ticket, mailbox
+
+    def close(self, ticket: int) -> None:
+        """The client has its answer, or has left: then the coordinator is told."""
+        mailbox = self._mailboxes.pop(ticket, None)
+        if mailbox is not None and not mailbox.over:
+            self._send(gw.FromGateway(cancel=gw.Cancel(ticket=ticket, cause=gw.CANCEL_CAUSE_CLIENT_GONE)))
+
+    def stop_matched(self, ticket: int, index: int, output_tokens: int) -> None:
+        matched = gw.StopMatched(ticket=ticket, index=index, output_tokens=output_tokens)
+        self._send(gw.FromGateway(stop_matched=matched))
+
+    def door_refusal(self, reason: Reason) -> None:
+        self._send(gw.FromGateway(door_refusal=gw.DoorRefusal(reason=reason.value)))
+
+    async def abort(self, request_id: str) -> public.AbortResponse:
+        """By an operator, whichever gateway the request came through."""
+        ask_id = next(self._numbers)
+        cancel = gw.Cancel(request_id=request_id, cause=gw.CANCEL_CAUSE_OPERATOR, ask_id=ask_id)
+        return (await self._answer(ask_id, gw.FromGateway(cancel=cancel), ANSWER_S)).abort
+
+    async def ask(self, question: gw.Ask, patience_s: float = ANSWER_S) -> gw.Answer:
+        """Raises the RequestError that is the answer, and Unavailable where none comes in time."""
+        question.ask_id = next(self._numbers)
+        return await self._answer(question.ask_id, gw.FromGateway(ask=question), patience_s)
+
+    async def _answer(self, ask_id: int, message: gw.FromGateway, patience_s: float) -> gw.Answer:
+        future: asyncio.Future[gw.Answer] = self._loop.create_future()
+        self._answers[ask_id] = future
+        try:
+            self._send(message)
+            async with asyncio.timeout(patience_s):
+                answer = await future
+        except TimeoutError:
+            raise Unavailable("the coordinator does not answer", reason=Reason.NOT_READY) from None
+        finally:
+            del self._answers[ask_id]
+        if answer.HasField("failure"):
+            raise failure_of(answer.failure)
+        return answer
+
+    def _send(self, message: gw.FromGateway) -> None:
+        try:
+            self._socket.send(message.SerializeToString(), zmq.DONTWAIT)
+        except zmq.Again:
+            raise Unavailable("the coordinator does not answer", reason=Reason.NOT_READY) from None
+        # Sending may take note of what arrived, and then the descriptor does not tell of it again.
+        self._read_soon()
+
+    # --- heard ------------------------------------------------------------------------------------------------------
+
+    def _read_soon(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        self._reading = False
+        for _ in range(FRAMES_A_TURN):
+            try:
+                frame = self._socket.recv(zmq.DONTWAIT)
+            except zmq.ZMQError as error:
+                if error.errno in (zmq.EAGAIN, zmq.ENOTSOCK):  # nothing there; or closed since the call was asked for
+                    return
+                raise
+            try:
+                self._hear(gw.ToGateway.FromString(frame))
+            except DecodeError:
+                log.error("the coordinator sent what is no message")
+        self._read_soon()
+
+    def _hear(self, message: gw.ToGateway) -> None:
+        match message.WhichOneof("message"):
+            case "deltas":
+                mailboxes = self._mailboxes
+                for delta in message.deltas.deltas:
+                    # None: cancelled here while these were on their way.
+                    mailbox = mailboxes.get(delta.ticket)
+                    if mailbox is not None:
+                        self._deliver(mailbox, delta)
+            case "admitted":
+                mailbox = self._mailboxes.get(message.admitted.ticket)
+                if mailbox is not None:
+                    mailbox.admit()
+            case "ended":
+                mailbox = self._mailboxes.get(message.ended.ticket)
+                if mailbox is not None:
+                    mailbox.fail(failure_of(message.ended.failure))
+            case "answer":
+                future = self._answers.get(message.answer.ask_id)
+                if future is not None and not future.done():
+                    future.set_result(message.answer)
+            case "state":
+                self._on_state(message.state)
+
+    def _deliver(self, mailbox: Mailbox, delta: gw.Delta) -> None:
+        """Whatever goes wrong ends one request, never the reading."""
+        try:
+            mailbox.deliver(delta)
+        except Exception as error:
+            log.error("a delta can't be delivered", error=type(error).__name__, ticket=delta.ticket)
+            cancel = gw.Cancel(ticket=delta.ticket, cause=gw.CANCEL_CAUSE_CLIENT_GONE)
+            if not mailbox.over:
+                self._send(gw.FromGateway(cancel=cancel))
+            mailbox.fail(error if isinstance(error, RequestError) else InternalError("an answer can't be delivered"))
+
+
+def failure_of(failure: gw.Failure) -> RequestError:
+    """As `failure_from_wire`; a reason that this gateway doesn't know is a bug and told as one."""
+    try:
+        return failure_from_wire(failure)
+    except ValueError:
+        log.error("the coordinator names an unknown reason", reason=failure.reason)
+        return InternalError("the server failed for a reason that it can't name")

@@ -1,0 +1,1 @@
+"""The services of semipd.v1, one file each."""
