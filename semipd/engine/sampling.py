@@ -21,6 +21,10 @@ CERTAIN_TEMPERATURE = 1e-5
 """Below it the likeliest token is taken: nothing else could be drawn."""
 
 
+CANDIDATES = 256
+"""Of the likeliest tokens, those that are looked at first for a nucleus."""
+
+
 class History:
     """What the penalties of one sequence need to know: [vocab] each."""
 
@@ -160,20 +164,32 @@ def draw(logits: torch.Tensor, params: Sequence[SamplingParams], chance: torch.T
     return tokens.clamp_(max=logits.shape[1] - 1)
 
 
-def _least(scaled: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """The smallest scaled logit that each row may draw, [rows], after top-k, top-p and min-p."""
+def _least(scaled: torch.Tensor, params: Sequence[SamplingParams], width: int = CANDIDATES) -> torch.Tensor:
+    """The smallest scaled logit that each row may draw, [rows], after top-k, top-p and min-p.
+
+    Sorting a vocabulary is slow and its head mostly holds the nucleus: `width` of the likeliest are put in order first,
+    and all of them only for rows whose nucleus is wider. A row's answer does not depend on which it was.
+    """
     vocab = scaled.shape[1]
-    widths = [p.top_k if 0 < p.top_k < vocab else vocab for p in params]
-    # Without an unlimited row, only the largest top-k of them need to be in order.
-    ordered = scaled.topk(max(widths), -1).values
-    kth = ordered.gather(1, torch.tensor(widths)[:, None] - 1)
-    probabilities = ordered.masked_fill(ordered < kth, -torch.inf).softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float32)
-    kept = (before < top_p[:, None]).sum(-1, keepdim=True).clamp_(min=1)
-    nucleus = ordered.gather(1, kept - 1)
-    min_p = torch.tensor([p.min_p for p in params], dtype=torch.float32)
-    return torch.maximum(torch.maximum(kth, nucleus)[:, 0], ordered[:, 0] + min_p.log())
+    limits = torch.tensor([p.top_k if 0 < p.top_k < vocab else vocab for p in params])[:, None]
+    top_p = torch.tensor([p.top_p if p.top_p < 1 else torch.inf for p in params])[:, None]
+    min_p = torch.tensor([p.min_p for p in params])[:, None]
+    limited = limits < vocab
+    width = min(vocab, max([width, *(p.top_k for p in params if p.top_k < vocab)]))
+    ordered = scaled.topk(width, -1).values
+    kth = torch.where(limited, ordered.gather(1, limits.clamp(max=width) - 1), -torch.inf)
+    left = ordered.masked_fill(ordered < kth, -torch.inf)
+    total = torch.where(limited, left.logsumexp(-1, keepdim=True), scaled.logsumexp(-1, keepdim=True))
+    probabilities = (left - total).exp()
+    reached = probabilities.cumsum(-1)
+    kept = (reached - probabilities < top_p).sum(-1, keepdim=True).clamp_(min=1)
+    nucleus = torch.where(top_p < 1, ordered.gather(1, kept - 1), -torch.inf)
+    least = torch.maximum(torch.maximum(kth, nucleus), ordered[:, :1] + min_p.log())[:, 0]
+    if width < vocab:
+        wider = ((top_p < 1) & ~limited & (reached[:, -1:] < top_p))[:, 0].nonzero()[:, 0]
+        if len(wider):
+            least[wider] = _least(scaled[wider], [params[row] for row in wider.tolist()], vocab)
+    return least
 
 
 def _logprobs(raw: torch.Tensor, tokens: list[int], samplers: Sequence[Sampler]) -> list[Logprob | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.model import ModelConfig
@@ -20,6 +21,9 @@ from semipd.engine.layout import pool_shape, weight_layout
 from semipd.engine.loading import load_checkpoint, read_model_config
 
 torch.set_num_threads(1)
+
+GREEDY = SamplingParams(temperature=0.0)
+FORTY_TOKENS = StoppingParams(max_tokens=40)
 
 SMALL: dict[str, Any] = {
     "vocab_size": 160,
@@ -92,8 +96,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def random_model(family: str, **overrides: Any) -> Any:
     """A transformers model of the family, in float32, with nothing at its neutral value."""
-    import transformers
-
     kind, special = FAMILIES[family]
     config = getattr(transformers, f"{kind}Config")(**{**SMALL, **special, **overrides})
     torch.manual_seed(7)
@@ -121,11 +123,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
-def make_model() -> Callable[..., Any]:
-    return random_model
-
-
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     model = read_model_config(directory)
     weights = {spec.name: torch.full(spec.shape, torch.nan, dtype=dtype) for spec in weight_layout(model, "")}
@@ -138,8 +135,8 @@ class Wish:
     """A request as a test states it."""
 
     prompt: Sequence[int]
-    sampling: SamplingParams = SamplingParams(temperature=0.0)
-    stopping: StoppingParams = StoppingParams(max_tokens=40)
+    sampling: SamplingParams = GREEDY
+    stopping: StoppingParams = FORTY_TOKENS
     output: tuple[int, ...] = ()
     """Sampled before; it is computed again with the prompt."""
     chunks: Sequence[int] = (10_000,)
@@ -176,6 +173,11 @@ class Rig:
         while len(held) * PAGE_SIZE < tokens:
             held.append(self._free.pop(self._random.randrange(len(self._free))))
         return np.array(held, np.int32)
+
+    def assign(self, lease: int, page: int) -> None:
+        """Gives a lease this very page."""
+        self._free.remove(page)
+        self._held.setdefault(lease, []).append(page)
 
     def release(self, lease: int) -> None:
         self._free += self._held.pop(lease)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+import transformers
+
+from semipd.core.request import StoppingParams
 
 
 def generate(directory, prompt, count):
     """What transformers says, from a fresh model: dynamic RoPE keeps state from one request to the next."""
-    import transformers
-
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokens = torch.tensor([prompt])
     with torch.no_grad():
@@ -23,8 +24,6 @@ def prompt_of(length, seed=1):
 
 
 def until(count):
-    from semipd.core.request import StoppingParams
-
     return StoppingParams(max_tokens=count)
 
 

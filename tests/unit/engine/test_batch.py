@@ -1,0 +1,253 @@
+"""The continuous batch: joining, growing, leaving, ends and failures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from semipd.core.request import EndReason, SamplingParams, StoppingParams
+from semipd.engine.engine import Draw, Engine, Failed, PrefillItem, Sampled
+
+GREEDY = SamplingParams(temperature=0.0)
+PROMPT = (5, 9, 120, 33, 7)
+
+
+def no_pulse():
+    pass
+
+
+def adopt(rig, lease, prompt=PROMPT, stopping=None, sampling=GREEDY, tokens_of_room=None):
+    """Prefills a sequence and puts it into the batch, with pages for its prompt or for so many tokens."""
+    stopping = stopping or StoppingParams(max_tokens=100)
+    table = rig.take(lease, tokens_of_room or len(prompt))
+    draw = Draw(sampling, stopping, tuple(prompt), ())
+    (first,) = rig.engine.prefill([PrefillItem(lease, prompt, 0, table, draw)], rig.pulse)
+    rig.batch.add(lease, len(prompt), table, Draw(sampling, stopping, tuple(prompt), (first.token,)))
+    return first
+
+
+def test_an_empty_prefill_and_an_empty_step_do_nothing(rig):
+    made = rig()
+
+    assert made.engine.prefill([], made.pulse) == []
+    assert made.batch.step(made.pulse) == []
+    assert made.pulses == 0
+
+
+def test_pulses_once_a_layer(rig):
+    made = rig()
+    adopt(made, 1)
+    assert made.pulses == made.model.layers
+
+    made.batch.step(made.pulse)
+
+    assert made.pulses == 2 * made.model.layers
+
+
+def test_a_chunk_that_does_not_end_the_prompt_samples_nothing(rig):
+    made = rig()
+
+    assert made.engine.prefill([PrefillItem(1, PROMPT, 0, made.take(1, 5), None)], made.pulse) == [None]
+
+
+def test_a_sequence_without_a_page_for_its_next_token_waits_and_the_others_go_on(rig, wish):
+    expected = [a.tokens for a in rig().run([wish(tuple(range(1, 17))), wish(PROMPT)])]
+    made = rig()
+    got = {1: [adopt(made, 1, tuple(range(1, 17))).token], 2: [adopt(made, 2).token]}
+    assert made.batch.wanting_pages() == [1]
+
+    for lease, sampled in made.batch.step(no_pulse):
+        got[lease].append(sampled.token)
+    assert [len(got[1]), len(got[2])] == [1, 2]
+    made.batch.grow(1, made.take(1, 17)[1:])
+    assert made.batch.wanting_pages() == []
+    for _ in range(3):
+        for lease, sampled in made.batch.step(no_pulse):
+            got[lease].append(sampled.token)
+
+    assert got == {1: expected[0][:4], 2: expected[1][:5]}
+
+
+def test_counts_the_tokens_in_the_pool(rig):
+    made = rig()
+    adopt(made, 1)
+    adopt(made, 2, (1, 2, 3))
+
+    assert made.batch.context_tokens() == 8
+    made.batch.step(no_pulse)
+    assert made.batch.context_tokens() == 10
+    made.batch.remove(1)
+    assert made.batch.context_tokens() == 4
+
+
+def test_a_sequence_can_leave_and_come_back(rig, wish):
+    expected = rig().run([wish(PROMPT)])[0].tokens
+    made = rig()
+    tokens = [adopt(made, 7, tokens_of_room=32).token]
+    adopt(made, 8)
+    for _ in range(4):
+        tokens += [s.token for lease, s in made.batch.step(no_pulse) if lease == 7]
+    made.batch.remove(7)
+    assert made.batch.leases() == [8]
+    made.batch.step(no_pulse)
+
+    draw = Draw(GREEDY, StoppingParams(100), (), tuple(tokens))
+    made.batch.add(7, len(PROMPT) + 4, made.take(7, 32), draw)
+    for _ in range(4):
+        tokens += [s.token for lease, s in made.batch.step(no_pulse) if lease == 7]
+
+    assert tokens == expected[:9]
+
+
+def test_more_sequences_than_the_first_columns_hold(rig, wish):
+    prompts = [(token, 2 * token, 3) for token in range(1, 40)]
+    wishes = [wish(prompt, stopping=StoppingParams(6)) for prompt in prompts]
+
+    together = rig(pages=100).run(wishes)
+
+    assert [a.tokens for a in together] == [rig().run([each])[0].tokens for each in wishes]
+
+
+def test_refuses_what_cannot_be(rig):
+    made = rig()
+    adopt(made, 1)
+    draw = Draw(GREEDY, StoppingParams(9), (), (4,))
+
+    with pytest.raises(ValueError, match="is in the batch"):
+        made.batch.add(1, 5, made.take(1, 5), draw)
+    with pytest.raises(ValueError, match="17 tokens, 1 pages"):
+        made.batch.add(2, 17, made.take(2, 16), draw)
+    with pytest.raises(ValueError, match="0 output tokens"):
+        made.batch.add(2, 5, made.take(2, 16), Draw(GREEDY, StoppingParams(9), (), ()))
+    with pytest.raises(KeyError):
+        made.batch.remove(2)
+
+
+def test_refuses_a_pool_and_weights_of_another_shape(rig):
+    made = rig()
+
+    with pytest.raises(ValueError, match="the pool's shape"):
+        Engine(made.model, made.weights, made.pool[:1])
+    with pytest.raises(ValueError, match=r"layers\.1\.qkv"):
+        Engine(made.model, {k: v for k, v in made.weights.items() if k != "layers.1.qkv"}, made.pool)
+
+
+# --- ends -----------------------------------------------------------------------------------------------------------
+
+
+def test_ends_after_max_tokens(rig, wish):
+    for count in (1, 2, 5):
+        answer = rig().run([wish(PROMPT, stopping=StoppingParams(count))])[0]
+
+        assert len(answer.tokens) == count
+        assert [s.end for s in answer.steps[:-1]] == [None] * (count - 1)
+        assert answer.steps[-1].end.reason is EndReason.LENGTH
+
+
+def test_ends_at_a_stop_token_even_the_last_one_allowed(rig, wish):
+    tokens = rig().run([wish(PROMPT)])[0].tokens
+    place = next(i for i, token in enumerate(tokens) if i > 2 and token not in tokens[:i])
+    stopping = StoppingParams(place + 1, stop_token_ids=frozenset({tokens[place], 1000}))
+
+    answer = rig().run([wish(PROMPT, stopping=stopping)])[0]
+
+    assert answer.tokens == tokens[: place + 1]
+    assert answer.steps[-1].end.reason is EndReason.STOP_TOKEN
+    assert answer.steps[-1].end.stop_token_id == tokens[place]
+
+
+def test_no_stop_token_before_min_tokens(rig, wish):
+    tokens = rig().run([wish(PROMPT)])[0].tokens
+    stopping = StoppingParams(30, min_tokens=6, stop_token_ids=frozenset(tokens[:6]))
+
+    answer = rig().run([wish(PROMPT, stopping=stopping)])[0]
+
+    assert len(answer.tokens) >= 6
+    assert not set(answer.tokens[:6]) & stopping.stop_token_ids
+
+
+# --- isolation ------------------------------------------------------------------------------------------------------
+
+
+def test_a_sequence_that_is_not_finite_fails_alone_and_taints_no_page(rig, wish):
+    """Its pages, full of NaN, serve the next sequence as any others do."""
+    expected = [a.tokens for a in rig().run([wish(PROMPT), wish((8, 8, 1))])]
+    made = rig(pages=4)
+    adopt(made, 1)
+    adopt(made, 2, (60, 61, 62))
+    got = []
+    page = int(made.take(2, 1)[0])
+    made.pool[:, page, 0, :3] = math.nan
+
+    outcomes = dict(made.batch.step(no_pulse))
+    assert isinstance(outcomes[2], Failed)
+    assert "finite" in outcomes[2].error
+    got.append(outcomes[1].token)
+    assert made.batch.leases() == [1]
+    made.pool[:, page] = math.nan
+    made.release(2)
+
+    made.assign(3, page)
+    third = [adopt(made, 3, (8, 8, 1)).token]
+    for _ in range(4):
+        outcomes = dict(made.batch.step(no_pulse))
+        got.append(outcomes[1].token)
+        third.append(outcomes[3].token)
+    assert got == expected[0][1:6]
+    assert third == expected[1][:5]
+
+
+def test_a_prompt_that_is_not_finite_fails_alone(rig, wish):
+    expected = rig().run([wish(PROMPT)])[0].tokens
+    made = rig()
+    made.weights["embed"][77] = math.nan
+    draw = Draw(GREEDY, StoppingParams(9), (), ())
+    items = [
+        PrefillItem(1, (3, 77, 4), 0, made.take(1, 3), draw),
+        PrefillItem(2, PROMPT, 0, made.take(2, 5), draw),
+    ]
+
+    bad, good = made.engine.prefill(items, made.pulse)
+
+    assert isinstance(bad, Failed)
+    assert isinstance(good, Sampled)
+    assert good.token == expected[0]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"top_p": 0.9, "top_k": 40}, {"repetition_penalty": 1.2, "temperature": 1.5}])
+def test_a_seeded_request_gives_the_same_tokens_alone_in_a_batch_and_resumed(rig, wish, sampling):
+    params = SamplingParams(seed=2**63 + 11, **sampling)
+    alone = rig().run([wish(PROMPT, params)])[0].tokens
+    others = [wish((i, i + 1, 3), SamplingParams(seed=i, top_k=i), StoppingParams(10 * i)) for i in range(1, 6)]
+
+    batched = rig().run([*others[:3], wish(PROMPT, params, joins_at=4, chunks=(2,)), *others[3:]])[3].tokens
+    resumed = rig().run([wish(PROMPT, params, output=tuple(alone[:13]))])[0].tokens
+
+    assert batched == alone
+    assert resumed == alone[13:]
+    assert len(set(alone)) > 10
+
+
+def test_logprobs_come_with_the_tokens(rig, wish):
+    params = SamplingParams(temperature=0.0, logprobs=True, top_logprobs=2)
+
+    answer = rig().run([wish(PROMPT, params, StoppingParams(4))])[0]
+
+    for step in answer.steps:
+        assert step.logprob.token == step.token == step.logprob.top[0][0]
+        assert step.logprob.logprob == step.logprob.top[0][1] > step.logprob.top[1][1]
+
+
+def test_tables_may_be_longer_than_the_context(rig, wish):
+    expected = rig().run([wish(PROMPT)])[0].tokens
+    made = rig()
+    table = np.concatenate((made.take(1, 5), made.take(2, 64)))
+    draw = Draw(GREEDY, StoppingParams(100), (), ())
+    (first,) = made.engine.prefill([PrefillItem(1, PROMPT, 0, table, draw)], made.pulse)
+    made.batch.add(1, 5, table, Draw(GREEDY, StoppingParams(100), (), (first.token,)))
+
+    tokens = [first.token] + [made.batch.step(no_pulse)[0][1].token for _ in range(20)]
+
+    assert tokens == expected[:21]
