@@ -281,6 +281,11 @@ class PageAccount:
         return int(self._header[_FREE])
 
     @property
+    def epoch(self) -> int:
+        """Takes so far, of all processes."""
+        return int(self._header[_EPOCH])
+
+    @property
     def repairs(self) -> int:
         """How often somebody died with the lock in hand."""
         return int(self._header[_REPAIRS])

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pytest
+
+from semipd.memory.account import Counts, Holder, PageAccount, Role
+from semipd.memory.errors import AccountCorrupt, NoLease, StaleLease
+
+COORDINATOR = Holder(Role.COORDINATOR, 0)
+PREFILL = Holder(Role.PREFILL, 1)
+DECODE = Holder(Role.DECODE, 2)
+
+
+def make(pages: int = 8, leases: int = 4) -> PageAccount:
+    return PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(pages, leases))), pages, leases)
+
+
+def test_pages_are_taken_in_order_and_come_back() -> None:
+    account = make()
+    lease = account.open(PREFILL)
+    first, second = account.take(lease, 3, PREFILL), account.take(lease, 2, PREFILL)
+    assert first is not None
+    assert second is not None
+    assert account.table(lease).tolist() == [*first.tolist(), *second.tolist()]
+    assert account.counts() == Counts(free=3, owned=5, quarantined=0, total=8)
+    assert account.release(lease, PREFILL) == 5
+    assert account.counts() == Counts(free=8, owned=0, quarantined=0, total=8)
+    account.check()
+
+
+def test_no_page_has_two_owners() -> None:
+    account = make()
+    leases = [account.open(PREFILL) for _ in range(4)]
+    for lease in leases:
+        account.take(lease, 2, PREFILL)
+    pages = [page for lease in leases for page in account.table(lease).tolist()]
+    assert sorted(pages) == list(range(8))
+
+
+def test_more_than_is_free_takes_nothing() -> None:
+    account = make(pages=4)
+    lease = account.open(PREFILL)
+    assert account.take(lease, 5, PREFILL) is None
+    assert account.counts().free == 4
+
+
+def test_a_hand_over_moves_the_right_to_the_pages_and_not_the_pages() -> None:
+    account = make()
+    lease = account.open(PREFILL)
+    pages = account.take(lease, 2, PREFILL)
+    assert pages is not None
+    account.hand_over(lease, PREFILL, DECODE)
+    assert account.holder(lease) == DECODE
+    assert account.table(lease).tolist() == pages.tolist()
+    with pytest.raises(StaleLease):
+        account.take(lease, 1, PREFILL)
+    with pytest.raises(StaleLease):
+        account.hand_over(lease, PREFILL, COORDINATOR)
+    account.take(lease, 1, DECODE)
+
+
+def test_a_lease_that_is_closed_is_stale_for_ever_though_its_slot_is_used_again() -> None:
+    account = make(leases=1)
+    old = account.open(PREFILL)
+    account.release(old, PREFILL)
+    new = account.open(PREFILL)
+    assert new != old
+    assert account.holder(old) is None
+    for act in (
+        lambda: account.take(old, 1, PREFILL),
+        lambda: account.release(old, PREFILL),
+        lambda: account.table(old),
+        lambda: account.truncate(old, 0, PREFILL),
+    ):
+        with pytest.raises(StaleLease):
+            act()
+
+
+@pytest.mark.parametrize("nonsense", [0, 7, 2**40, 2**63])
+def test_a_number_that_is_no_lease_is_refused(nonsense: int) -> None:
+    account = make()
+    assert account.holder(nonsense) is None
+    with pytest.raises(StaleLease):
+        account.release(nonsense, PREFILL)
+
+
+def test_leases_end() -> None:
+    account = make(leases=2)
+    account.open(PREFILL)
+    account.open(PREFILL)
+    with pytest.raises(NoLease):
+        account.open(PREFILL)
+
+
+def test_all_that_a_dead_holder_had_is_seized() -> None:
+    account = make()
+    mine, other = [account.open(PREFILL), account.open(PREFILL)], account.open(DECODE)
+    account.take(mine[0], 2, PREFILL)
+    assert sorted(account.seize(PREFILL, COORDINATOR)) == sorted(mine)
+    assert account.holder(mine[0]) == COORDINATOR
+    assert account.holder(other) == DECODE
+    with pytest.raises(StaleLease):
+        account.take(mine[0], 1, PREFILL)
+
+
+def test_quarantined_pages_are_not_given_out_before_they_are_absolved() -> None:
+    account = make()
+    lease = account.open(DECODE)
+    account.take(lease, 6, DECODE)
+    account.release(lease, DECODE, quarantine=True)
+    assert account.counts() == Counts(free=2, owned=0, quarantined=6, total=8)
+    account.check()
+    late = account.open(PREFILL)
+    assert account.take(late, 3, PREFILL) is None
+    assert account.absolve(DECODE) == 6
+    assert account.take(late, 8, PREFILL) is not None
+    account.check()
+
+
+def test_truncate_keeps_the_front_of_the_table() -> None:
+    account = make()
+    lease = account.open(DECODE)
+    pages = account.take(lease, 5, DECODE)
+    assert pages is not None
+    assert account.truncate(lease, 2, DECODE) == 3
+    assert account.table(lease).tolist() == pages.tolist()[:2]
+    assert account.counts().free == 6
+    account.check()
+
+
+def test_two_views_of_one_buffer_are_one_account() -> None:
+    buffer = memoryview(bytearray(PageAccount.bytes_needed(8, 4)))
+    one = PageAccount.create(buffer, 8, 4)
+    other = PageAccount.attach(buffer)
+    lease = one.open(PREFILL)
+    one.take(lease, 3, PREFILL)
+    assert other.counts() == one.counts()
+    other.release(lease, PREFILL)
+    assert one.free_pages == 8
+
+
+def test_a_buffer_that_holds_no_account_is_refused() -> None:
+    with pytest.raises(AccountCorrupt):
+        PageAccount.attach(memoryview(bytearray(PageAccount.bytes_needed(8, 4))))
