@@ -143,11 +143,14 @@ class DecodeBatch:
     def _make_room(self, rows: int, pages: int) -> None:
         """Doubles what is too small; row by row the tables keep their padding."""
         if rows > len(self._tokens):
-            for name in ("_tokens", "_contexts", "_positions", "_pages"):
-                column = getattr(self, name)
-                setattr(self, name, np.concatenate((column, np.zeros_like(column))))
-            self._tables = np.concatenate((self._tables, np.zeros_like(self._tables)))
+            self._tokens, self._contexts = _doubled(self._tokens), _doubled(self._contexts)
+            self._positions, self._pages = _doubled(self._positions), _doubled(self._pages)
+            self._tables = _doubled(self._tables)
         width = self._tables.shape[1]
         if pages > width:
             more = max(pages, 2 * width) - width
             self._tables = np.concatenate((self._tables, np.repeat(self._tables[:, :1], more, 1)), 1)
+
+
+def _doubled(column: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.concatenate((column, np.zeros_like(column)))

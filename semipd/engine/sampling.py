@@ -113,8 +113,8 @@ class Choice:
 
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler], positions: Sequence[int]) -> list[Choice]:
     """One token a row. `logits` [rows, vocab]; `positions`: the output position of each row's token, from 0."""
-    best, likeliest = logits.max(-1)  # carries NaN and infinity of a row into its best
-    finite = torch.isfinite(best).tolist()
+    likeliest = logits.argmax(-1)  # a NaN counts as the greatest
+    finite = torch.isfinite(logits.gather(1, likeliest[:, None])[:, 0]).tolist()
     if all(sampler.plain for sampler in samplers):
         return [Choice(token if ok else None) for token, ok in zip(likeliest.tolist(), finite, strict=True)]
     raw = logits.float()
