@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 import zmq
 import zmq.asyncio
+from google.rpc import error_details_pb2, status_pb2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from semipd.core.config import ServerConfig
@@ -24,6 +26,16 @@ from semipd.v1 import generation_pb2_grpc
 from semipd.wire.sockets import RunDir, bind_router
 
 PATIENCE_S = 10.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One event loop for all: grpc.aio's completion queue goes on serving the loop of an earlier test otherwise."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and pytest_asyncio.is_async_test(item):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
 BOS, EOS = 0, 1
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -131,6 +143,49 @@ def make_delta() -> Callable[..., gw.Delta]:
     return delta
 
 
+class Details:
+    """What a failed RPC tells: its status code and the one ErrorInfo that it must carry."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        self.code = error.code()
+        self.message = error.details()
+        self.trailers = dict(error.trailing_metadata())
+        self.status = status_pb2.Status.FromString(self.trailers["grpc-status-details-bin"])
+        [self.info] = self._all(error_details_pb2.ErrorInfo)
+        assert self.info.domain == "semipd"
+        assert self.status.code == self.code.value[0]
+
+    def _all(self, kind):
+        found = []
+        for detail in self.status.details:
+            if detail.Is(kind.DESCRIPTOR):
+                found.append(kind())
+                detail.Unpack(found[-1])
+        return found
+
+    @property
+    def violations(self) -> dict[str, str]:
+        [bad] = self._all(error_details_pb2.BadRequest)
+        return {violation.field: violation.description for violation in bad.field_violations}
+
+    @property
+    def retry_ms(self) -> int:
+        [retry] = self._all(error_details_pb2.RetryInfo)
+        return retry.retry_delay.ToMilliseconds()
+
+
+async def failure(awaited) -> Details:
+    """The RPC fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await awaited
+    return Details(caught.value)
+
+
+@pytest.fixture
+def fails() -> Callable[..., Awaitable[Details]]:
+    return failure
+
+
 class Bench:
     """A gateway with its coordinator and a client's channel."""
 
@@ -171,7 +226,7 @@ def open_bench(checkpoint: Path, tmp_path: Path):
     return opened
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def bench(open_bench) -> AsyncIterator[Bench]:
     async with open_bench() as opened:
         yield opened
