@@ -23,7 +23,7 @@ from semipd.workers.attach import attach
 from semipd.workers.decode import DecodeWorker
 from semipd.workers.link import Link
 from semipd.workers.prefill import PrefillWorker
-from semipd.workers.shares import compute_on
+from semipd.workers.shares import Shares
 from semipd.workers.sizing import model_directory
 
 log = structlog.get_logger()
@@ -55,10 +55,14 @@ def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> i
         return 0
     me = Holder(ROLE[appoint.role], incarnation)
     structlog.contextvars.bind_contextvars(process=f"{me.role.name.lower()}.{incarnation}")
-    compute_on(appoint.cpus)
+    model = read_model_config(model_directory(config))
+    shares = Shares(model)
+    shares.compute_on(appoint.cpus)
     with attach(run_dir) as attached:
-        engine = Engine(read_model_config(model_directory(config)), attached.weights, attached.pool)
-        worker = (PrefillWorker if me.role is Role.PREFILL else DecodeWorker)(link, engine, attached.account, me)
+        engine = Engine(model, attached.weights, attached.pool)
+        worker = (PrefillWorker if me.role is Role.PREFILL else DecodeWorker)(
+            link, engine, attached.account, me, shares
+        )
         link.send(wk.FromWorker(ready=wk.Ready()))
         worker.run()
     return 0

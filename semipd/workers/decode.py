@@ -12,9 +12,9 @@ from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.memory.errors import StaleLease
 from semipd.wire.codec import end_to_wire, logprob_to_wire
-from semipd.workers import shares
 from semipd.workers.draw import draw_from_wire
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
+from semipd.workers.shares import Shares
 
 log = structlog.get_logger()
 
@@ -31,11 +31,12 @@ class Standing:
 
 
 class DecodeWorker:
-    def __init__(self, link: Link, engine: Engine, account: PageAccount, me: Holder) -> None:
+    def __init__(self, link: Link, engine: Engine, account: PageAccount, me: Holder, shares: Shares) -> None:
         self._link = link
         self._batch = engine.decode_batch()
         self._account = account
         self._me = me
+        self._shares = shares
         self._standing: dict[int, Standing] = {}
         self._adopted = 0
         self._steps = 0
@@ -68,7 +69,8 @@ class DecodeWorker:
                     for lease in message.drop.leases:
                         self._drop(lease)
                 case "set_shares":
-                    shares.apply(message.set_shares, self._link)
+                    self._shares.compute_on(message.set_shares.cpus)
+                    self._link.send(wk.FromWorker(shares_applied=wk.SharesApplied(change=message.set_shares.change)))
                 case "shutdown":
                     self._over = True
             message = self._link.receive()

@@ -13,19 +13,20 @@ from semipd.engine.engine import Engine, Failed, PrefillItem, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.memory.errors import StaleLease
-from semipd.workers import shares
 from semipd.workers.draw import draw_from_wire, sampled_to_wire
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
+from semipd.workers.shares import Shares
 
 log = structlog.get_logger()
 
 
 class PrefillWorker:
-    def __init__(self, link: Link, engine: Engine, account: PageAccount, me: Holder) -> None:
+    def __init__(self, link: Link, engine: Engine, account: PageAccount, me: Holder, shares: Shares) -> None:
         self._link = link
         self._engine = engine
         self._account = account
         self._me = me
+        self._shares = shares
         self._plans: deque[wk.PrefillBatch] = deque()
         self._dropped: set[int] = set()
         self._answered = 0
@@ -51,7 +52,8 @@ class PrefillWorker:
                 case "drop":
                     self._dropped.update(message.drop.leases)
                 case "set_shares":
-                    shares.apply(message.set_shares, self._link)
+                    self._shares.compute_on(message.set_shares.cpus)
+                    self._link.send(wk.FromWorker(shares_applied=wk.SharesApplied(change=message.set_shares.change)))
                 case "shutdown":
                     self._over = True
             message = self._link.receive()
