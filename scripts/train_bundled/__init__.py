@@ -1,0 +1,1 @@
+"""Trains the bundled model: `python -m scripts.train_bundled --help`."""
