@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from semipd.wire.process import PARENT
+
 
 class Child:
     """A Python module that runs in its own process.
@@ -27,7 +29,7 @@ class Child:
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, PARENT: str(os.getpid()), **(environment or {})},
         )
         assert self._process.stdout is not None
         self._out = self._process.stdout

@@ -9,6 +9,16 @@ import signal
 PR_SET_PDEATHSIG = 1
 
 
+PARENT = "SEMIPD_PARENT"
+"""Environment variable: the process id of the coordinator, to the processes that it starts."""
+
+
+def started_by() -> int | None:
+    """The coordinator's process id, where it started this process."""
+    number = os.environ.get(PARENT, "")
+    return int(number) if number.isdecimal() else None
+
+
 def die_with_parent(parent: int | None = None) -> None:
     """Asks the kernel to kill this process when its parent's starting thread ends. Linux alone; elsewhere no effect.
 

@@ -17,7 +17,7 @@ from semipd.engine.loading import read_model_config
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.wire.logging import configure_logging
-from semipd.wire.process import die_with_parent
+from semipd.wire.process import die_with_parent, started_by
 from semipd.wire.sockets import RunDir
 from semipd.workers.attach import attach
 from semipd.workers.decode import DecodeWorker
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--incarnation", type=int, required=True)
     given = parser.parse_args()
-    die_with_parent()
+    die_with_parent(started_by())
     config = ServerConfig.from_json(RunDir(given.run_dir).config.read_text())
     configure_logging(config, f"worker.{given.incarnation}")
     with Link(given.run_dir, given.incarnation) as link:

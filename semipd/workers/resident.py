@@ -27,7 +27,7 @@ from semipd.memory.account import PageAccount
 from semipd.memory.arenas import SharedArena, available_bytes
 from semipd.memory.manifest import ACCOUNT, POOL, WEIGHTS, Manifest, PoolLayout, send
 from semipd.memory.tensors import DTYPES, content_hash, lay_out, pool_bytes, weights_over
-from semipd.wire.process import die_with_parent
+from semipd.wire.process import die_with_parent, started_by
 from semipd.wire.sockets import RunDir
 from semipd.workers.sizing import model_directory, pool_pages
 
@@ -111,7 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
     run_dir = RunDir(parser.parse_args().run_dir)
-    die_with_parent()
+    die_with_parent(started_by())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = ServerConfig.from_json(run_dir.config.read_text())
     with ExitStack() as stack:

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from semipd.core.config import ServerConfig
+from semipd.core.errors import ConfigError, StartError
+from semipd.core.model import ModelConfig, parse_model_config
+from semipd.workers.sizing import context_limit, pool_pages
+
+GB = 1_000_000_000
+
+
+@pytest.fixture
+def model() -> ModelConfig:
+    """A page of it takes 2 layers x 2 x 16 tokens x 2 heads x 16 numbers = 2048 numbers."""
+    return parse_model_config(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": 256,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+        }
+    )
+
+
+def test_by_default_the_pool_holds_what_a_full_batch_of_full_contexts_can_use(model: ModelConfig) -> None:
+    assert pool_pages(ServerConfig(max_running=8), model, 4, 100 * GB) == 8 * 512 // 16
+
+
+def test_by_default_the_pool_takes_half_of_what_is_available_at_most(model: ModelConfig) -> None:
+    assert pool_pages(ServerConfig(), model, 4, 100 * 2048 * 4) == 50
+
+
+def test_pages_or_gigabytes_can_be_asked_for(model: ModelConfig) -> None:
+    assert pool_pages(ServerConfig(kv_pages=77), model, 4, GB) == 77
+    assert pool_pages(ServerConfig(kv_memory_gb=0.001), model, 4, GB) == 1_000_000 // (2048 * 4)
+
+
+def test_less_than_one_context_is_refused(model: ModelConfig) -> None:
+    with pytest.raises(ConfigError, match=r"--kv-pages 10.*512 tokens needs 32"):
+        pool_pages(ServerConfig(kv_pages=10), model, 4, GB)
+    with pytest.raises(StartError, match="lower --max-context"):
+        pool_pages(ServerConfig(), model, 4, 2048)
+
+
+def test_a_shorter_context_needs_less(model: ModelConfig) -> None:
+    assert pool_pages(ServerConfig(kv_pages=10, max_context=160), model, 4, GB) == 10
+
+
+def test_the_context_ends_where_the_models_positions_do(model: ModelConfig) -> None:
+    assert context_limit(ServerConfig(), model) == 512
+    with pytest.raises(ConfigError, match="positions end at 512; got 513"):
+        context_limit(ServerConfig(max_context=513), model)
