@@ -45,14 +45,13 @@ class Mailbox:
         """Raises InternalError where the delta can't be: the request is to fail with it."""
         try:
             sample = self.samples[delta.index]
-            was_over, was_finished = sample.over, sample.finish is not None
-            news = sample.take(delta)
+            if sample.over:
+                return
+            was_finished = sample.finish is not None
+            if sample.take(delta) and not was_finished and sample not in self._dirty:
+                self._dirty.append(sample)
         except (Gap, IndexError) as error:
             raise InternalError("tokens of this request were lost inside the server") from error
-        if was_over:
-            return
-        if news and not was_finished and sample not in self._dirty:
-            self._dirty.append(sample)
         if sample.over:
             self._alive -= 1
         elif sample.finish is not None and not was_finished:

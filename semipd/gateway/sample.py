@@ -69,13 +69,16 @@ class Sample:
         """Characters told or ready to be told; the held text begins here."""
         self._unscanned = 0
         """Characters that the scanner has not read, since they came before `min_tokens`."""
-        self._token: pb.GenerateStreamResponse | None = None
+        self._event = pb.GenerateStreamResponse()
+        self._token: pb.Token | None = None
+        """The event's, while there is one."""
         self._texts: list[str] = []
 
     # --- what came --------------------------------------------------------------------------------------------------
 
     def take(self, delta: gw.Delta) -> bool:
         """True if the client is to hear of it. Raises Gap. What is known already has no effect."""
+        ended = delta.HasField("end")
         if self.finish is None:
             tokens: Sequence[int] = delta.tokens
             logprobs: Sequence[pb.Logprob] = delta.logprobs
@@ -84,14 +87,14 @@ class Sample:
                 if known < 0:
                     raise Gap(f"position {delta.position} after {self.output_tokens} tokens")
                 tokens, logprobs = tokens[known:], logprobs[known:]
-            end = delta.end if delta.HasField("end") else None
+            end = delta.end if ended else None
             if self._scanner is None:
                 self._append(tokens, logprobs, end)
             else:
                 self._scan(self._scanner, tokens, logprobs, end)
             if end is not None and self.finish is None:
                 self._complete(end)
-        if delta.HasField("end") and not self.over:
+        if ended and not self.over:
             self.over = True
             if delta.HasField("timings"):
                 self.timings = pb.Timings()
@@ -193,9 +196,10 @@ class Sample:
     def _pending(self) -> pb.Token:
         """The event that gathers what is new. Its text is set when it is told, in one piece."""
         if self._token is None:
-            self._token = pb.GenerateStreamResponse()
-            self._token.token.index = self.index
-        return self._token.token
+            self._event = pb.GenerateStreamResponse()
+            self._token = self._event.token
+            self._token.index = self.index
+        return self._token
 
     def _tell(self, text: str) -> None:
         if self._shape.text:
@@ -204,12 +208,11 @@ class Sample:
 
     def news(self) -> pb.GenerateStreamResponse | None:
         """Everything since the last call as one token event; None: nothing. Its sequence number is the caller's."""
-        event = self._token
-        if event is None:
+        token, texts = self._token, self._texts
+        if token is None:
             return None
         self._token = None
-        texts = self._texts
         if texts:
-            event.token.text = texts[0] if len(texts) == 1 else "".join(texts)
+            token.text = texts[0] if len(texts) == 1 else "".join(texts)
             self._texts = []
-        return event
+        return self._event

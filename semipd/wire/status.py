@@ -36,10 +36,11 @@ CODES: Mapping[Reason, int] = {
 RETRY_S: Mapping[Reason, float] = {Reason.QUEUE_FULL: 1.0, Reason.DEADLINE_UNMEETABLE: 1.0}
 """What a client is told to wait where the error itself doesn't say."""
 
-MAX_MESSAGE = 1000
-MAX_VIOLATIONS = 24
+MAX_MESSAGE = 400
+MAX_VIOLATIONS = 20
+MAX_FIELD = 64
 MAX_DESCRIPTION = 160
-"""Trailers beyond 8 KB are refused by common clients, so characters and entries are counted."""
+"""Bytes and entries. Clients refuse trailers of more than 8 KiB in all, the details written in base 64."""
 
 
 def code_of(error: RequestError) -> int:
@@ -85,11 +86,13 @@ def _bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
     bad = error_details_pb2.BadRequest()
     for violation in error.violations[:MAX_VIOLATIONS]:
         bad.field_violations.add(
-            field=_shortened(violation.field, MAX_DESCRIPTION),
+            field=_shortened(violation.field, MAX_FIELD),
             description=_shortened(violation.description, MAX_DESCRIPTION),
         )
     return bad
 
 
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _shortened(text: str, most: int) -> str:
+    """`text` in at most so many bytes of UTF-8."""
+    encoded = text.encode()
+    return text if len(encoded) <= most else encoded[: most - 3].decode(errors="ignore") + "..."

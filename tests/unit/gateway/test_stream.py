@@ -109,9 +109,9 @@ async def test_a_client_that_leaves_while_it_waits_for_a_whole_answer_cancels_it
 
 
 async def test_a_deadline_that_passes_cancels_the_request(bench):
-    call = bench.stream(text="hello", timeout=0.2)
+    call = bench.stream(text="hello", timeout=0.5)
     submit = await bench.coordinator.admit()
-    assert submit.deadline_s <= 0.2
+    assert submit.deadline_s <= 0.5
     assert (await call.read()).HasField("accepted")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
@@ -181,9 +181,7 @@ async def test_samples_end_one_by_one_and_the_summary_comes_last(bench, ids, mak
 
 @pytest.mark.parametrize(("include_stop", "told"), [(False, [104, 105]), (True, [104, 105, 106])])
 async def test_a_stop_token_is_in_the_answer_only_if_asked(bench, make_delta, include_stop, told):
-    call = bench.generate(
-        text="x", stopping=pb.StoppingParams(stop_token_ids=[106], include_stop=include_stop)
-    )
+    call = bench.generate(text="x", stopping=pb.StoppingParams(stop_token_ids=[106], include_stop=include_stop))
     submit = await bench.coordinator.admit()
     await bench.coordinator.deltas(make_delta(submit.ticket, 0, [104, 105, 106], end=seq.END_REASON_STOP_TOKEN))
     answer = await call
@@ -274,7 +272,7 @@ class TestStopStrings:
         assert tokens_of(events) == tokens[: matched.output_tokens]
 
     async def test_min_tokens_come_before_any_stop(self, bench, letters, make_delta):
-        events, matched, tokens = await self._stopped(bench, letters, make_delta, stop=["h", "ld"], min_tokens=8)
+        events, matched, _tokens = await self._stopped(bench, letters, make_delta, stop=["h", "ld"], min_tokens=8)
         assert matched.output_tokens == 8
         assert text_of(events) == "hello t"
 

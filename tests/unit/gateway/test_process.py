@@ -1,0 +1,88 @@
+"""The gateway as a process: what it says, how it ends, and what it never imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import zmq
+
+from semipd.core.config import ServerConfig
+from semipd.internal.v1 import gateway_pb2 as gw
+from semipd.wire.sockets import RunDir, bind_router
+
+PATIENCE_S = 30.0
+
+
+@contextmanager
+def gateway_process(run_dir: RunDir, config: ServerConfig) -> Iterator[subprocess.Popen[bytes]]:
+    run_dir.config.write_text(config.to_json())
+    command = [sys.executable, "-m", "semipd.gateway", "--run-dir", str(run_dir.path), "--name", "gateway.0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_it_says_where_it_listens_to_both_sides_and_ends_on_sigterm(checkpoint: Path, tmp_path: Path):
+    run_dir = RunDir(tmp_path)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        router = bind_router(context, run_dir.gateway_endpoint)
+        with gateway_process(run_dir, ServerConfig(model=str(checkpoint), port=0)) as process:
+            said = json.loads(process.stdout.readline())
+            assert said["event"] == "listening"
+            assert router.poll(PATIENCE_S * 1000)
+            identity, frame = router.recv_multipart()
+            assert identity == b"gateway.0"
+            assert gw.FromGateway.FromString(frame).hello == gw.GatewayHello(pid=process.pid, port=said["port"])
+            process.send_signal(signal.SIGINT)  # a terminal sends it to all; the parent decides
+            process.terminate()
+            assert process.wait(PATIENCE_S) == 0
+    finally:
+        context.destroy(linger=0)
+
+
+def test_what_can_t_start_says_why(tmp_path: Path):
+    with gateway_process(RunDir(tmp_path), ServerConfig(model=str(tmp_path / "nowhere"))) as process:
+        said = json.loads(process.stdout.readline())
+        assert said["event"] == "failed"
+        assert "nowhere" in said["error"]
+        assert process.wait(PATIENCE_S) == 1
+
+
+def test_it_does_not_outlive_its_parent(checkpoint: Path, tmp_path: Path):
+    RunDir(tmp_path).config.write_text(ServerConfig(model=str(checkpoint), port=0).to_json())
+    command = [sys.executable, "-m", "semipd.gateway", "--run-dir", str(tmp_path), "--name", "gateway.0"]
+    parent = (
+        "import os, subprocess, sys\n"
+        f"child = subprocess.Popen({command!r}, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        fd = os.pidfd_open(int(process.stdout.readline()))
+        try:
+            process.kill()
+            poller = zmq.Poller()
+            poller.register(fd, zmq.POLLIN)
+            assert poller.poll(PATIENCE_S * 1000), "the gateway is still there"
+        finally:
+            os.close(fd)
+
+
+def test_it_never_imports_torch_or_transformers():
+    code = (
+        "import sys, semipd.gateway.__main__, semipd.gateway.renderer\n"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy'}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
