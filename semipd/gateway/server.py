@@ -120,7 +120,7 @@ class Gateway:
         tracing = open_tracing(self._config)
         if tracing is not None:
             stack.callback(tracing.close)
-            interceptors.append(tracing.interceptor)
+            interceptors.extend(tracing.interceptors)
         if self._config.api_keys_file:
             interceptors.append(BearerKeys(read_api_keys(self._config.api_keys_file), link.door_refusal))
         interceptors.append(Reception())

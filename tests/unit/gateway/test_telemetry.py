@@ -1,0 +1,87 @@
+"""Traces of the RPCs, where OpenTelemetry's packages are installed; and what makes our streams fit them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from semipd.gateway.telemetry import generator_of
+
+
+class RecordedContext:
+    """Knows nothing but who wants to hear of the RPC's end."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[object], object]] = []
+
+    def add_done_callback(self, callback: Callable[[object], object]) -> None:
+        self.callbacks.append(callback)
+
+
+async def test_what_a_handler_writes_is_what_its_generator_yields():
+    async def behaviour(request, context):
+        for number in range(request):
+            await context.write(number)
+
+    assert [item async for item in generator_of(behaviour)(5, RecordedContext())] == [0, 1, 2, 3, 4]
+
+
+async def test_an_error_comes_after_what_was_written_before_it():
+    async def behaviour(_request, context):
+        await context.write("first")
+        raise LookupError
+
+    answers = generator_of(behaviour)(None, RecordedContext())
+    assert await anext(answers) == "first"
+    with pytest.raises(LookupError):
+        await anext(answers)
+
+
+async def test_a_handler_ends_with_its_rpc_even_between_two_messages():
+    ended = asyncio.Event()
+
+    async def behaviour(_request, context):
+        try:
+            for _ in range(3):
+                await context.write("more")
+        finally:
+            ended.set()
+
+    context = RecordedContext()
+    answers = generator_of(behaviour)(None, context)
+    await anext(answers)
+    for callback in context.callbacks:
+        callback(None)
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+
+async def test_spans_reach_the_collector(open_bench, make_delta):
+    pytest.importorskip("opentelemetry.instrumentation.grpc")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
+    exported: list[str] = []
+
+    class Collector(grpc.GenericRpcHandler):
+        def service(self, details):
+            exported.append(details.method)
+            return grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"")
+
+    collector = grpc.server(ThreadPoolExecutor(1))
+    collector.add_generic_rpc_handlers((Collector(),))
+    port = collector.add_insecure_port("127.0.0.1:0")
+    collector.start()
+    try:
+        async with open_bench(otlp_endpoint=f"http://127.0.0.1:{port}") as bench:
+            call = bench.stream(text="x")
+            submit = await bench.coordinator.admit()
+            await bench.coordinator.deltas(make_delta(submit.ticket, 0, [40], end=2))
+            while (event := await call.read()) is not grpc.aio.EOF:
+                last = event
+            assert last.HasField("summary")
+    finally:
+        collector.stop(None)
+    assert "/opentelemetry.proto.collector.trace.v1.TraceService/Export" in exported
