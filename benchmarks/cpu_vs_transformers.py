@@ -46,7 +46,6 @@ def through_transformers(model: Any, batch: list[list[int]], tokens: int) -> flo
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=tokens,
-        min_new_tokens=tokens,
         pad_token_id=0,
     )
     assert out.shape[1] == len(batch[0]) + tokens
@@ -83,6 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
     model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None  # forced length, as ignore_eos means
     vocabulary = model.config.vocab_size
     rates: dict[int, dict[str, list[float]]] = {n: {"semipd": [], "transformers": []} for n in (1, 4, 16)}
     with (

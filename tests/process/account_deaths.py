@@ -2,8 +2,12 @@
 
 For each operation and each n, a child process carries the operation out and kills itself (SIGKILL) before the n-th
 bytecode instruction that it runs in semipd/memory. What the parent then finds must be consistent, and be the state
-before the operation or the one after it. Prints one JSON object: deaths by operation, repairs, and what was wrong.
-It is a program of its own because it forks.
+before the operation or the one after it. The repair after such a death is killed at each instruction too.
+
+Prints one JSON object: by operation the deaths, the repairs that they made necessary, and what was wrong. It is a
+program of its own because it forks.
+
+usage: account_deaths.py [stand-still FD BYTES]
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -22,6 +26,7 @@ import numpy as np
 
 import semipd.memory
 from semipd.memory.account import Holder, PageAccount, Role
+from semipd.memory.arenas import SharedArena
 from semipd.memory.errors import AccountCorrupt
 
 PAGES, LEASES = 12, 5
@@ -71,8 +76,15 @@ OPERATIONS: dict[str, Callable[[Scene], object]] = {
 }
 
 
-def die_before(instruction: int) -> None:
-    """Arms this process: SIGKILL before it runs that many instructions in semipd/memory."""
+@dataclass
+class Findings:
+    deaths: int = 0
+    repairs: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def signal_before(instruction: int, number: signal.Signals) -> None:
+    """Arms this process: it sends itself the signal once it has run that many instructions in semipd/memory."""
     left = instruction
 
     def step(frame: FrameType, event: str, _argument: object) -> Any:
@@ -84,7 +96,7 @@ def die_before(instruction: int) -> None:
             frame.f_trace_lines = False
         elif event == "opcode":
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
             left -= 1
         return step
 
@@ -95,7 +107,7 @@ def lives_through(scene: Scene, operation: Callable[[Scene], object], instructio
     """Whether the operation was over before that instruction came."""
     child = os.fork()
     if child == 0:
-        die_before(instruction)
+        signal_before(instruction, signal.SIGKILL)
         operation(scene)
         sys.settrace(None)
         os._exit(0)
@@ -127,30 +139,49 @@ def wrong_with(scene: Scene, before: list[State], after: list[State]) -> str | N
     return None
 
 
+def die_everywhere(name: str, operation: Callable[[Scene], object], set_up: Callable[[], Scene]) -> Findings:
+    done = set_up()
+    opened = operation(done)
+    known = [*done.leases, opened] if name == "open" and isinstance(opened, int) else list(done.leases)
+    untouched = Scene.set_up()
+    before = [untouched.state_of(lease) for lease in known]
+    after = [done.state_of(lease) for lease in known]
+    found = Findings()
+    lived = False
+    while not lived:
+        scene = set_up()
+        lived = lives_through(scene, operation, found.deaths)
+        problem = wrong_with(scene, before, after)
+        if problem is not None:
+            found.wrong.append(f"{name}, killed before instruction {found.deaths}: {problem}")
+        found.repairs += scene.account.repairs
+        found.deaths += not lived
+    return found
+
+
+def stand_still(fd: int, size: int) -> None:
+    """Stops (SIGSTOP) in the middle of opening a lease, with the lock in hand."""
+    account = PageAccount.attach(SharedArena("account", fd, size).buffer)
+    signal_before(100, signal.SIGSTOP)
+    account.open(PREFILL)
+
+
 def main() -> None:
-    deaths, repairs, wrong = {}, 0, []
-    for name, operation in OPERATIONS.items():
-        done = Scene.set_up()
-        known = list(done.leases)
-        opened = operation(done)
-        if name == "open" and isinstance(opened, int):
-            known.append(opened)
-        after = [done.state_of(lease) for lease in known]
-        instruction = 0
-        while True:
-            scene = Scene.set_up()
-            before = [scene.state_of(lease) for lease in known]
-            lived = lives_through(scene, operation, instruction)
-            problem = wrong_with(scene, before, after)
-            if problem is not None:
-                wrong.append(f"{name}, killed before instruction {instruction}: {problem}")
-            repairs += scene.account.repairs
-            if lived:
-                break
-            instruction += 1
-        deaths[name] = instruction
-    print(json.dumps({"deaths": deaths, "repairs": repairs, "wrong": wrong}))
+    findings = {name: die_everywhere(name, operation, Scene.set_up) for name, operation in OPERATIONS.items()}
+    late_in_take = findings["take"].deaths * 4 // 5
+
+    def half_taken() -> Scene:
+        """Somebody died in the middle of a take, with the lock in hand: whoever comes next must repair."""
+        scene = Scene.set_up()
+        lives_through(scene, OPERATIONS["take"], late_in_take)
+        return scene
+
+    findings["repair"] = die_everywhere("repair", OPERATIONS["counts"], half_taken)
+    print(json.dumps({name: asdict(found) for name, found in findings.items()}))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["stand-still"]:
+        stand_still(*map(int, sys.argv[2:]))
+    else:
+        main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 from semipd.memory.account import Holder, PageAccount, Role
 from semipd.memory.arenas import SharedArena
+from semipd.memory.errors import AccountBusy
 
 PLAYERS = 4
 ROUNDS = 8
@@ -20,6 +23,7 @@ OPERATIONS = 1_000_000 // (2 * ROUNDS)
 PAGES, LEASES = 96, 24
 COORDINATOR = Holder(Role.COORDINATOR, 0)
 PLAYER = Path(__file__).parent / "account_player.py"
+DEATHS = Path(__file__).parent / "account_deaths.py"
 
 
 @pytest.fixture
@@ -93,3 +97,29 @@ def test_a_death_with_the_lock_in_hand_is_repaired(arena: SharedArena) -> None:
             break
     assert account.repairs > 0
     assert account.counts().free == PAGES
+
+
+@pytest.mark.timeout(300)
+def test_a_death_at_any_instruction_leaves_the_old_state_or_the_new() -> None:
+    """Each operation, and the repair itself, is killed before each of its bytecode instructions in turn."""
+    done = subprocess.run([sys.executable, str(DEATHS)], capture_output=True, text=True, check=True)
+    findings = json.loads(done.stdout)
+    assert {name: found["wrong"] for name, found in findings.items() if found["wrong"]} == {}
+    assert all(0 < found["deaths"] for found in findings.values())
+    assert all(0 < found["repairs"] for found in findings.values())
+
+
+def test_a_stopped_holder_of_the_lock_is_waited_for_only_so_long(arena: SharedArena) -> None:
+    """Its lock is not to be had while it stands still, and is repaired once it has been killed."""
+    account = PageAccount.attach(arena.buffer, lock_timeout_s=0.05)
+    command = [sys.executable, str(DEATHS), "stand-still", str(arena.fd), str(arena.bytes)]
+    with subprocess.Popen(command, pass_fds=[arena.fd]) as still:
+        _, status = os.waitpid(still.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        with pytest.raises(AccountBusy):
+            account.counts()
+        with pytest.raises(AccountBusy):
+            account.open(COORDINATOR)
+        still.kill()
+    sums(account)
+    assert account.repairs == 1

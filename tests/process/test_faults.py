@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from semipd_client import Client, ResourceExhausted, Unavailable
+from semipd_client import Client, ResourceExhausted, Token, Unavailable
 from support.server import RunningServer, until
 
 PROMPT = list(range(20, 80))
@@ -45,8 +45,8 @@ def streamed(client: Client, disturb: dict[int, object]) -> list[int]:
     got: list[int] = []
     with client.stream(PROMPT, max_tokens=TOKENS, temperature=0.0, ignore_eos=True) as stream:
         for event in stream.events():
-            if event.WhichOneof("event") == "token":
-                got.extend(event.token.token_ids)
+            if isinstance(event, Token):
+                got.extend(event.token_ids)
                 for after in [n for n in disturb if n <= len(got)]:
                     disturb.pop(after)()  # type: ignore[operator]
     assert not disturb, "the stream was over before the fault"
