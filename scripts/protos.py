@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
 PUBLIC = sorted(PROTO.glob("semipd/v1/*.proto"))
 INTERNAL = sorted(PROTO.glob("semipd/internal/v1/*.proto"))
+CLIENT_ONLY = sorted(PROTO.glob("semipd/client/v1/*.proto"))
 CLIENT = ROOT / "clients/python/semipd_client/_proto"
 
 
@@ -49,12 +50,15 @@ def build(out: Path) -> dict[Path, bytes]:
         },
     )
     generate(PUBLIC, client, services=True)
+    generate(CLIENT_ONLY, client, services=False)
     packages(
         client,
         {
             ".": "Generated stubs of the public API.",
             "semipd": "Generated.",
             "semipd/v1": "Generated from proto/semipd/v1.",
+            "semipd/client": "Messages of standard APIs, under names of our own.",
+            "semipd/client/v1": "Generated from proto/semipd/client/v1.",
         },
     )
     files = {ROOT / p.relative_to(server): p.read_bytes() for p in server.rglob("*") if p.is_file()}

@@ -1,0 +1,1 @@
+"""Messages of standard APIs, under names of our own."""

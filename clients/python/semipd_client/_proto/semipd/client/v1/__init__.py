@@ -1,0 +1,1 @@
+"""Generated from proto/semipd/client/v1."""
