@@ -104,7 +104,9 @@ class Coordinator:
         self.front.gateway_lost(gateway)
 
     def resident_lost(self) -> None:
-        self._end_all(Unavailable("the process that holds the model was lost", retry_after_s=5.0))
+        why = "the process that holds the model was lost"
+        self.tell_state(serving=False, reason=why)  # first: who hears of the loss and asks must not be told "serving"
+        self._end_all(Unavailable(why, retry_after_s=5.0))
 
     def end_all_for_shutdown(self) -> None:
         self._end_all(Unavailable("the server is shutting down", reason=Reason.DRAINING))
