@@ -48,8 +48,8 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 CLIENT_PING_MS = 5_000
 """Clients may ping every 10 s; half of it, so that a network that bunches pings up does no harm."""
 SERVER_PING_MS = 10_000
-SERVER_PING_TIMEOUT_MS = 5_000
-"""A client gone without a word is noticed after both."""
+SERVER_PING_TIMEOUT_MS = 10_000
+"""A client gone without a word is noticed after both, at the latest."""
 SPARE_STREAMS = 1024
 """On one connection, beyond what the queue takes: a refusal must reach its client, and not wait for a stream."""
 
@@ -71,6 +71,8 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", 2 * (config.max_waiting + config.max_running) + SPARE_STREAMS),
         ("grpc.keepalive_time_ms", SERVER_PING_MS),
         ("grpc.keepalive_timeout_ms", SERVER_PING_TIMEOUT_MS),
+        # gRPC's own pings (it measures bandwidth) hold keepalive's back while they are unanswered.
+        ("grpc.http2.ping_timeout_ms", SERVER_PING_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", CLIENT_PING_MS),
         ("grpc.http2.max_pings_without_data", 0),
