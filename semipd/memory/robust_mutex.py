@@ -5,14 +5,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import time
+from collections.abc import Callable
+from types import TracebackType
 
-from semipd.memory.errors import AccountBusy
+from semipd.core.errors import StartError
+from semipd.memory.errors import AccountBusy, AccountCorrupt, AccountError
 
 MUTEX_BYTES = 64
-"""Room for a pthread_mutex_t: 40 bytes on x86-64, 48 on aarch64."""
+"""Room for a pthread_mutex_t: 40 bytes on x86-64, 48 on aarch64. `initialise` verifies it."""
 
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
+_UNTOUCHED = 0xA5
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,38 +32,80 @@ def _call(name: str, *arguments: object) -> None:
 
 
 class RobustMutex:
-    """At a fixed place of a buffer that several processes map."""
+    """At a fixed place of a buffer that several processes map. Raises StartError on a system that has none."""
 
     def __init__(self, address: int) -> None:
+        if not hasattr(_libc, "pthread_mutex_clocklock"):
+            raise StartError("the page account needs Linux with glibc 2.30 or later (pthread_mutex_clocklock)")
         self._at = ctypes.c_void_p(address)
         self._trylock = _libc.pthread_mutex_trylock
         self._unlock = _libc.pthread_mutex_unlock
 
     def initialise(self) -> None:
-        """Once, before anybody else maps it."""
+        """Once, before anybody else maps it. Raises StartError where this system's mutex does not fit."""
+        bytes_ = (ctypes.c_ubyte * MUTEX_BYTES).from_address(self._at.value or 0)
+        ctypes.memset(bytes_, _UNTOUCHED, MUTEX_BYTES)
         attributes = ctypes.create_string_buffer(MUTEX_BYTES)
         _call("pthread_mutexattr_init", attributes)
         _call("pthread_mutexattr_setpshared", attributes, _PTHREAD_PROCESS_SHARED)
         _call("pthread_mutexattr_setrobust", attributes, _PTHREAD_MUTEX_ROBUST)
         _call("pthread_mutex_init", self._at, attributes)
         _call("pthread_mutexattr_destroy", attributes)
+        if bytes(bytes_[-8:]) != bytes([_UNTOUCHED]) * 8:
+            raise StartError(f"this system's mutexes are larger than the {MUTEX_BYTES - 8} bytes that are known")
 
     def acquire(self, timeout_s: float) -> bool:
-        """Whether the former holder died with it, so that what it guards must be repaired. Raises AccountBusy."""
+        """Whether the former holder died with it, so that what it guards must be repaired.
+
+        Raises AccountBusy, and AccountCorrupt where a repair has failed for good.
+        """
         code: int = self._trylock(self._at)
         if code == errno.EBUSY:
-            end = time.time() + timeout_s  # pthread_mutex_timedlock counts on CLOCK_REALTIME
-            limit = _Timespec(int(end), int(end % 1 * 1e9))
-            code = _libc.pthread_mutex_timedlock(self._at, ctypes.byref(limit))
+            end = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(timeout_s * 1e9)
+            limit = _Timespec(*divmod(end, 1_000_000_000))
+            code = _libc.pthread_mutex_clocklock(self._at, time.CLOCK_MONOTONIC, ctypes.byref(limit))
         if code == errno.ETIMEDOUT:
             raise AccountBusy(f"the account's lock was not to be had in {timeout_s:g} s")
+        if code == errno.ENOTRECOVERABLE:
+            raise AccountCorrupt("a holder of the account's lock died, and what it left could not be repaired")
         if code not in (0, errno.EOWNERDEAD):
             raise OSError(code, "pthread_mutex_lock")
         return code == errno.EOWNERDEAD
 
     def declare_consistent(self) -> None:
-        """After the repair. If we die before it, the next one repairs."""
+        """After the repair. If we die before it, the next one repairs; if we release without it, nobody may ever."""
         _call("pthread_mutex_consistent", self._at)
 
     def release(self) -> None:
         self._unlock(self._at)
+
+
+class CriticalSection:
+    """`with section:` has the lock. What a dead holder left in the middle is repaired before the body runs, and what
+    an exception left in the middle (a lack of memory, a bug) before the lock is released.
+
+    An AccountError is a refusal: the body has changed nothing when it raises one.
+    """
+
+    def __init__(self, mutex: RobustMutex, timeout_s: float, repair: Callable[[], None]) -> None:
+        self._mutex = mutex
+        self._timeout_s = timeout_s
+        self._repair = repair
+
+    def __enter__(self) -> None:
+        if self._mutex.acquire(self._timeout_s):
+            try:
+                self._repair()
+                self._mutex.declare_consistent()
+            except BaseException:
+                self._mutex.release()
+                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is not None and not issubclass(kind, AccountError):
+                self._repair()
+        finally:
+            self._mutex.release()

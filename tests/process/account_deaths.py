@@ -93,8 +93,7 @@ def signal_before(instruction: int, number: signal.Signals) -> None:
             if not frame.f_code.co_filename.startswith(ROOM):
                 return None
             frame.f_trace_opcodes = True
-            frame.f_trace_lines = False
-        elif event == "opcode":
+        elif event in ("opcode", "line"):
             if left == 0:
                 os.kill(os.getpid(), number)
             left -= 1
@@ -162,7 +161,7 @@ def die_everywhere(name: str, operation: Callable[[Scene], object], set_up: Call
 def stand_still(fd: int, size: int) -> None:
     """Stops (SIGSTOP) in the middle of opening a lease, with the lock in hand."""
     account = PageAccount.attach(SharedArena("account", fd, size).buffer)
-    signal_before(100, signal.SIGSTOP)
+    signal_before(60, signal.SIGSTOP)
     account.open(PREFILL)
 
 
