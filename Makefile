@@ -41,7 +41,7 @@ $(VENV)/.venv:
 $(VENV)/.installed: $(VENV)/.venv pyproject.toml clients/python/pyproject.toml constraints.txt
 	@echo "installing semipd into $(VENV) (some minutes the first time)"
 	@$(PIP) '$(TORCH)'
-	@$(PIP) -c constraints.txt -e clients/python -e .
+	@$(PIP) -c constraints.txt -e clients/python -e '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
