@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+
 from semipd_client import Client, ResourceExhausted, Token, Unavailable
 from support.server import RunningServer, until
 

@@ -17,12 +17,12 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.checkpoint import save_llama
 
 from semipd.core.config import ServerConfig
 from semipd.memory.account import Holder, PageAccount, Role
 from semipd.memory.manifest import HandOverFailed, receive
 from semipd.workers.attach import attach
+from support.checkpoint import save_llama
 
 
 class Resident:

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-import semipd.models
 import torch
 import transformers
+
+import semipd.models
 from semipd_client import Client, Token
 from support.server import RunningServer, until
 

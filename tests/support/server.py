@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Self, TypeVar
 
 import psutil
+
 from semipd_client import Client
 
 START_S = 60.0

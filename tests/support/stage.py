@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from semipd.memory.account import PageAccount, Role
-
 from semipd.coordinator.book import Book, Ticket
 from semipd.coordinator.coordinator import Coordinator
 from semipd.coordinator.floor import Floor, Worker
@@ -19,6 +17,7 @@ from semipd.core.request import Delta, Request, SamplingParams, StoppingParams
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import sequence_pb2 as seq
 from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import PageAccount, Role
 from semipd.policies.contract import Policy
 from semipd.policies.fcfs import Fcfs
 from semipd.wire.codec import request_to_wire

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from support.stage import GATEWAY, Stage
-
 from semipd.core.request import EndReason, Slo
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import worker_pb2 as wk
+from support.stage import GATEWAY, Stage
 
 
 def test_a_request_is_prefilled_handed_over_and_decoded_to_its_end() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.stage import Stage
 
 from semipd.core.partition import Mode
 from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
 from semipd.policies.contract import Policy
+from support.stage import Stage
 
 
 class Scripted(Policy):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.stage import Stage
 
 from semipd.coordinator.decode_desk import LOST_AFTER_S
 from semipd.internal.v1 import worker_pb2 as wk
+from support.stage import Stage
 
 
 def test_the_stream_goes_on_after_the_decode_worker_died() -> None:
