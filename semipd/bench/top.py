@@ -113,7 +113,8 @@ def requests(load: pb.Load, history: History) -> RenderableType:
     table.add_row(
         "since start",
         "",
-        f"{load.finished_total:,} finished, {load.refused_total:,} refused, {load.worker_restarts_total:,} worker restarts",
+        f"{load.finished_total:,} finished, {load.refused_total:,} refused, "
+        f"{load.worker_restarts_total:,} worker restarts",
     )
     return Panel(table, title="requests", title_align="left")
 
