@@ -10,11 +10,10 @@ import math
 import random
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from semipd.core.errors import FieldViolation, InvalidRequest, NotFound, PromptTooLong, Unsupported
 from semipd.core.request import Request, SamplingParams, Slo, StoppingParams
@@ -30,6 +29,8 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 MAX_PRIORITY = 100
+MAX_MESSAGES = 4096
+"""Of a chat. Like the others, so that no request costs its neighbours time."""
 MAX_UINT31 = 2**31 - 1
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SHOWN_NAME = 80
@@ -90,8 +91,10 @@ class Violations:
             return None
         return self.number(message, path, 0.0, 0.0, above=True)
 
-    def token_ids(self, path: str, ids: Iterable[int], vocab_size: int) -> None:
+    def token_ids(self, path: str, ids: Sequence[int], vocab_size: int) -> None:
         """One violation, for the first that is outside the vocabulary."""
+        if max(ids, default=0) < vocab_size:
+            return
         for position, token in enumerate(ids):
             if token >= vocab_size:
                 self.add(path, f"entry {position} is {token}; the vocabulary has {vocab_size} tokens, from 0")
@@ -168,17 +171,19 @@ def check_input(kind: str | None, features: Features) -> None:
         raise Unsupported("the checkpoint has no chat template: send text or token_ids")
 
 
-def refuse_unknown_fields(message: Message, path: str = "") -> None:
-    """A field that a newer client sets is refused, not ignored. Raises Unsupported."""
-    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]
-        raise Unsupported(
-            f"{path or 'the request'} has a field that this server does not know ({unknown.field_number})"
-        )
-    for descriptor, value in message.ListFields():
-        if descriptor.message_type is None or descriptor.message_type.GetOptions().map_entry:
-            continue
-        for part in value if descriptor.is_repeated else (value,):
-            refuse_unknown_fields(part, f"{path}.{descriptor.name}" if path else descriptor.name)
+def refuse_unknown_fields(message: Message) -> None:
+    """A field that a newer client sets is refused, not ignored; `message` is without them afterwards.
+
+    Raises Unsupported. Sizes are compared, since reading unknown fields one by one would let a client that sends a
+    million of them hold the others up.
+    """
+    parts = {field.name: part for field, part in message.ListFields() if isinstance(part, Message)}
+    whole, sizes = message.ByteSize(), {name: part.ByteSize() for name, part in parts.items()}
+    message.DiscardUnknownFields()
+    if message.ByteSize() == whole:
+        return
+    where = next((name for name, part in parts.items() if part.ByteSize() != sizes[name]), "the request")
+    raise Unsupported(f"{where} has a field unknown to this server")
 
 
 def check(generation: pb.Generation, model: ServedModel, features: Features) -> Checked:
@@ -197,8 +202,8 @@ def check(generation: pb.Generation, model: ServedModel, features: Features) -> 
     _check_prompt(generation, kind, model, wrong)
     sampling, samples = _sampling(generation.sampling, response, model, wrong)
     stops = _stop_strings(stopping, wrong)
-    _few("stopping.stop_token_ids", stopping.stop_token_ids, MAX_STOP_TOKEN_IDS, wrong)
-    wrong.token_ids("stopping.stop_token_ids", stopping.stop_token_ids[:MAX_STOP_TOKEN_IDS], model.vocab_size)
+    if _few("stopping.stop_token_ids", stopping.stop_token_ids, MAX_STOP_TOKEN_IDS, wrong):
+        wrong.token_ids("stopping.stop_token_ids", stopping.stop_token_ids, model.vocab_size)
     max_tokens = (
         wrong.integer(stopping, "stopping.max_tokens", 1, 1, MAX_UINT31) if stopping.HasField("max_tokens") else None
     )
@@ -237,6 +242,8 @@ def _check_prompt(generation: pb.Generation, kind: str | None, model: ServedMode
             wrong.add("text", "must not be empty")
         case "token_ids" if not generation.token_ids.ids:
             wrong.add("token_ids.ids", "must not be empty")
+        case "token_ids" if len(generation.token_ids.ids) >= model.max_context:
+            raise PromptTooLong(len(generation.token_ids.ids), model.max_context)
         case "token_ids":
             wrong.token_ids("token_ids.ids", generation.token_ids.ids, model.vocab_size)
         case "chat":
@@ -246,6 +253,8 @@ def _check_prompt(generation: pb.Generation, kind: str | None, model: ServedMode
 def check_messages(chat: pb.Chat, wrong: Violations) -> None:
     if not chat.messages:
         wrong.add("chat.messages", "must not be empty")
+    if not _few("chat.messages", chat.messages, MAX_MESSAGES, wrong):
+        return
     for n, message in enumerate(chat.messages):
         if not message.role:
             wrong.add(f"chat.messages[{n}].role", "must not be empty")
@@ -276,7 +285,8 @@ def _sampling(
 
 
 def _logit_bias(sampling: pb.SamplingParams, model: ServedModel, wrong: Violations) -> dict[int, float]:
-    _few("sampling.logit_bias", sampling.logit_bias, MAX_LOGIT_BIAS, wrong)
+    if not _few("sampling.logit_bias", sampling.logit_bias, MAX_LOGIT_BIAS, wrong):
+        return {}
     for token, bias in sampling.logit_bias.items():
         if token >= model.vocab_size:
             wrong.add("sampling.logit_bias", f"token {token} is outside the vocabulary of {model.vocab_size}")
@@ -288,8 +298,9 @@ def _logit_bias(sampling: pb.SamplingParams, model: ServedModel, wrong: Violatio
 
 
 def _stop_strings(stopping: pb.StoppingParams, wrong: Violations) -> tuple[str, ...]:
+    if not _few("stopping.stop", stopping.stop, MAX_STOP_STRINGS, wrong):
+        return ()
     stops = tuple(stopping.stop)
-    _few("stopping.stop", stops, MAX_STOP_STRINGS, wrong)
     for n, stop in enumerate(stops):
         if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
             wrong.add("stopping.stop", f"must have 1 to {MAX_STOP_CHARACTERS} characters; entry {n} has {len(stop)}")
@@ -297,7 +308,9 @@ def _stop_strings(stopping: pb.StoppingParams, wrong: Violations) -> tuple[str, 
     return stops
 
 
-def _few(path: str, values: Sequence[object] | Iterable[object], most: int, wrong: Violations) -> None:
-    count = len(values)  # type: ignore[arg-type]
-    if count > most:
-        wrong.add(path, f"must have at most {most} entries; got {count}")
+def _few(path: str, values: Sized, most: int, wrong: Violations) -> bool:
+    """Whether they are so few that the rest may look at each."""
+    if len(values) <= most:
+        return True
+    wrong.add(path, f"must have at most {most} entries; got {len(values)}")
+    return False

@@ -9,6 +9,9 @@ from semipd.gateway.validate import Violations, check_input, check_messages, che
 from semipd.v1 import tokenizer_pb2 as pb
 from semipd.v1 import tokenizer_pb2_grpc
 
+MAX_TOKENS = 2**20
+"""In one call of Detokenize."""
+
 
 class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):  # type: ignore[misc, unused-ignore]
     def __init__(self, model: ServedModel, prompts: Prompts) -> None:
@@ -38,7 +41,10 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):  # type: ig
         refuse_unknown_fields(request)
         tokenizer = self._prompts.required_tokenizer()
         wrong = Violations()
-        wrong.token_ids("token_ids", request.token_ids, self._model.vocab_size)
+        if len(request.token_ids) > MAX_TOKENS:
+            wrong.add("token_ids", f"must have at most {MAX_TOKENS} entries; got {len(request.token_ids)}")
+        else:
+            wrong.token_ids("token_ids", request.token_ids, self._model.vocab_size)
         wrong.raise_if_any()
         skip = request.skip_special_tokens or not request.HasField("skip_special_tokens")
         return pb.DetokenizeResponse(text=await tokenizer.decode(list(request.token_ids), skip_special_tokens=skip))

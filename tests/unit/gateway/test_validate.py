@@ -52,6 +52,7 @@ BAD = [
     (ids(), "token_ids.ids"),
     (ids(1, 320), "token_ids.ids"),
     (chat(), "chat.messages"),
+    (chat(*[("user", "x")] * 4097), "chat.messages"),
     (chat(("", "hello")), "chat.messages[0].role"),
     (generation(request_id=""), "request_id"),
     (generation(request_id="a b"), "request_id"),
@@ -209,7 +210,7 @@ def test_without_a_tokenizer_token_ids_go_in_and_out():
 
 def test_a_field_from_the_future_is_refused_not_ignored():
     future = pb.Generation.FromString(generation().SerializeToString() + b"\xf8\x06\x01")
-    with pytest.raises(Unsupported, match="111"):
+    with pytest.raises(Unsupported, match="the request"):
         check(future, MODEL, ALL)
     nested = sampling(temperature=1)
     nested.sampling.MergeFromString(b"\xf8\x06\x01")
