@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ WINDOW_S = 30.0
 
 def percentile(ordered: list[float], q: float) -> float:
     """Nearest rank, over a non-empty ascending list; q from 0 to 1."""
-    return ordered[min(len(ordered) - 1, max(0, round(q * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+
+from semipd.coordinator.observations import KEPT, WINDOW_S, Observations, met, percentile
+from semipd.core.partition import FULL, Phase
+from semipd.core.request import Slo
+from semipd.core.snapshot import Completion, FirstToken, Step
+
+
+@pytest.mark.parametrize(("q", "value"), [(0.5, 50.0), (0.9, 90.0), (0.99, 99.0), (1.0, 100.0), (0.0, 1.0)])
+def test_percentiles_are_by_nearest_rank(q: float, value: float) -> None:
+    assert percentile([float(n) for n in range(1, 101)], q) == value
+
+
+def test_a_percentile_of_one_value_is_that_value() -> None:
+    assert percentile([3.0], 0.99) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("slo", "ttft", "tpot", "inside"),
+    [
+        (Slo(0.5, 0.1), 0.5, 0.1, True),
+        (Slo(0.5, 0.1), 0.51, 0.1, False),
+        (Slo(0.5, 0.1), 0.5, 0.11, False),
+        (Slo(None, 0.1), 99.0, 0.1, True),
+        (Slo(0.5, 0.1), 0.5, None, True),
+    ],
+)
+def test_an_slo_is_met_when_all_that_it_names_is(slo: Slo, ttft: float, tpot: float | None, inside: bool) -> None:
+    assert met(slo, ttft, tpot) is inside
+
+
+def test_what_a_policy_sees_is_bounded_and_the_latest() -> None:
+    seen = Observations()
+    for n in range(KEPT + 10):
+        seen.step(Step(Phase.DECODE, float(n), 0.01, 1, 1, 10, FULL))
+        seen.first_token(FirstToken(float(n), 0.1, 5, Slo()))
+        seen.completion(Completion(float(n), 0.01, 5, Slo()), 0.1)
+    observed = seen.observed()
+    assert (len(observed.steps), len(observed.first_tokens), len(observed.completions)) == (KEPT, KEPT, KEPT)
+    assert observed.steps[-1].end_s == KEPT + 9
+    assert seen.observed() is observed, "nothing changed, so nothing is copied"
+
+
+def test_people_see_the_last_thirty_seconds() -> None:
+    seen = Observations()
+    seen.first_token(FirstToken(0.0, 9.0, 5, Slo()))
+    seen.first_token(FirstToken(100.0, 1.0, 5, Slo()))
+    seen.gap(100.0, 0.02)
+    spread = seen.ttft(100.0)
+    assert spread is not None
+    assert (spread.p50, spread.p99) == (1.0, 1.0)
+    assert seen.tokens_per_second(100.0) == 1 / WINDOW_S
+    assert seen.itl(100.0 + WINDOW_S + 1) is None
+
+
+def test_attainment_is_of_those_who_named_an_slo() -> None:
+    seen = Observations()
+    seen.completion(Completion(1.0, 0.01, 5, Slo()), 9.0)
+    assert seen.attainment(1.0) is None
+    seen.completion(Completion(1.0, 0.01, 5, Slo(ttft_s=1.0)), 0.5)
+    seen.completion(Completion(1.0, 0.01, 5, Slo(ttft_s=1.0)), 1.5)
+    assert seen.attainment(1.0) == 0.5
