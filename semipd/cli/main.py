@@ -1,0 +1,42 @@
+"""The `semipd` command."""
+
+from __future__ import annotations
+
+import typer
+
+from semipd import __version__
+from semipd.cli.demo import demo
+from semipd.cli.generate import generate
+from semipd.cli.serve import serve
+
+app = typer.Typer(
+    name="semipd",
+    help="Serve large language models: prefill and decode compute apart, over one copy of the weights and one KV pool.",
+    epilog="Begin with `semipd demo`, or with `semipd serve` in one terminal and `semipd chat` in another.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+for command in (serve, generate, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
