@@ -86,9 +86,7 @@ def main() -> None:
             before, started = cpu_s(gateway.pid), time.perf_counter()
             for position in range(given.tokens):
                 end = seq.End(reason=seq.END_REASON_LENGTH) if position == given.tokens - 1 else None
-                deltas = [
-                    gw.Delta(ticket=t, position=position, tokens=[40 + position % 200], end=end) for t in tickets
-                ]
+                deltas = [gw.Delta(ticket=t, position=position, tokens=[40 + position % 200], end=end) for t in tickets]
                 router.send_multipart((identity, gw.ToGateway(deltas=gw.Deltas(deltas=deltas)).SerializeToString()))
                 time.sleep(given.step_ms / 1000)
             reader.join()

@@ -42,7 +42,8 @@ def open_tracing(config: ServerConfig) -> Tracing | None:
     provider = TracerProvider(resource=Resource.create({"service.name": "semipd"}))
     insecure = not config.otlp_endpoint.startswith("https://")
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=config.otlp_endpoint, insecure=insecure)))
-    return Tracing((aio_server_interceptor(tracer_provider=provider), StreamsAsGenerators()), provider.shutdown)
+    spans = aio_server_interceptor(tracer_provider=provider)  # type: ignore[no-untyped-call, unused-ignore]
+    return Tracing((spans, StreamsAsGenerators()), provider.shutdown)
 
 
 class StreamsAsGenerators(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
