@@ -20,32 +20,43 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SharedArena:
-    """A piece of shared memory, mapped for reading and writing. `fd` may be sent to other processes."""
+    """A piece of shared memory, mapped. `fd` may be sent to other processes.
 
-    def __init__(self, name: str, fd: int, size: int) -> None:
-        """Maps what `fd` refers to, and owns the descriptor from now on. Raises StartError where it is smaller."""
+    Whoever adds another kind of memory gives it the same attributes: `name`, `bytes`, and `close` by `with`.
+    """
+
+    def __init__(self, name: str, fd: int, size: int, *, writable: bool = True) -> None:
+        """Maps what `fd` refers to, and owns the descriptor from now on. Raises StartError where it is smaller.
+
+        A write to memory that is mapped unwritable ends the process (SIGSEGV), and nobody else is harmed.
+        """
         self.name = name
         self.fd = fd
         self.bytes = size
-        if os.fstat(fd).st_size < size:
-            raise StartError(f"arena {name!r} has {os.fstat(fd).st_size} bytes, and {size} were announced")
-        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED)
+        try:
+            found = os.fstat(fd).st_size
+            if found < size:
+                raise StartError(f"arena {name!r} has {found} bytes, and {size} were announced")
+            protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
+            self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, protection)
+        except BaseException:
+            os.close(fd)
+            raise
         self.buffer = memoryview(self._map)
 
     @classmethod
     def create(cls, name: str, size: int) -> SharedArena:
         """Zeroed memory, all of it really there. Raises StartError where it is not to be had."""
+        available = available_bytes()
+        if size > available:  # the kernel would rather kill somebody than say no
+            raise _not_to_be_had(name, size, available, "too little memory")
         fd = os.memfd_create(f"semipd-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
             os.close(fd)
-            available = available_bytes()
-            raise StartError(
-                f"{size / 1e9:.2f} GB of shared memory for {name!r} are not to be had ({error.strerror}); "
-                f"about {available / 1e9:.2f} GB are available"
-            ) from error
+            raise _not_to_be_had(name, size, available, os.strerror(error.errno or 0)) from error
         return cls(name, fd, size)
 
     def close(self) -> None:
@@ -64,12 +75,26 @@ class SharedArena:
         self.close()
 
 
+def _not_to_be_had(name: str, size: int, available: int, why: str) -> StartError:
+    return StartError(
+        f"{size / 1e9:.3f} GB of shared memory for {name!r} are not to be had ({why}); "
+        f"about {available / 1e9:.3f} GB are available"
+    )
+
+
 def available_bytes() -> int:
     """Memory that could be had without swapping, within the control group's limit."""
     with open("/proc/meminfo") as file:
         lines = dict(line.split(":", 1) for line in file)
     found = int(lines["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
-        found = min(found, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        found = min(found, _left_in_group(Path("/sys/fs/cgroup")))
     return max(0, found)
+
+
+def _left_in_group(group: Path) -> int:
+    """Raises OSError or ValueError where there is no limit."""
+    limit = int((group / "memory.max").read_text())
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    cached = int(stat["inactive_file"]) + int(stat["active_file"])  # given up when somebody needs it
+    return limit - int((group / "memory.current").read_text()) + cached

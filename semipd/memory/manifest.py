@@ -5,12 +5,15 @@ On the socket: a 4-byte big-endian length, the manifest, and with its first byte
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+from google.protobuf.message import DecodeError
 
 from semipd.core.errors import SemipdError
 from semipd.internal.v1 import resident_pb2 as pb
@@ -93,19 +96,41 @@ def send(connection: socket.socket, manifest: Manifest, arenas: Sequence[SharedA
     message = manifest.to_wire().SerializeToString()
     framed = struct.pack(">I", len(message)) + message
     sent = socket.send_fds(connection, [framed], [arena.fd for arena in arenas])
-    connection.sendall(framed[sent:])
+    if sent < len(framed):
+        connection.sendall(framed[sent:])
 
 
-def receive(stack: ExitStack, path: Path, only: Sequence[str] | None = None) -> tuple[Manifest, dict[str, SharedArena]]:
-    """Connects to the resident and maps its arenas (those named in `only`); `stack` closes them.
+def receive(
+    stack: ExitStack, path: Path, only: Collection[str] = (WEIGHTS, POOL, ACCOUNT)
+) -> tuple[Manifest, dict[str, SharedArena]]:
+    """Connects to the resident and maps those of its arenas that `only` names; `stack` closes them.
 
-    Raises HandOverFailed.
+    The weights can't be written to. Raises HandOverFailed.
     """
+    with ExitStack() as descriptors:
+        message, fds = _receive(path, descriptors)
+        try:
+            manifest = Manifest.from_wire(pb.Manifest.FromString(message))
+        except DecodeError as error:
+            raise HandOverFailed("what the resident sent is no manifest") from error
+        if len(fds) != len(manifest.arenas):
+            raise HandOverFailed(f"{len(manifest.arenas)} arenas were announced, and {len(fds)} descriptors came")
+        arenas = {}
+        for (name, size), fd in zip(manifest.arenas, fds, strict=True):
+            if name in only:
+                arenas[name] = stack.enter_context(SharedArena(name, os.dup(fd), size, writable=name != WEIGHTS))
+    return manifest, arenas
+
+
+def _receive(path: Path, descriptors: ExitStack) -> tuple[bytes, list[int]]:
+    """The message and the file descriptors, which `descriptors` closes."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(RECEIVE_S)
             connection.connect(str(path))
-            data, fds, _flags, _address = socket.recv_fds(connection, 1 << 16, MAX_ARENAS)
+            data, fds, _flags, _address = socket.recv_fds(connection, 1 << 16, MAX_ARENAS, socket.MSG_CMSG_CLOEXEC)
+            for fd in fds:
+                descriptors.callback(os.close, fd)
             while len(data) < 4 or len(data) < 4 + struct.unpack(">I", data[:4])[0]:
                 more = connection.recv(1 << 16)
                 if not more:
@@ -113,10 +138,4 @@ def receive(stack: ExitStack, path: Path, only: Sequence[str] | None = None) -> 
                 data += more
     except OSError as error:
         raise HandOverFailed(f"the resident can't be reached: {error}") from error
-    manifest = Manifest.from_wire(pb.Manifest.FromString(data[4:]))
-    arenas = {}
-    for (name, size), fd in zip(manifest.arenas, fds, strict=True):
-        arena = stack.enter_context(SharedArena(name, fd, size))
-        if only is None or name in only:
-            arenas[name] = arena
-    return manifest, arenas
+    return data[4:], fds

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 
@@ -28,11 +29,15 @@ def lay_out(tensors: Sequence[tuple[str, tuple[int, ...], str]]) -> tuple[tuple[
 
 
 def weights_over(arena: SharedArena, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
+    """Where the arena is not writable, whoever writes to them is ended."""
+
     def view(e: TensorEntry) -> torch.Tensor:
         flat = torch.frombuffer(arena.buffer, dtype=DTYPES[e.dtype], count=prod(e.shape), offset=e.offset)
         return flat.view(e.shape)
 
-    return {e.name: view(e) for e in entries}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # as it should be
+        return {e.name: view(e) for e in entries}
 
 
 def pool_over(arena: SharedArena, layout: PoolLayout) -> torch.Tensor:
@@ -45,14 +50,22 @@ def pool_bytes(layout: PoolLayout) -> int:
     return prod(layout.shape) * DTYPES[layout.dtype].itemsize
 
 
-def content_hash(weights: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over each tensor's name, shape, type and the SHA-256 of its bytes; tensors are hashed side by side."""
+def content_hash(
+    weights: Mapping[str, torch.Tensor], progress: Callable[[int, int], None] = lambda done, total: None
+) -> str:
+    """SHA-256 over each tensor's name, shape, type and the SHA-256 of its bytes; tensors are hashed side by side.
+
+    `progress` is told bytes done and bytes in all.
+    """
 
     def digest(tensor: torch.Tensor) -> bytes:
         return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).digest()
 
     whole = hashlib.sha256()
+    done, total = 0, sum(tensor.nbytes for tensor in weights.values())
     with ThreadPoolExecutor() as threads:
         for (name, tensor), part in zip(weights.items(), threads.map(digest, weights.values()), strict=True):
             whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + part)
+            done += tensor.nbytes
+            progress(done, total)
     return whole.hexdigest()

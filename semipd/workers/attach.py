@@ -19,7 +19,7 @@ from semipd.wire.sockets import RunDir
 class Attached:
     manifest: Manifest
     weights: dict[str, torch.Tensor]
-    """By the names of `engine.layout`. Shared with everybody: read only, by agreement."""
+    """By the names of `engine.layout`. Shared with everybody and mapped read-only: a write ends the process."""
     pool: torch.Tensor
     account: PageAccount
 

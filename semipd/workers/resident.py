@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,10 +35,27 @@ from semipd.workers.sizing import model_directory, pool_pages
 SPARE_LEASES = 64
 """For sequences that are being prefilled while the decode batch is full."""
 
+SEND_S = 5.0
+"""For one process to read the manifest; others wait meanwhile."""
+
 
 def say(event: str, **what: object) -> None:
     """To the parent: one JSON object a line."""
     print(json.dumps({"event": event, **what}), flush=True)
+
+
+def percents(event: str) -> Callable[[int, int], None]:
+    """Says the event with each percent of progress, not oftener."""
+    said = -1
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        percent = 100 * done // max(1, total)
+        if percent != said:
+            said = percent
+            say(event, done=done, total=total)
+
+    return progress
 
 
 class Resident:
@@ -63,24 +81,17 @@ class Resident:
         leases = self._config.max_running + SPARE_LEASES
         account = self._arena(ACCOUNT, PageAccount.bytes_needed(pool.pages, leases))
         PageAccount.create(account.buffer, pool.pages, leases)
-        manifest = Manifest(content_hash(weights), tuple((a.name, a.bytes) for a in self.arenas), tensors, pool)
+        manifest = Manifest(
+            content_hash(weights, percents("hashing")), tuple((a.name, a.bytes) for a in self.arenas), tensors, pool
+        )
         say("ready", content_hash=manifest.content_hash, weights_bytes=size, pool_bytes=pool_bytes(pool))
         return manifest
 
     def _fill(self, model: ModelConfig, weights: dict[str, torch.Tensor]) -> None:
-        said = -1
-
-        def progress(done: int, total: int) -> None:
-            nonlocal said
-            percent = 100 * done // max(1, total)
-            if percent != said:
-                said = percent
-                say("loading", done=done, total=total)
-
         if self._config.load_format == "dummy":
             fill_dummy(model, weights, seed=0)
         else:
-            load_checkpoint(self._directory, model, weights, progress)
+            load_checkpoint(self._directory, model, weights, percents("loading"))
 
     def _pool(self, model: ModelConfig, dtype: str) -> PoolLayout:
         pages = pool_pages(self._config, model, DTYPES[dtype].itemsize, available_bytes())
@@ -113,10 +124,9 @@ def main() -> int:
     run_dir = RunDir(parser.parse_args().run_dir)
     die_with_parent(started_by())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    config = ServerConfig.from_json(run_dir.config.read_text())
     with ExitStack() as stack:
-        resident = Resident(config, stack)
         try:
+            resident = Resident(ServerConfig.from_json(run_dir.config.read_text()), stack)
             # Bound before it is ready is said: who hears it may connect at once.
             listener = stack.enter_context(listen(run_dir.resident_socket))
             manifest = resident.load()
@@ -126,10 +136,11 @@ def main() -> int:
         while True:
             connection, _ = listener.accept()
             with connection:
+                connection.settimeout(SEND_S)
                 try:
                     send(connection, manifest, resident.arenas)
                 except OSError:
-                    continue  # it died while it connected
+                    continue  # it died, or stopped, while it connected
 
 
 if __name__ == "__main__":
