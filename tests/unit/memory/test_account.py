@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import numpy as np
 import pytest
 
 from semipd.memory.account import Counts, Holder, PageAccount, Role
@@ -141,3 +148,118 @@ def test_two_views_of_one_buffer_are_one_account() -> None:
 def test_a_buffer_that_holds_no_account_is_refused() -> None:
     with pytest.raises(AccountCorrupt):
         PageAccount.attach(memoryview(bytearray(PageAccount.bytes_needed(8, 4))))
+
+
+def test_an_account_larger_than_its_buffer_is_refused() -> None:
+    buffer = memoryview(bytearray(PageAccount.bytes_needed(8, 4)))
+    PageAccount.create(buffer, 8, 4)
+    with pytest.raises(AccountCorrupt, match="too few for 8 pages"):
+        PageAccount.attach(buffer[:-8])
+    with pytest.raises(ValueError, match="the account needs"):
+        PageAccount.create(buffer, 9, 4)
+
+
+def test_what_a_seized_lease_had_is_in_quarantine_for_its_worker_and_not_for_who_seized_it() -> None:
+    account = make()
+    lease = account.open(PREFILL)
+    account.take(lease, 5, PREFILL)
+    account.seize(PREFILL, COORDINATOR)
+    account.release(lease, COORDINATOR, quarantine=True)
+    assert account.counts().quarantined == 5
+    assert account.absolve(COORDINATOR) == 0
+    assert account.absolve(DECODE) == 0
+    assert account.absolve(PREFILL) == 5
+    assert account.counts().free == 8
+    account.check()
+
+
+def test_pages_that_no_worker_ever_had_need_no_quarantine() -> None:
+    account = make()
+    lease = account.open(COORDINATOR)
+    account.take(lease, 2, COORDINATOR)
+    account.release(lease, COORDINATOR, quarantine=True)
+    assert account.counts() == Counts(free=8, owned=0, quarantined=0, total=8)
+
+
+@pytest.mark.parametrize("act", [PageAccount.take, PageAccount.truncate], ids=["take", "truncate"])
+def test_a_negative_number_of_pages_is_refused(act: Callable[[PageAccount, int, int, Holder], object]) -> None:
+    account = make()
+    lease = account.open(PREFILL)
+    account.take(lease, 2, PREFILL)
+    with pytest.raises(ValueError, match="-1 pages"):
+        act(account, lease, -1, PREFILL)
+    assert account.counts().owned == 2
+
+
+def test_truncate_to_more_than_there_is_frees_nothing() -> None:
+    account = make()
+    lease = account.open(PREFILL)
+    account.take(lease, 2, PREFILL)
+    assert account.truncate(lease, 3, PREFILL) == 0
+    assert len(account.table(lease)) == 2
+
+
+@pytest.mark.parametrize("incarnation", [-1, 2**24])
+def test_an_incarnation_that_does_not_fit_is_refused(incarnation: int) -> None:
+    with pytest.raises(ValueError, match="incarnation"):
+        Holder(Role.PREFILL, incarnation)
+
+
+def test_an_exception_in_the_middle_leaves_the_old_state_or_the_new_and_the_lock_free() -> None:
+    """Memory may run out between any two lines of an operation. Here it does, at each line in turn."""
+    line, finished = 0, False
+    while not finished:
+        account = make()
+        lease = account.open(PREFILL)
+        account.take(lease, 2, PREFILL)
+        before = account.table(lease).tolist()
+        finished = runs_dry(lambda account=account, lease=lease: account.take(lease, 3, PREFILL), line)
+        account.check()
+        after = account.table(lease).tolist()
+        assert after[:2] == before
+        assert len(after) in ((5,) if finished else (2, 5))
+        line += 1
+    assert line > 10
+
+
+def runs_dry(act: Callable[[], object], at: int) -> bool:
+    """Acts, and raises MemoryError at the n-th line of `PageAccount.take` inside the lock; False: that came."""
+    code, left = PageAccount.take.__code__, at
+    lines, first = inspect.getsourcelines(PageAccount.take)
+    inside = first + next(n for n, line in enumerate(lines) if "with self._locked" in line)
+
+    def step(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal left
+        if frame.f_code is not code:
+            return None
+        if event == "line" and inside < frame.f_lineno < first + len(lines) - 1:
+            if left == 0:
+                raise MemoryError
+            left -= 1
+        return step
+
+    sys.settrace(step)
+    try:
+        act()
+    except MemoryError:
+        return False
+    finally:
+        sys.settrace(None)
+    return True
+
+
+def test_an_account_that_contradicts_itself_is_told_of() -> None:
+    """A page of one lease is written over with another lease's slot, as a stray write would."""
+    buffer = memoryview(bytearray(PageAccount.bytes_needed(8, 4)))
+    account = PageAccount.create(buffer, 8, 4)
+    leases = [account.open(PREFILL), account.open(DECODE)]
+    account.take(leases[0], 3, PREFILL)
+    account.take(leases[1], 3, DECODE)
+    account.check()
+    slots = leases[0] & 0xFFFFF, leases[1] & 0xFFFFF
+    owners = np.array([slots[0]] * 3 + [slots[1]] * 3 + [-1] * 2, np.int32).tobytes()
+    place = bytes(buffer).find(owners)
+    assert place > 0
+    buffer[place : place + 4] = np.array([slots[1]], np.int32).tobytes()
+    with pytest.raises(AccountCorrupt, match="places of leases"):
+        account.check()
