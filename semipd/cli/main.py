@@ -5,8 +5,11 @@ from __future__ import annotations
 import typer
 
 from semipd import __version__
+from semipd.cli.chat import chat
 from semipd.cli.demo import demo
+from semipd.cli.doctor import doctor
 from semipd.cli.generate import generate
+from semipd.cli.policies import policies
 from semipd.cli.serve import serve
 
 app = typer.Typer(
@@ -30,7 +33,7 @@ def root(
         raise typer.Exit
 
 
-for command in (serve, generate, demo):
+for command in (serve, generate, chat, demo, doctor, policies):
     app.command()(command)
 
 

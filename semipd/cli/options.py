@@ -15,9 +15,7 @@ SAMPLING = "Sampling"
 
 Target: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        envvar="SEMIPD_TARGET", help="The server's HOST:PORT. Instead of --host and --port.", rich_help_panel=CONNECTION
-    ),
+    typer.Option(help="The server's HOST:PORT. Instead of --host and --port.", rich_help_panel=CONNECTION),
 ]
 Host: TypeAlias = Annotated[
     str | None, typer.Option(help=f"The server's host. [dim]default: {DEFAULT_HOST}[/]", rich_help_panel=CONNECTION)

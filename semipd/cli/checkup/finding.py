@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    GOOD = "good"
+    LESS = "less"
+    """The server runs, with less than it could."""
+    NEEDLESS = "needless"
+    """Not there, and nothing here would use it."""
+    BAD = "bad"
+    """The server can't run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    name: str
+    state: State
+    value: str
+    """What was found."""
+    consequence: str
+    """What follows for the server, and what to do about it."""

@@ -1,0 +1,121 @@
+"""Python and the packages in this environment."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from semipd.cli.checkup.finding import Finding, State
+
+NEEDED = {"grpcio": (1, 81, 1), "protobuf": (6, 33), "pyzmq": (26,), "tokenizers": (0, 21), "safetensors": (0, 5)}
+"""The least version of each without which no server runs; as in pyproject.toml."""
+
+PYTHON = (3, 11)
+TORCH = (2, 11)
+
+
+@dataclass(frozen=True, slots=True)
+class Packages:
+    python: tuple[int, int, int]
+    versions: Mapping[str, str]
+    """Of the packages that are installed."""
+    torch_cuda: str | None
+    """The CUDA that torch is built for; None: a CPU build, or no torch."""
+
+
+def survey_packages() -> Packages:
+    versions = {}
+    for name in (*NEEDED, "torch", "flashinfer-python", "cuda-bindings"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    cupy = [name for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if _installed(name)]
+    if cupy:
+        versions["cupy"] = version(cupy[0])
+    return Packages(sys.version_info[:3], versions, _torch_cuda())
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _torch_cuda() -> str | None:
+    """Read from its version.py: importing torch takes seconds."""
+    spec = find_spec("torch")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        try:
+            text = (Path(folder) / "version.py").read_text(encoding="utf-8")
+        except OSError:
+            continue
+        found = re.search(r"^cuda\b[^=\n]*=\s*'([^']+)'", text, re.MULTILINE)
+        return found.group(1) if found else None
+    return None
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """ "2.13.0+cpu" -> (2, 13, 0)"""
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])
+
+
+def dotted(wanted: tuple[int, ...]) -> str:
+    return ".".join(map(str, wanted))
+
+
+def check_python(seen: Packages) -> Finding:
+    value = dotted(seen.python)
+    if seen.python < PYTHON:
+        return Finding("Python", State.BAD, value, f"semipd needs {dotted(PYTHON)} or newer")
+    return Finding("Python", State.GOOD, value, "")
+
+
+def check_torch(seen: Packages, gpu: bool) -> Finding:
+    found = seen.versions.get("torch")
+    if found is None:
+        return Finding("torch", State.BAD, "not installed", f"no engine: pip install 'torch>={dotted(TORCH)}'")
+    if numbers(found) < TORCH:
+        return Finding("torch", State.BAD, found, f"too old: pip install 'torch>={dotted(TORCH)}'")
+    build = f"CUDA {seen.torch_cuda}" if seen.torch_cuda else "CPU build"
+    if gpu and not seen.torch_cuda:
+        return Finding("torch", State.LESS, f"{found}, {build}", "computes on the CPU; a GPU needs a CUDA build")
+    return Finding("torch", State.GOOD, f"{found}, {build}", "computes on the CPU")
+
+
+def check_needed(seen: Packages) -> list[Finding]:
+    findings = []
+    for name, least in NEEDED.items():
+        found = seen.versions.get(name)
+        if found is None:
+            findings.append(Finding(name, State.BAD, "not installed", f"pip install '{name}>={dotted(least)}'"))
+        elif numbers(found) < least:
+            findings.append(Finding(name, State.BAD, found, f"too old: pip install '{name}>={dotted(least)}'"))
+        else:
+            findings.append(Finding(name, State.GOOD, found, ""))
+    return findings
+
+
+def check_gpu_packages(seen: Packages, gpu: bool) -> list[Finding]:
+    """FlashInfer and CuPy: only a GPU wants them."""
+    wanted = {
+        "FlashInfer": ("flashinfer-python", "attention on a GPU"),
+        "CuPy": ("cupy", "a GPU's memory, shared between workers"),
+    }
+    findings = []
+    for title, (name, purpose) in wanted.items():
+        found = seen.versions.get(name)
+        if found is not None:
+            findings.append(Finding(title, State.GOOD, found, purpose))
+        elif gpu:
+            findings.append(Finding(title, State.LESS, "not installed", f"{purpose}: pip install 'semipd[cuda]'"))
+        else:
+            findings.append(Finding(title, State.NEEDLESS, "not installed", "not needed without a GPU"))
+    return findings
