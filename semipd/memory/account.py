@@ -378,7 +378,7 @@ def _aligned(size: int) -> int:
 
 def _same(what: str, one: npt.ArrayLike, other: npt.ArrayLike) -> None:
     """Raises AccountCorrupt unless both hold the same numbers, whatever their order."""
-    left, right = np.sort(np.asarray(one, np.int64)), np.sort(np.asarray(other, np.int64))
+    left, right = (np.sort(np.asarray(side, np.int64), kind="stable") for side in (one, other))
     if not np.array_equal(left, right):
         both = min(len(left), len(right))
         first = int(np.argmax(np.append(left[:both] != right[:both], True)))
