@@ -16,6 +16,8 @@ from support.server import RunningServer, until
 
 PROMPT = list(range(20, 80))
 TOKENS = 200
+LONG = 900
+"""For streams that a fault is to end: still running when it strikes."""
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +43,10 @@ def greedy(client: Client) -> list[int]:
     return list(answer.samples[0].token_ids)
 
 
-def streamed(client: Client, disturb: dict[int, object]) -> list[int]:
+def streamed(client: Client, disturb: dict[int, object], tokens: int = TOKENS) -> list[int]:
     """The tokens of a stream during which, after so many tokens, something is done."""
     got: list[int] = []
-    with client.stream(PROMPT, max_tokens=TOKENS, temperature=0.0, ignore_eos=True) as stream:
+    with client.stream(PROMPT, max_tokens=tokens, temperature=0.0, ignore_eos=True) as stream:
         for event in stream.events():
             if isinstance(event, Token):
                 got.extend(event.token_ids)
@@ -114,7 +116,7 @@ def test_a_lost_gateway_ends_its_own_streams_and_its_successor_has_the_same_port
     server: RunningServer, client: Client, undisturbed: list[int]
 ) -> None:
     with pytest.raises(Unavailable):
-        streamed(client, {5: lambda: server.kill("gateway")})
+        streamed(client, {5: lambda: server.kill("gateway")}, LONG)
     with server.client() as fresh:
         fresh.wait_ready(timeout=20)
         assert greedy(fresh) == undisturbed
@@ -126,7 +128,7 @@ def test_a_lost_resident_is_told_at_once_and_the_server_starts_cold(
 ) -> None:
     with server.client() as client:
         with pytest.raises(Unavailable) as caught:
-            streamed(client, {5: lambda: server.kill("resident")})
+            streamed(client, {5: lambda: server.kill("resident")}, LONG)
         assert caught.value.reason == "WORKER_LOST"
         assert until(client.is_serving)
         assert greedy(client) == undisturbed
@@ -175,8 +177,8 @@ def test_nothing_is_left_of_a_server_whose_coordinator_is_killed() -> None:
         family = server.family()
         assert len(family) >= 5
         server.process.kill()  # type: ignore[union-attr]
-        _, alive = psutil.wait_procs(family[1:], timeout=3)
-        assert alive == []
+        # Whoever adopts orphans here may be slow to bury them: a zombie is dead.
+        assert until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family[1:]), 3)
 
 
 def test_sigterm_under_load_drains_and_exits_with_0(undisturbed: list[int]) -> None:
@@ -198,7 +200,7 @@ def test_a_second_sigterm_ends_at_once() -> None:
             process.send_signal(signal.SIGTERM)
 
         with pytest.raises(Unavailable):
-            streamed(client, {10: twice})
+            streamed(client, {10: twice}, LONG)
         process.wait(10)
         assert not [p for p in psutil.process_iter() if p.ppid() == process.pid]
 
