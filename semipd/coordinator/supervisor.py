@@ -22,6 +22,8 @@ from semipd.wire.sockets import RunDir
 log = structlog.get_logger()
 
 WIRE_ROLE = {Role.PREFILL: wk.WORKER_ROLE_PREFILL, Role.DECODE: wk.WORKER_ROLE_DECODE}
+WORTH_A_NOTE_BYTES = 1_000_000_000
+"""Of weights: below, hashing them takes no time that anybody notices."""
 FAILED_STARTS = 5
 """Workers in a row that died before they were ready: more are tried, ever more slowly, but nobody waits for them."""
 
@@ -160,6 +162,8 @@ class Supervisor:
     def _resident_said(self, event: dict[str, Any]) -> None:
         if event.get("event") == "loading" and self.console is not None:
             self.console.loading(int(event["done"]), int(event["total"]))
+        elif event.get("event") == "hashing" and event["done"] == 0 and event["total"] > WORTH_A_NOTE_BYTES:
+            log.info("hashing the weights", bytes=event["total"])
         elif event.get("event") == "failed":
             raise StartError(str(event["error"]))
         elif event.get("event") == "ready":
