@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Self, TypeVar
 
@@ -26,7 +26,8 @@ T = TypeVar("T")
 class RunningServer:
     """`semipd serve` on a free port, ready when entered and gone when left. Its log is in `log()`."""
 
-    def __init__(self, *options: str, model: Path | None = None) -> None:
+    def __init__(self, *options: str, model: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = {**os.environ, **(environment or {})}
         self._options = list(options) + ([] if model is None else ["--model", str(model)])
         self.address = ""
         self._log: IO[bytes] | None = None
@@ -42,6 +43,7 @@ class RunningServer:
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
+            env=self._environment,
         )
         os.close(write)
         try:
