@@ -17,10 +17,18 @@ from semipd.memory.account import Role
 log = structlog.get_logger()
 
 
+def refuse_other_devices(device: str) -> None:
+    """Raises ConfigError for a device that this version does not compute on."""
+    if device == "cuda":
+        raise ConfigError("--device cuda: this version computes on the CPU alone; use cpu or auto")
+
+
 def choose_backend(asked: str, cpus: Sequence[int]) -> str:
     """The partition back end for `--partition`. Raises ConfigError where this machine can't have it."""
     if asked in ("green", "mps"):
-        raise ConfigError(f"--partition {asked}: needs an NVIDIA GPU; this server computes on the CPU (cores, none)")
+        raise ConfigError(
+            f"--partition {asked}: divides a GPU, and this version computes on the CPU; use cores or none"
+        )
     if asked == "auto":
         return "cores" if len(cpus) > 1 else "none"
     if asked == "cores" and len(cpus) < 2:
@@ -31,9 +39,10 @@ def choose_backend(asked: str, cpus: Sequence[int]) -> str:
 class PartitionDesk:
     """The back ends `cores` and `none`. A change reaches each worker between two of its steps; nothing waits."""
 
-    def __init__(self, floor: Floor) -> None:
+    def __init__(self, floor: Floor, cpus: Sequence[int] | None = None) -> None:
+        """`cpus`: those to divide; None: all that this process may use."""
         self._floor = floor
-        self._cpus = sorted(os.sched_getaffinity(0))
+        self._cpus = sorted(os.sched_getaffinity(0) if cpus is None else cpus)
         self.backend = choose_backend(floor.config.partition, self._cpus)
         self._split = self._grant(FULL)
         self._wish: Shares | None = None

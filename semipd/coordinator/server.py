@@ -22,7 +22,7 @@ from semipd.coordinator.console import ServeConsole
 from semipd.coordinator.coordinator import Coordinator
 from semipd.coordinator.floor import Floor
 from semipd.coordinator.metrics import Metrics
-from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.partition import PartitionDesk, refuse_other_devices
 from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.post import ZmqPost
 from semipd.coordinator.supervisor import Supervisor
@@ -44,6 +44,7 @@ def serve(config: ServerConfig, console: ServeConsole) -> int:
 
     Raises ConfigError and StartError where it can't start. To be called in the main thread.
     """
+    refuse_other_devices(config.device)
     configure_logging(config, "coordinator")
     with ExitStack() as stack:
         run_dir = stack.enter_context(private_folder())

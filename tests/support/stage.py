@@ -46,15 +46,16 @@ class Letters:
 class Stage:
     """Prefill worker 1 and decode worker 2 are ready at the start."""
 
-    def __init__(self, pages: int = 64, policy: Policy | None = None, **config: object) -> None:
+    def __init__(self, pages: int = 64, policy: Policy | None = None, cpus: int = 1, **config: object) -> None:
         self.clock = ManualClock(100.0)
         self.post = Letters()
-        settings = ServerConfig(partition="none", **config)  # type: ignore[arg-type]
+        settings = ServerConfig(partition="cores" if cpus > 1 else "none", **config)  # type: ignore[arg-type]
         account = PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(pages, 80))), pages, 80)
         self.floor = Floor(settings, self.clock, self.post, Book(settings.max_waiting), Metrics(), account=account)
         self.failures: list[tuple[str, str]] = []
         host = PolicyHost(policy or Fcfs({}), 0.05, lambda name, why: self.failures.append((name, why)))
-        self.coordinator = Coordinator(self.floor, host, PartitionDesk(self.floor), "tiny", list)
+        self.partition = PartitionDesk(self.floor, list(range(cpus)))
+        self.coordinator = Coordinator(self.floor, host, self.partition, "tiny", list)
         self.account = account
         self.pages = pages
         self._incarnation = 0
@@ -119,6 +120,11 @@ class Stage:
         found = [m.adopt for m in inbox if m.HasField("adopt")]
         self.post.worker[self.decode.incarnation] = [m for m in inbox if not m.HasField("adopt")]
         return found
+
+    def told_shares(self) -> list[wk.SetShares]:
+        """What the workers were told, prefill first."""
+        inboxes = (self.post.worker[w.incarnation] for w in (self.prefill, self.decode))
+        return [m.set_shares for inbox in inboxes for m in inbox if m.HasField("set_shares")]
 
     def drops(self, worker: Worker) -> list[int]:
         return [lease for m in self.post.worker[worker.incarnation] if m.HasField("drop") for lease in m.drop.leases]
