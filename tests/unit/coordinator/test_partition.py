@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from support.stage import Stage
 
 from semipd.coordinator.partition import choose_backend, refuse_other_devices
 from semipd.core.errors import ConfigError
 from semipd.core.partition import FULL, Shares
+from support.stage import Stage
 
 
 @pytest.mark.parametrize(
