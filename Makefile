@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint protos install dev clean
+.PHONY: demo test check lint protos released install dev clean
 .DEFAULT_GOAL := demo
 
 demo: install  ## starts a server with the bundled model, streams one answer, stops
@@ -29,6 +29,9 @@ lint:
 
 protos: dev  ## regenerates the committed stubs
 	$(BIN)/python scripts/protos.py
+
+released:  ## the API as it is now becomes what later changes must not break
+	bash scripts/buf.sh build proto --exclude-source-info -o proto/released.binpb
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
