@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_status import rpc_status
+
 from semipd_client._proto.semipd.v1 import (
     admin_pb2,
     admin_pb2_grpc,

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 from fake_server import PATIENCE_S, FakeServer, refuse, silent, until_left
 from grpc_health.v1 import health_pb2
+
 from semipd_client import AsyncClient, Cancelled, DeadlineExceeded, Internal, QueueFull, Token, Unavailable
 from semipd_client._proto.semipd.v1 import admin_pb2, generation_pb2
 

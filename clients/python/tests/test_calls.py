@@ -6,6 +6,7 @@ import pytest
 from fake_server import PATIENCE_S, FakeServer
 from google.rpc import status_pb2 as google
 from grpc_health.v1 import health_pb2
+
 from semipd_client import AbortOutcome, Client, FinishReason, Partition, Percentiles, Unavailable
 from semipd_client._proto.semipd.client.v1 import status_pb2 as ours
 from semipd_client._proto.semipd.v1 import admin_pb2, generation_pb2, model_pb2, tokenizer_pb2

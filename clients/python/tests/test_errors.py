@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import grpc
 import pytest
-import semipd_client as sc
 from fake_server import FakeServer, refuse, silent
+
+import semipd_client as sc
 from semipd_client import Client
 from semipd_client.errors import read_details
 

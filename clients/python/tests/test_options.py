@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from fake_server import FakeServer
+
 from semipd_client import Client, InvalidArgument, Message
 from semipd_client._proto.semipd.v1 import generation_pb2 as pb
 from semipd_client.options import Options

@@ -5,6 +5,7 @@ import threading
 import grpc
 import pytest
 from fake_server import PATIENCE_S, FakeServer, accepted, event, refuse, silent, token, until_left, whole
+
 from semipd_client import (
     Accepted,
     Cancelled,
