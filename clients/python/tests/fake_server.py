@@ -30,7 +30,7 @@ PATIENCE_S = 10.0
 class FakeServer:
     """`stream` and `answer` are what a test replaces; `seen` holds the requests, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.seen: list[Any] = []
         self.metadata: list[dict[str, str]] = []
         self.left = threading.Event()
@@ -47,7 +47,12 @@ class FakeServer:
             (self.health, health_pb2_grpc.add_HealthServicer_to_server),
         ):
             add(servicer, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        here = "127.0.0.1:0"
+        if credentials is None:
+            self.port = self._server.add_insecure_port(here)
+        else:
+            self.port = self._server.add_secure_port(here, credentials)
+        self.address = f"127.0.0.1:{self.port}"
 
     def note(self, request: Any, context: grpc.ServicerContext) -> None:
         self.seen.append(request)
