@@ -1,0 +1,101 @@
+"""Where a figure comes from: kept beside every figure."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("semipd", "torch", "transformers", "grpcio", "protobuf", "pyzmq", "tokenizers", "aiohttp", "uvloop", "numpy")
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Of the machine and the program that measured. What is not known is empty."""
+
+    command: str
+    commit: str
+    """Empty where the program does not run from its repository."""
+    uncommitted_changes: bool
+    date: str
+    """UTC, ISO 8601."""
+    python: str
+    system: str
+    cpu: str
+    cpus: int
+    """Those that this process may use."""
+    gpus: tuple[str, ...]
+    """Name, memory and driver of each, as nvidia-smi tells them."""
+    versions: dict[str, str]
+
+
+def provenance() -> Provenance:
+    return Provenance(
+        command=shlex.join([_program(), *sys.argv[1:]]),
+        commit=_said("git", "rev-parse", "HEAD") if (ROOT / ".git").exists() else "",
+        uncommitted_changes=bool(_said("git", "status", "--porcelain", "--untracked-files=no", "--", ".")),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        python=platform.python_version(),
+        system=platform.platform(),
+        cpu=_cpu(),
+        cpus=len(os.sched_getaffinity(0)),
+        gpus=gpus(),
+        versions={name: found for name in PACKAGES if (found := _version(name)) is not None},
+    )
+
+
+def gpus() -> tuple[str, ...]:
+    """Empty where there is no nvidia-smi."""
+    query = "--query-gpu=name,memory.total,driver_version"
+    said = _said("nvidia-smi", query, "--format=csv,noheader")
+    return tuple(f"{name}, {memory}, driver {driver}" for name, memory, driver in _rows(said))
+
+
+def _rows(said: str) -> list[list[str]]:
+    rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+    return [row for row in rows if len(row) == 3]
+
+
+def _program() -> str:
+    """Python's `-m` leaves the path of the module's file: the name is enough."""
+    path = Path(sys.argv[0])
+    if path.suffix != ".py":
+        return path.name
+    try:
+        inside = path.resolve().relative_to(ROOT)
+    except ValueError:
+        return f"python {path.name}"
+    module = ".".join(inside.with_suffix("").parts)
+    return f"python -m {module.removesuffix('.__main__')}"
+
+
+def _said(*command: str) -> str:
+    """What the command prints; nothing where it is not there or fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())

@@ -1,0 +1,82 @@
+"""What a load process writes down of each request. All times are seconds after the start of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    DONE = "done"
+    """It has all the tokens that were asked for."""
+    REFUSED = "refused"
+    """The server had no room (RESOURCE_EXHAUSTED, HTTP 429 and 503)."""
+    FAILED = "failed"
+    """Anything else, also what had not ended when the run did."""
+
+
+UNFINISHED = "not finished when the run ended"
+"""The reason of a request that the client itself gave up; all others come from the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """`first_s`, `last_s`: the first and the last token at the client; absent where there was none."""
+
+    index: int
+    prompt_len: int
+    output_len: int
+    ttft_slo_s: float
+    tpot_slo_s: float
+    scheduled_s: float
+    sent_s: float
+    outcome: Outcome
+    reason: str
+    """Empty for what is done."""
+    tokens: int
+    first_s: float | None
+    last_s: float | None
+    done_s: float
+    queue_s: float | None
+    """As the server measured it, where it tells."""
+    largest_gap_s: float | None
+    """Between two successive messages with tokens; absent below two."""
+    gaps_s: tuple[float, ...]
+    """All of them, in order. Left out of saved reports unless asked for."""
+    counts: tuple[int, ...]
+    """Tokens in each message; empty where each had one."""
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From sending to the first token."""
+        return None if self.first_s is None else self.first_s - self.sent_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """(last token - first token) / (tokens - 1); absent below two tokens."""
+        if self.first_s is None or self.last_s is None or self.tokens < 2:
+            return None
+        return (self.last_s - self.first_s) / (self.tokens - 1)
+
+    @property
+    def end_to_end_s(self) -> float | None:
+        """From sending to the last token."""
+        return None if self.last_s is None else self.last_s - self.sent_s
+
+    def met(self, factor: float = 1.0) -> bool:
+        """Whether it is done with TTFT and TPOT inside its SLO times the factor. One token has no TPOT to miss."""
+        if self.outcome is not Outcome.DONE or self.ttft_s is None:
+            return False
+        in_time = self.ttft_s <= self.ttft_slo_s * factor
+        return in_time and (self.tpot_s is None or self.tpot_s <= self.tpot_slo_s * factor)
+
+    def token_times(self) -> list[tuple[float, int]]:
+        """(seconds, tokens) of each message with tokens. Needs the gaps."""
+        if self.first_s is None:
+            return []
+        at = self.first_s
+        times = [at]
+        for gap in self.gaps_s:
+            at += gap
+            times.append(at)
+        return list(zip(times, self.counts or [1] * len(times), strict=True))

@@ -1,0 +1,40 @@
+"""What a run is asked to be."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+DRAIN_S = 60.0
+"""After the last arrival; longer than any request of the traces takes inside its loose SLO."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """All that a run depends on, beside the target itself."""
+
+    target: str
+    """grpc://HOST:PORT or openai+http://HOST:PORT/v1."""
+    trace: str
+    """chat, mixed, long, or a file."""
+    rate: float
+    """Requests a second."""
+    duration_s: float
+    """Seconds in which requests arrive; this is also the window over which throughput is measured."""
+    seed: int = 0
+    """Of the arrivals and of the prompts."""
+    clients: int | None = None
+    """Load processes; default_clients() if absent."""
+    model: str | None = None
+    """Which of the target's models; needed by OpenAI-compatible targets."""
+    vocab_size: int | None = None
+    """Prompts are drawn below it. Absent: what the target says, else 32000."""
+    scale: float = 1.0
+    """All lengths are multiplied by it, for models with a short context."""
+    drain_s: float = DRAIN_S
+    """How long the client waits for answers after the last arrival."""
+
+
+def default_clients() -> int:
+    """A quarter of the cores: the other end may be on the same machine."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) // 4))
