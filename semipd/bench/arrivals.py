@@ -23,7 +23,7 @@ class Arrival:
 def poisson_times(rate: float, duration_s: float, seed: int) -> list[float]:
     """Ascending seconds in [0, duration_s): a Poisson process of `rate` a second. The same for a seed anywhere."""
     random = Random(seed)
-    times = []
+    times: list[float] = []
     at = 0.0
     while True:
         at -= math.log(1.0 - random.random()) / rate

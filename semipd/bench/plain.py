@@ -6,6 +6,7 @@ import json
 import types
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -66,6 +67,8 @@ def _value(kind: Any, given: Any, where: str) -> Any:
         return None if given is None else _value(inner, given, where)
     if is_dataclass(kind):
         return _object(kind, given, where)
+    if origin is tuple and get_args(kind)[0] in (float, int):
+        return _numbers(get_args(kind)[0], _of(list, given, where), where)
     if origin is tuple:
         return tuple(_value(get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(_of(list, given, where)))
     if origin is dict:
@@ -80,13 +83,26 @@ def _value(kind: Any, given: Any, where: str) -> Any:
     return _of(kind, given, where)
 
 
+def _numbers(kind: type, given: list[Any], where: str) -> tuple[Any, ...]:
+    """A run has millions of gaps: no call for each."""
+    allowed = {int, kind}
+    if not allowed.issuperset(map(type, given)):
+        raise InputError(f"{where}: not all of the expected type ({kind.__name__})")
+    return tuple(map(kind, given))
+
+
 def _object(kind: Any, given: Any, where: str) -> Any:
     values = _of(dict, given, where)
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     missing = [f.name for f in fields(kind) if f.name not in values]
     if missing:
         raise InputError(f"{where}: {missing[0]} is missing")
     return kind(**{f.name: _value(hints[f.name], values[f.name], f"{where}: {f.name}") for f in fields(kind)})
+
+
+@lru_cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _of(kind: type, given: Any, where: str) -> Any:

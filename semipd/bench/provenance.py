@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("semipd", "torch", "transformers", "grpcio", "protobuf", "pyzmq", "tokenizers", "aiohttp", "uvloop", "numpy")
+PACKAGES = ("semipd", "torch", "transformers", "grpcio", "protobuf", "pyzmq", "tokenizers", "aiohttp", "uvloop")
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,7 +38,7 @@ class Provenance:
 
 def provenance() -> Provenance:
     return Provenance(
-        command=shlex.join([_program(), *sys.argv[1:]]),
+        command=" ".join([_program(), shlex.join(sys.argv[1:])]).strip(),
         commit=_said("git", "rev-parse", "HEAD") if (ROOT / ".git").exists() else "",
         uncommitted_changes=bool(_said("git", "status", "--porcelain", "--untracked-files=no", "--", ".")),
         date=datetime.now(UTC).isoformat(timespec="seconds"),

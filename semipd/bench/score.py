@@ -3,9 +3,9 @@
 TTFT is from sending to the first token at the client, TPOT is (last token - first token) / (tokens - 1), and a request
 counts when both are inside its SLO; refused and failed requests count as misses.
 
-ITL is the time between two successive messages with tokens: what a reader waits. A server that sends several tokens in a
-message has fewer and longer gaps. Throughput counts the tokens that came while requests arrived (0 to `duration_s`), not
-those of the drain afterwards: a prompt's with its first token.
+ITL is the time between two successive messages with tokens: what a reader waits. A server that sends several tokens in
+a message has fewer and longer gaps. Throughput counts the tokens that came while requests arrived (0 to `duration_s`),
+not those of the drain afterwards: a prompt's with its first token.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from random import Random
 from typing import Self
 from urllib.parse import urlsplit
 
-from semipd.bench.errors import InputError, Unreachable
+from semipd.bench.errors import InputError, RunFailed, Unreachable
 from semipd.bench.records import Outcome
 from semipd.bench.timeline import LoadSample
 
@@ -93,6 +93,19 @@ class Stream:
         if not self.times:
             return Outcome.FAILED, "no message with tokens"
         return Outcome.DONE, ""
+
+
+PROBE = Asked((1, 2, 3, 4), 2, 60.0, 60.0)
+"""Sent once before a run: a target that can't do it would fail a whole run."""
+
+
+def check_probe(target: str, stream: Stream) -> None:
+    """Raises RunFailed where the probe's answer is not right."""
+    outcome, reason = stream.outcome(PROBE.output_len)
+    if reason:
+        raise RunFailed(
+            f"{target}: a request of {len(PROBE.prompt)} + {PROBE.output_len} tokens was {outcome.value}: {reason}"
+        )
 
 
 class Target(ABC):

@@ -1,8 +1,8 @@
 """Request traces: lengths and SLOs, one JSON object a line.
 
-The three that ship (chat, mixed, long) are not stored but drawn: the generator below writes the published files byte for
-byte. It uses nothing of `random` but `random()` and `getrandbits()` of a seeded Mersenne Twister, whose sequences Python
-promises to keep, so the lengths are the same on any machine and version.
+The three that ship (chat, mixed, long) are not stored but drawn: the generator below writes the published files byte
+for byte. It uses nothing of `random` but `random()` and `getrandbits()` of a seeded Mersenne Twister, whose sequences
+Python promises to keep, so the lengths are the same on any machine and version.
 """
 
 from __future__ import annotations
