@@ -16,7 +16,7 @@ from typing import IO, Self, TypeVar
 
 import psutil
 
-from semipd_client import Client
+from semipd_client import Client, Process
 
 START_S = 60.0
 
@@ -112,6 +112,10 @@ class RunningServer:
         assert self.process is not None
         top = psutil.Process(self.process.pid)
         return [top, *top.children(recursive=True)]
+
+    def processes(self) -> tuple[Process, ...]:
+        with self.client() as client:
+            return client.server_info().processes
 
     def free_pages_are_back(self) -> bool:
         with self.client() as client:
