@@ -112,6 +112,8 @@ class OpenAiTarget(Target):
         try:
             async with self._http.get(url, timeout=aiohttp.ClientTimeout(total=CONNECT_S)) as answer:
                 text = await answer.text(errors="replace")
+        except aiohttp.ClientConnectorError as error:
+            raise unreachable(self._settings.target, error.os_error.strerror or str(error.os_error)) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise unreachable(self._settings.target, str(error) or type(error).__name__) from error
         try:
