@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from semipd.bench.errors import BenchError, InputError
+from semipd.bench.compare_command import compare, plot
+from semipd.bench.errors import InputError
+from semipd.bench.exits import told
+from semipd.bench.goodput_command import goodput
+from semipd.bench.interference_command import interference
 from semipd.bench.settings import DRAIN_S, RunSettings
 
 bench_app = typer.Typer(
@@ -22,20 +23,10 @@ bench_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-INTERRUPTED = 130
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Ends the command with the error's sentence and exit code."""
-    try:
-        yield
-    except BenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+bench_app.command()(goodput)
+bench_app.command()(compare)
+bench_app.command()(plot)
+bench_app.command()(interference)
 
 
 @bench_app.command("traces")
@@ -77,7 +68,7 @@ def run_command(
     drain: Annotated[float, typer.Option(help="Seconds to wait for answers after the last arrival.", min=0)] = DRAIN_S,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report there, with each request.")] = None,
     gaps: Annotated[bool, typer.Option("--gaps", help="Also write every gap between tokens into the JSON.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="A folder for timeline.png.")] = None,
+    plot_folder: Annotated[Path | None, typer.Option("--plot", help="A folder for timeline.png.")] = None,
 ) -> None:
     """Send a trace to a server, open loop, and score what comes back.
 
@@ -87,5 +78,5 @@ def run_command(
 
     settings = RunSettings(target, trace, rate, duration, seed, clients, model, vocab_size, scale, drain)
     with told():
-        valid = run_once(settings, json_file, plot, gaps=gaps)
+        valid = run_once(settings, json_file, plot_folder, gaps=gaps)
     raise typer.Exit(0 if valid else 1)

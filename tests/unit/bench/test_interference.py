@@ -10,21 +10,27 @@ import pytest
 from semipd.bench.errors import InputError, RunFailed
 from semipd.bench.interference import (
     InterferenceSettings,
-    Window,
+    batch_chains,
     first_outputs,
     gaps_within,
     interference,
-    prompt_times,
+    prompt_arrivals,
+    turns,
+    windows,
 )
 from semipd.bench.records import Outcome, RequestRecord
 
-ALONE, LOADED = Window(1.0, 3.0), Window(3.0, 5.0)
+SETTINGS = InterferenceSettings("grpc://a:1", decoding=2, output_tokens=1000, duration_s=2.0, settle_s=1.0)
+ALONE, LOADED = windows(SETTINGS)
+FIRST_PROMPT = prompt_arrivals(SETTINGS)[0].index
 
 
-def sequence(*times: float, sent_s: float = 0.0, outcome: Outcome = Outcome.DONE, reason: str = "") -> RequestRecord:
+def sequence(
+    *times: float, index: int = 0, sent_s: float = 0.0, outcome: Outcome = Outcome.DONE, reason: str = ""
+) -> RequestRecord:
     gaps = tuple(after - before for before, after in pairwise(times))
     return RequestRecord(
-        index=0,
+        index=index,
         prompt_len=10,
         output_len=len(times),
         ttft_slo_s=1.0,
@@ -48,7 +54,7 @@ BATCH = [
     sequence(*[0.5 + 0.125 * i for i in range(20)], *[3.0 + 0.5 * i for i in range(5)]),
     sequence(*[0.5 + 0.125 * i for i in range(20)], *[3.0 + 0.5 * i for i in range(5)]),
 ]
-PROMPT = sequence(3.4, 3.5, sent_s=3.0)
+PROMPT = sequence(3.4, 3.5, index=FIRST_PROMPT, sent_s=3.0)
 
 
 def test_a_gap_belongs_to_the_half_in_which_it_ends() -> None:
@@ -62,7 +68,7 @@ def test_the_gap_before_the_first_token_is_none_of_a_reader() -> None:
 
 
 def test_both_halves_are_scored_with_their_ratio_and_what_the_prompts_waited() -> None:
-    found = interference(BATCH, [PROMPT, replace(PROMPT, outcome=Outcome.REFUSED)], ALONE, LOADED)
+    found = interference([*BATCH, PROMPT, replace(PROMPT, outcome=Outcome.REFUSED)], SETTINGS)
     assert found.alone.gaps_s.p50 == pytest.approx(0.125)
     assert found.with_prompts.gaps_s.p50 == pytest.approx(0.5)
     assert found.p50_ratio == pytest.approx(4.0)
@@ -77,30 +83,43 @@ def test_both_halves_are_scored_with_their_ratio_and_what_the_prompts_waited() -
 
 def test_a_batch_that_shrinks_under_prompts_is_not_called_steady() -> None:
     leaving = sequence(*[0.5 + 0.125 * i for i in range(22)])
-    assert not interference([BATCH[0], leaving], [PROMPT], ALONE, LOADED).steady
+    assert not interference([BATCH[0], leaving, PROMPT], SETTINGS).steady
 
 
 @pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.FAILED])
 def test_a_sequence_that_did_not_end_well_is_no_steady_batch(outcome: Outcome) -> None:
     lost = sequence(0.5, 2.0, outcome=outcome, reason="QUEUE_FULL")
     with pytest.raises(RunFailed, match=f"{outcome.value}: QUEUE_FULL"):
-        interference([*BATCH, lost], [PROMPT], ALONE, LOADED)
+        interference([*BATCH, lost, PROMPT], SETTINGS)
 
 
 def test_a_sequence_cut_off_after_the_measurement_is_no_failure() -> None:
     cut = sequence(0.5, 2.0, 5.25, outcome=Outcome.FAILED, reason="not finished when the run ended")
-    assert interference([*BATCH, cut], [PROMPT], ALONE, LOADED).with_prompts.sequences > 2
+    assert interference([*BATCH, cut, PROMPT], SETTINGS).with_prompts.sequences > 2
 
 
 def test_without_tokens_in_a_half_there_is_no_report() -> None:
+    silent = sequence(*[0.5 + 0.125 * i for i in range(20)], 2.99)
     with pytest.raises(RunFailed, match="with prompts: no tokens"):
-        interference([sequence(0.5, 1.5, 2.0)], [PROMPT], ALONE, LOADED)
+        interference([silent, silent, PROMPT], SETTINGS)
+
+
+def test_a_batch_that_was_not_full_before_the_prompts_is_no_report() -> None:
+    late = sequence(2.0, 2.5, 3.0, 4.0, 5.0)
+    with pytest.raises(RunFailed, match=r"only 1\.5 of 2 sequences"):
+        interference([BATCH[0], late, PROMPT], SETTINGS)
+
+
+def test_sequences_that_ran_out_are_no_steady_batch() -> None:
+    last = sequence(4.0, 4.5, index=2 * turns(SETTINGS) - 1)
+    with pytest.raises(RunFailed, match="too short"):
+        interference([*BATCH, last, PROMPT], SETTINGS)
 
 
 def test_without_an_answered_prompt_there_is_no_report() -> None:
-    refused = sequence(sent_s=3.0, outcome=Outcome.REFUSED, reason="PROMPT_TOO_LONG")
+    refused = sequence(index=FIRST_PROMPT, sent_s=3.0, outcome=Outcome.REFUSED, reason="PROMPT_TOO_LONG")
     with pytest.raises(RunFailed, match="PROMPT_TOO_LONG"):
-        interference(BATCH, [refused], ALONE, LOADED)
+        interference([*BATCH, refused], SETTINGS)
 
 
 def test_the_first_sequences_end_one_after_another_and_the_same_for_a_seed() -> None:
@@ -111,9 +130,21 @@ def test_the_first_sequences_end_one_after_another_and_the_same_for_a_seed() -> 
     assert min(first_outputs(replace(settings, decoding=200))) == 2
 
 
-def test_prompts_arrive_evenly_and_all_within_the_half() -> None:
-    settings = InterferenceSettings("grpc://a:1", prompt_rate=2.0, duration_s=2.25)
-    assert prompt_times(settings) == [0.0, 0.5, 1.0, 1.5, 2.0]
+def test_prompts_arrive_evenly_over_the_second_half_only() -> None:
+    settings = InterferenceSettings("grpc://a:1", prompt_rate=2.0, duration_s=2.25, settle_s=1.0)
+    prompts = prompt_arrivals(settings)
+    assert [prompt.at_s for prompt in prompts] == pytest.approx([3.25, 3.75, 4.25, 4.75, 5.25])
+    assert {(p.entry.prompt_len, p.entry.output_len) for p in prompts} == {(4000, 16)}
+
+
+def test_each_place_has_sequences_for_the_whole_run_and_every_request_an_index_of_its_own() -> None:
+    chains = batch_chains(SETTINGS)
+    assert [len(chain) for chain in chains] == [turns(SETTINGS)] * 2
+    assert turns(SETTINGS) * 1000 * 0.002 > LOADED.end_s
+    assert sorted(chain[0].entry.output_len for chain in chains) == [500, 1000]
+    assert {a.entry.output_len for chain in chains for a in chain[1:]} == {1000}
+    indexes = [a.index for chain in chains for a in chain] + [a.index for a in prompt_arrivals(SETTINGS)]
+    assert sorted(indexes) == list(range(len(indexes)))
 
 
 @pytest.mark.parametrize(

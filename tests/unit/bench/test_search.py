@@ -164,14 +164,14 @@ def test_settings_that_cannot_be_searched_are_refused(changed: dict[str, float],
 
 def test_the_fitted_curve_never_rises_and_keeps_every_request() -> None:
     drawn = random.Random(3)
-    probes = [Probe(float(i), [Run(0, drawn.randint(0, 100), 100)]) for i in range(30)]
+    probes = [Probe(float(i), (Run(0, drawn.randint(0, 100), 100),)) for i in range(30)]
     curve = fitted(probes)
     assert all(left >= right for left, right in pairwise(curve))
     assert sum(curve) * 100 == pytest.approx(sum(probe.met for probe in probes))
 
 
 def test_violators_are_pooled_by_their_number_of_requests() -> None:
-    probes = [Probe(1.0, [Run(0, 30, 30)]), Probe(2.0, [Run(0, 20, 40)]), Probe(3.0, [Run(0, 10, 10)])]
+    probes = [Probe(1.0, (Run(0, 30, 30),)), Probe(2.0, (Run(0, 20, 40),)), Probe(3.0, (Run(0, 10, 10),))]
     assert fitted(probes) == pytest.approx([1.0, 0.6, 0.6])
 
 
@@ -182,8 +182,8 @@ def test_wilson_is_the_textbook_interval() -> None:
 
 
 def test_runs_that_disagree_widen_the_interval() -> None:
-    agreeing = Probe(1.0, [Run(0, 90, 100), Run(1, 90, 100), Run(2, 90, 100)])
-    disagreeing = Probe(1.0, [Run(0, 99, 100), Run(1, 72, 100), Run(2, 99, 100)])
+    agreeing = Probe(1.0, (Run(0, 90, 100), Run(1, 90, 100), Run(2, 90, 100)))
+    disagreeing = Probe(1.0, (Run(0, 99, 100), Run(1, 72, 100), Run(2, 99, 100)))
     assert agreeing.attainment == disagreeing.attainment
     assert dispersion(agreeing.runs) == 1.0
     assert dispersion(disagreeing.runs) > 10
