@@ -1,7 +1,7 @@
 """How many streams one machine can send and score, with the load generator and a trivial gRPC server both on it.
 
 Each stream has 20 tokens a second for 5 seconds; streams start evenly spaced, open loop, so that as many run at any
-time as the row says. Half of the cores' number of processes on each side (one each on one core). A row holds where the run is
+time as the row says. Each side has a process for every two cores (one each on one core). A row holds where the run is
 valid by the same rules as any other, every request was done, and tokens kept their pace within 5 %.
 
     python benchmarks/client_capacity.py [--save] [--cores 1,2] [--streams 25,50,100]
