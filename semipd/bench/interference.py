@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
+from semipd.bench.arrivals import Arrival
 from semipd.bench.errors import InputError, RunFailed
-from semipd.bench.records import Outcome, RequestRecord
+from semipd.bench.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.score import Distribution, distribution
+from semipd.bench.traces import with_slo
 
 STEADY = 0.95
+"""Of the sequences that should be decoding, the share that has to be."""
+
+FASTEST_S = 0.002
+"""Between two tokens of a sequence: bounds how many sequences are needed, all of them written down before the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,10 @@ class InterferenceSettings:
     prompt_rate: float = 2.0
     """Long prompts a second."""
     duration_s: float = 30.0
-    settle_s: float = 3.0
+    settle_s: float = 5.0
+    """For the batch to fill, before anything is measured."""
     seed: int = 0
+    clients: int | None = None
     model: str | None = None
     vocab_size: int | None = None
 
@@ -116,6 +124,18 @@ def ratio(value: float, base: float) -> float:
     return value / max(base, 1e-9)
 
 
+def windows(settings: InterferenceSettings) -> tuple[Window, Window]:
+    """Without prompts, and with them."""
+    begin, length = settings.settle_s, settings.duration_s
+    return Window(begin, begin + length), Window(begin + length, begin + 2 * length)
+
+
+def turns(settings: InterferenceSettings) -> int:
+    """Sequences that may take one place after another."""
+    _, loaded = windows(settings)
+    return 2 + math.ceil(loaded.end_s / (settings.output_tokens * FASTEST_S))
+
+
 def first_outputs(settings: InterferenceSettings) -> list[int]:
     """Output of the first sequence of each place in the batch: even from a little to all, in random order, so that the
     places aren't filled anew all at once."""
@@ -125,9 +145,38 @@ def first_outputs(settings: InterferenceSettings) -> list[int]:
     return lengths
 
 
-def prompt_times(settings: InterferenceSettings) -> list[float]:
-    """Seconds after the second half's begin at which prompts are sent."""
-    return [number / settings.prompt_rate for number in range(math.ceil(settings.prompt_rate * settings.duration_s))]
+def batch_chains(settings: InterferenceSettings) -> list[tuple[Arrival, ...]]:
+    """For each place in the batch the sequences that take it one after another."""
+    return [
+        tuple(
+            arrival(place + number * settings.decoding, 0.0, settings.context, first if not number else None, settings)
+            for number in range(turns(settings))
+        )
+        for place, first in enumerate(first_outputs(settings))
+    ]
+
+
+def prompt_arrivals(settings: InterferenceSettings) -> list[Arrival]:
+    """Evenly spaced over the second half."""
+    _, loaded = windows(settings)
+    begin = settings.decoding * turns(settings)
+    return [
+        arrival(
+            begin + i,
+            loaded.start_s + i / settings.prompt_rate,
+            settings.prompt_tokens,
+            settings.prompt_output,
+            settings,
+        )
+        for i in range(math.ceil(settings.prompt_rate * settings.duration_s))
+    ]
+
+
+def arrival(
+    index: int, at_s: float, prompt_len: int, output_len: int | None, settings: InterferenceSettings
+) -> Arrival:
+    """`output_len`: that of the batch's sequences, if absent."""
+    return Arrival(index, at_s, with_slo(prompt_len, settings.output_tokens if output_len is None else output_len))
 
 
 def gaps_within(records: Iterable[RequestRecord], window: Window) -> tuple[float, ...]:
@@ -155,18 +204,31 @@ def half(records: Sequence[RequestRecord], window: Window, name: str) -> Half:
     return Half(gaps, decoding / length, tokens / length)
 
 
-def interference(
-    batch: Sequence[RequestRecord], prompts: Sequence[RequestRecord], alone: Window, with_prompts: Window
-) -> Interference:
-    """Raises RunFailed where a sequence of the batch was refused or failed before the end, or no prompt was done."""
+def interference(records: Sequence[RequestRecord], settings: InterferenceSettings) -> Interference:
+    """Scores all requests of a run; indexes tell batch and prompts apart.
+
+    Raises RunFailed where there was no steady batch before the prompts (a sequence was refused or failed, the places
+    were not all taken, outputs were so short that the sequences ran out), or where no prompt was done.
+    """
+    alone, loaded = windows(settings)
+    first_prompt = settings.decoding * turns(settings)
+    batch = [record for record in records if record.index < first_prompt]
+    prompts = [record for record in records if record.index >= first_prompt]
     for record in batch:
-        if record.outcome is not Outcome.DONE and record.done_s < with_prompts.end_s:
+        if record.outcome is not Outcome.DONE and record.reason != UNFINISHED:  # given up by the client, at the end
             raise RunFailed(f"a sequence of the decode batch was {record.outcome.value}: {record.reason}")
+        if record.index // settings.decoding == turns(settings) - 1:
+            raise RunFailed(f"outputs of {settings.output_tokens} tokens are too short to keep a batch going")
     first = half(batch, alone, "without prompts")
-    second = half(batch, with_prompts, "with prompts")
+    if first.sequences < STEADY * settings.decoding:
+        raise RunFailed(
+            f"only {first.sequences:.1f} of {settings.decoding} sequences were decoding before the prompts came: the "
+            "server doesn't take so many at once, or needs longer to fill the batch"
+        )
     done = [r for r in prompts if r.outcome is Outcome.DONE]
     if not done:
         reason = next((r.reason for r in prompts), "none was sent")
         raise RunFailed(f"not one of the long prompts was answered, so there is nothing to compare: {reason}")
     ttft = distribution(r.ttft_s for r in done if r.ttft_s is not None)
+    second = half(batch, loaded, "with prompts")
     return Interference(first, second, Prompts(len(prompts), len(done), ttft))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 
@@ -66,12 +66,12 @@ class Run:
     total: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Probe:
     """All runs at one rate, pooled."""
 
     rate: float
-    runs: list[Run] = field(default_factory=list)
+    runs: tuple[Run, ...]
 
     @property
     def met(self) -> int:
@@ -99,7 +99,7 @@ def wilson(met: int, total: int, dispersion: float = 1.0) -> tuple[float, float]
     return (0.0 if met == 0 else middle - half), (1.0 if met == total else middle + half)
 
 
-def dispersion(runs: list[Run]) -> float:
+def dispersion(runs: Sequence[Run]) -> float:
     """How much more the runs differ than independent requests would, at least 1 (Pearson's statistic over its degrees
     of freedom). Requests of one run share a queue, so they miss together, and there is less in them than their number.
     """
@@ -252,13 +252,13 @@ class Search:
 
     def _measured(self, rate: float) -> Probe:
         """One round: every run of the whole search has a seed of its own."""
-        probe = self._probes.get(rate, Probe(rate))
+        runs = list(self._probes[rate].runs) if rate in self._probes else []
         for _ in range(self._settings.repeats):
             seed = self._settings.first_seed + self._runs
             met, total = self._measure(rate, seed)
             if not 0 <= met <= total or total == 0:
                 raise ValueError(f"a run at {rate:g} requests/s counted {met} of {total} requests")
-            probe.runs.append(Run(seed, met, total))
+            runs.append(Run(seed, met, total))
             self._runs += 1
-        self._probes[rate] = probe
-        return probe
+        self._probes[rate] = Probe(rate, tuple(runs))
+        return self._probes[rate]
