@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -15,6 +16,8 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="One frame, and out.")] = False,
 ) -> None:
     """Watch a running server. Ctrl-C leaves. Without a terminal: one line an interval."""
+    # gRPC writes of every server that goes away, into the middle of the picture; it reads this when it is imported
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from semipd.bench.top_console import show  # noqa: PLC0415 - `semipd --help` stays quick
 
     with told():
