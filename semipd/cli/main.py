@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from semipd import __version__
+from semipd.bench.cli import bench_app
+from semipd.bench.top_command import top
 from semipd.cli.chat import chat
 from semipd.cli.demo import demo
 from semipd.cli.doctor import doctor
@@ -33,8 +35,9 @@ def root(
         raise typer.Exit
 
 
-for command in (serve, generate, chat, demo, doctor, policies):
+for command in (serve, generate, chat, demo, top, doctor, policies):
     app.command()(command)
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:
