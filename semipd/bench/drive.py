@@ -135,6 +135,7 @@ class LoadProcess:
             async with asyncio.timeout(START_S + settings.duration_s + settings.drain_s + GRACE_S):
                 while isinstance(said := await self._hear(), Tick):
                     board.tell(number, said)
+                await self._process.wait()  # it ends by itself: killing what is about to end confuses its watcher
         except TimeoutError as error:
             raise RunFailed("a load process did not end in time") from error
         assert isinstance(said, Done)

@@ -12,7 +12,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped, unused-ignore]
 
 from semipd.bench.errors import InputError, RunFailed
-from semipd.bench.settings import RunSettings
+from semipd.bench.settings import RunSettings, authorization
 from semipd.bench.target import (
     CONNECT_S,
     PROBE,
@@ -46,7 +46,7 @@ STATUS_TRAILER = "grpc-status-details-bin"
 class GrpcTarget(Target):
     def __init__(self, settings: RunSettings, address: Address) -> None:
         self._settings = settings
-        self._address = address
+        self._metadata = tuple(authorization("grpc").items())
         self._channels = [grpc.aio.insecure_channel(address.hostport, OPTIONS) for _ in range(CONNECTIONS)]
         # the request is bytes already
         self._streams: Iterator[Any] = cycle(
@@ -95,7 +95,7 @@ class GrpcTarget(Target):
     async def _ask(self, method: Any, request: Any) -> Any:
         """Any unary call, before the run."""
         try:
-            return await method(request, timeout=CONNECT_S)
+            return await method(request, timeout=CONNECT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise unreachable(self._settings.target, error.details() or error.code().name) from error
@@ -132,7 +132,7 @@ class GrpcTarget(Target):
     async def send(self, prepared: bytes, stream: Stream) -> None:
         now: Callable[[], float] = time.monotonic
         times, counts = stream.times, stream.counts
-        call = next(self._streams)(prepared)
+        call = next(self._streams)(prepared, metadata=self._metadata)
         try:
             async for message in call:
                 at = now()
@@ -150,7 +150,7 @@ class GrpcTarget(Target):
 
     async def load(self) -> LoadSample | None:
         try:
-            answer = await self._admin.GetLoad(admin_pb2.GetLoadRequest(), timeout=CONNECT_S)
+            answer = await self._admin.GetLoad(admin_pb2.GetLoadRequest(), timeout=CONNECT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError:
             return None
         load = answer.load

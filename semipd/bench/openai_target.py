@@ -15,7 +15,7 @@ from typing import Any, Self
 import aiohttp
 
 from semipd.bench.errors import InputError, RunFailed, Unreachable
-from semipd.bench.settings import RunSettings
+from semipd.bench.settings import RunSettings, authorization
 from semipd.bench.target import (
     CONNECT_S,
     DEFAULT_VOCAB,
@@ -53,7 +53,7 @@ class OpenAiTarget(Target):
             # no limit: a request that waits in the client for a connection would not have been sent
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
+            headers={"Content-Type": "application/json", "Accept": "text/event-stream"} | authorization("openai"),
             read_bufsize=READ_BUFFER,
             trust_env=False,
         )

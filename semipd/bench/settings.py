@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+API_KEYS = {"grpc": "SEMIPD_API_KEY", "openai": "OPENAI_API_KEY"}
+"""The environment's variable with the key that a target may ask for, by protocol: no report and no list of processes
+shows it."""
+
 DRAIN_S = 60.0
 """After the last arrival; longer than any request of the traces takes inside its loose SLO."""
 
@@ -33,6 +37,12 @@ class RunSettings:
     """All lengths are multiplied by it, for models with a short context."""
     drain_s: float = DRAIN_S
     """How long the client waits for answers after the last arrival."""
+
+
+def authorization(protocol: str) -> dict[str, str]:
+    """The header to send with each request; empty where the environment has no key."""
+    key = os.environ.get(API_KEYS[protocol])
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def default_clients() -> int:

@@ -40,6 +40,7 @@ class OpenAiServer:
 
     def __init__(self, script: Script = every_token_counted, status: int = 200) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.authorizations: list[str | None] = []
         self.script = script
         self.status = status
         self.target = ""
@@ -50,6 +51,7 @@ class OpenAiServer:
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
+        self.authorizations.append(request.headers.get("Authorization"))
         if self.status != 200:
             return web.json_response({"error": {"message": "no room", "code": self.status}}, status=self.status)
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

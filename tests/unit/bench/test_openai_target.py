@@ -47,6 +47,13 @@ async def test_a_request_is_a_prompt_of_token_ids_with_its_length_forced() -> No
     assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
 
 
+async def test_the_key_of_the_environment_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    server = OpenAiServer()
+    await answered(server)
+    assert server.authorizations == ["Bearer sesame"]
+
+
 async def test_tokens_are_counted_by_the_usage_in_each_chunk() -> None:
     """Also where a chunk brings several, or none."""
     server = OpenAiServer(lambda _: [chunk("", 0), chunk("ab", 2), chunk("", 2), chunk("c", 3), last_usage(3), DONE])
