@@ -20,8 +20,11 @@ from semipd.bench.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.score import Distribution, distribution
 from semipd.bench.traces import with_slo
 
+FULL = 0.9
+"""Of the batch, the share that has to be decoding on average: a place is empty while its next prompt is computed."""
+
 STEADY = 0.95
-"""Of the sequences that should be decoding, the share that has to be."""
+"""With prompts, of the sequences that were decoding without them."""
 
 FASTEST_S = 0.002
 """Between two tokens of a sequence: bounds how many sequences are needed, all of them written down before the start."""
@@ -220,10 +223,11 @@ def interference(records: Sequence[RequestRecord], settings: InterferenceSetting
         if record.index // settings.decoding == turns(settings) - 1:
             raise RunFailed(f"outputs of {settings.output_tokens} tokens are too short to keep a batch going")
     first = half(batch, alone, "without prompts")
-    if first.sequences < STEADY * settings.decoding:
+    if first.sequences < FULL * settings.decoding:
         raise RunFailed(
             f"only {first.sequences:.1f} of {settings.decoding} sequences were decoding before the prompts came: the "
-            "server doesn't take so many at once, or needs longer to fill the batch"
+            "server doesn't take so many at once, the batch needs longer to fill (--settle), or the sequences are too "
+            "short (--output-tokens)"
         )
     done = [r for r in prompts if r.outcome is Outcome.DONE]
     if not done:

@@ -75,7 +75,8 @@ class InterferenceReport:
                 labels, windows(at), (self.result.alone, self.result.with_prompts), strict=True
             )
         ]
-        draw_interference(path, halves, f"{at.decoding} sequences decoding, {self.target.model}")
+        title = f"{at.decoding} sequences decoding, {self.target.model}"
+        draw_interference(path, halves, title if self.valid else f"INVALID RUN: {title}")
 
 
 def read_interference(path: Path) -> InterferenceReport:

@@ -14,8 +14,7 @@ from rich.progress import Progress as Bar
 
 from semipd.bench.drive import Progress
 from semipd.bench.errors import InputError
-from semipd.bench.plots import ServerMoment, draw_timeline
-from semipd.bench.report import RunReport
+from semipd.bench.pictures import draw_run
 from semipd.bench.run import run
 from semipd.bench.settings import RunSettings
 from semipd.bench.table import table
@@ -38,7 +37,7 @@ def run_once(settings: RunSettings, json_file: Path | None, plot: Path | None, *
     if json_file is not None:
         report.save(json_file, gaps=gaps)
     if plot is not None and report.timeline:
-        plot_timeline(report, plot / "timeline.png")
+        draw_run(plot / "timeline.png", report)
     elif plot is not None:
         print("no timeline was drawn: the target does not tell its load", file=sys.stderr)
     return report.valid
@@ -49,24 +48,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: can't be made: {error.strerror}") from error
-
-
-def plot_timeline(report: RunReport, path: Path) -> None:
-    settings = report.settings
-    moments = [
-        ServerMoment(
-            at_s=sample.at_s,
-            waiting=sample.waiting,
-            prefilling=sample.prefilling,
-            decoding=sample.decoding,
-            pages_used=sample.used_pages / sample.total_pages if sample.total_pages else 0.0,
-            prefill_share=sample.prefill_share,
-            decode_share=sample.decode_share,
-        )
-        for sample in report.timeline
-    ]
-    title = f"{report.target.model}: {settings.trace} at {settings.rate:g} requests/s, seed {settings.seed}"
-    draw_timeline(path, moments, settings.duration_s, title)
 
 
 @contextmanager

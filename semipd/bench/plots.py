@@ -5,6 +5,7 @@ matplotlib is imported when the first picture is drawn, so that only who draws n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,6 @@ def draw_rates(path: Path, curves: Sequence[Curve], title: str) -> None:
     for axes, name in ((ttft, "time to first token, TTFT (s)"), (tpot, "time per output token, TPOT (ms)")):
         axes.set_ylabel(name)
         axes.set_yscale("log")
-        plain_numbers(axes)
     for colour, curve in zip(colours(len(curves)), curves, strict=True):
         latency_lines(ttft, curve, [p.ttft_s for p in curve.points], 1.0, colour)
         latency_lines(tpot, curve, [p.tpot_s for p in curve.points], 1000.0, colour)
@@ -100,6 +100,8 @@ def draw_rates(path: Path, curves: Sequence[Curve], title: str) -> None:
         axes.set_ylim(-3, 103)
         axes.set_ylabel(name)
         axes.set_xlabel("rate of arrivals (requests/s)")
+    for axes in (ttft, tpot):
+        plain_numbers(axes)
     for axes in (ttft, tight):
         finish(axes)
     for axes in (tpot, loose):  # the lines mean the same as on the left
@@ -129,7 +131,7 @@ def draw_timeline(path: Path, moments: Sequence[ServerMoment], duration_s: float
     batch.set_ylabel("running batch\n(requests)")
     pages.plot(at, [100 * m.pages_used for m in moments], color=PAGES, label="KV pages in use")
     pages.set_ylabel("page use\n(%)")
-    shares.step(at, [m.prefill_share for m in moments], where="post", color=PREFILL, label="prefill")
+    shares.step(at, [m.prefill_share for m in moments], where="post", color=PREFILL, linewidth=3, label="prefill")
     shares.step(at, [m.decode_share for m in moments], where="post", color=DECODE, linestyle="--", label="decode")
     shares.set_ylabel("share of the\ndevice (%)")
     shares.set_xlabel("time since the run began (s)")
@@ -137,7 +139,7 @@ def draw_timeline(path: Path, moments: Sequence[ServerMoment], duration_s: float
         axes.set_ylim(-3, 108)
     for axes in (queue, batch, pages, shares):
         if axes not in (pages, shares):
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
         axes.axvline(duration_s, color="0.4", linestyle="--", linewidth=1)
         finish(axes)
     above = queue.get_xaxis_transform()  # x in seconds, y from 0 at the bottom to 1 at the top
@@ -197,12 +199,14 @@ def draw_interference(path: Path, halves: Sequence[Gaps], title: str) -> None:
         bars.bar_label(drawn, [rounded(value) for value in values], fontsize=9)
     curve.set_xscale("log")
     curve.set_yscale("log")
+    # what is far shorter than a step are messages that were read together; they would take half of the picture
+    curve.set_xlim(left=1000 * min(half.spread.p50 for half in halves) / 5)
     plain_numbers(curve, both=True)
     curve.set_xlabel("gap between two tokens (ms)")
     curve.set_ylabel("share of the gaps at least as long")
     bars.set_yscale("log")
-    plain_numbers(bars)
     bars.margins(y=0.12)
+    plain_numbers(bars)
     bars.set_xticks(range(3), ["p50", "p99", "longest"])
     bars.set_ylabel("gap between two tokens (ms)")
     for axes in (curve, bars):
@@ -243,11 +247,14 @@ def rounded(value: float) -> str:
 
 
 def plain_numbers(axes: Axes, both: bool = False) -> None:
-    """0.01 and 100 rather than powers of ten."""
+    """0.01 and 100 rather than powers of ten, and as many of them as there is room for. Call it when all is drawn."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415 - see blank
 
     for axis in (axes.xaxis, axes.yaxis) if both else (axes.yaxis,):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+        low, high = axis.get_view_interval()
+        decades = math.log10(high / low) if 0 < low < high else 1.0
+        subs = (1.0, 2.0, 3.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 4 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 

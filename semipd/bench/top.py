@@ -132,7 +132,7 @@ def latencies(load: pb.Load, history: History) -> RenderableType:
         table.add_row(title, *cells, sparkline(past))
     if load.HasField("slo_attainment"):
         style = "green" if load.slo_attainment >= TARGET else "red"
-        slo = bar(load.slo_attainment, style, f"{percent(load.slo_attainment)} of those that named an SLO met it")
+        slo = bar(load.slo_attainment, style, percent(load.slo_attainment))
     else:
         slo = Text("no request of the last 30 s named an SLO", "dim")
     attained = grid(2)
@@ -148,9 +148,8 @@ def device(info: pb.GetServerInfoResponse, load: pb.Load) -> RenderableType:
     table.add_row("decode share", bar(shares.decode / 100, "blue", f"{shares.decode:g} %{competing}"))
     used = load.total_pages - load.free_pages
     style = "red" if pages_used(load) > 0.9 else "green"
-    tokens = f" of {info.page_size} tokens" if info.page_size else ""
     table.add_row(
-        "KV pages", bar(pages_used(load), style, f"{percent(pages_used(load))}  {used:,}/{load.total_pages:,}{tokens}")
+        "KV pages", bar(pages_used(load), style, f"{percent(pages_used(load))}  {used:,}/{load.total_pages:,}")
     )
     backend = f" (partition: {info.partition_backend})" if info.partition_backend else ""
     return Panel(table, title=f"device{backend}", title_align="left")
