@@ -126,10 +126,16 @@ def main() -> None:
     parser.add_argument("--cores", type=numbers, default=[n for n in (1, 2, 4, 8, 16, 32) if n <= here])
     parser.add_argument("--streams", type=numbers, default=list(STREAMS))
     given = parser.parse_args()
+    before = os.getloadavg()[0]  # of other work on this machine
     print("cores  streams  tokens/s  busiest  late p99  lag p99  TPOT ms  ITL p99")
     rows = [row for cores in given.cores for row in climb(cores, given.streams)]
     if given.save:
-        print(save("client_capacity", {"rows": [asdict(row) | {"holds": row.holds} for row in rows]}))
+        print(
+            save(
+                "client_capacity",
+                {"load_average_before": before, "rows": [asdict(row) | {"holds": row.holds} for row in rows]},
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -192,8 +192,11 @@ def main() -> None:
     os.dup2(2, 1)
 
     def tell(message: Message) -> None:
-        out.write(line_of(message))
-        out.flush()
+        try:
+            out.write(line_of(message))
+            out.flush()
+        except BrokenPipeError:
+            os._exit(1)  # the parent was killed: whoever asked for this load is gone
 
     def read() -> Message:
         line = sys.stdin.buffer.readline()

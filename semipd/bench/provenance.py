@@ -72,6 +72,8 @@ def _program() -> str:
         inside = path.resolve().relative_to(ROOT)
     except ValueError:
         return f"python {path.name}"
+    if inside.parts[0] != "semipd":
+        return f"python {inside}"
     module = ".".join(inside.with_suffix("").parts)
     return f"python -m {module.removesuffix('.__main__')}"
 
