@@ -207,6 +207,16 @@ def test_the_real_server_under_load(trace: Path, tmp_path: Path) -> None:
     assert report["timeline"][0]["total_pages"] > 0
 
 
+def test_load_ends_with_the_command_also_when_that_is_killed(sink: Sink, tmp_path: Path) -> None:
+    trace = tmp_path / "endless.jsonl"
+    write_trace([TraceEntry(8, 10_000, 5.0, 1.0)], trace)
+    command = [sys.executable, "-m", "semipd.bench", "run", "--target", f"grpc://{sink.address}"]
+    with subprocess.Popen([*command, "--trace", str(trace), "--rate", "10", "--duration", "60"]) as run:
+        child = until(lambda: next(iter(psutil.Process(run.pid).children()), None))
+        run.kill()
+    assert until(lambda: not child.is_running())
+
+
 def test_a_server_that_asks_for_a_key_is_given_the_one_of_the_environment(
     trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
