@@ -13,6 +13,10 @@ from typing import Any, Self
 
 from semipd.wire.process import PARENT
 
+SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""For every child, unless the user says otherwise: a worker's idle threads sleep instead of spinning on a CPU that
+another process of the server wants."""
+
 
 class Child:
     """A Python module that runs in its own process.
@@ -29,7 +33,7 @@ class Child:
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            env={**os.environ, PARENT: str(os.getpid()), **(environment or {})},
+            env={**SETTINGS, **os.environ, PARENT: str(os.getpid()), **(environment or {})},
         )
         assert self._process.stdout is not None
         self._out = self._process.stdout

@@ -56,7 +56,7 @@ def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> i
     me = Holder(ROLE[appoint.role], incarnation)
     structlog.contextvars.bind_contextvars(process=f"{me.role.name.lower()}.{incarnation}")
     model = read_model_config(model_directory(config))
-    shares = Shares(model)
+    shares = Shares(me.role, model)
     shares.compute_on(appoint.cpus)
     with attach(run_dir) as attached:
         engine = Engine(model, attached.weights, attached.pool)
