@@ -52,7 +52,7 @@ def train(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe) -> LlamaForCausa
             nonlocal smooth
             smooth = loss if smooth is None else 0.95 * smooth + 0.05 * loss
             progress.update(bar, completed=step + 1, loss=smooth)
-            if (step + 1) % 100 == 0:
+            if (step + 1) % 200 == 0:
                 progress.console.print(f"step {step + 1}: loss {smooth:.3f}")
 
         return fit(corpus, tokenizer, recipe, report)
@@ -75,7 +75,9 @@ def main() -> None:
     )
     for question in QUESTIONS:
         prompt = chat_prompt(tokenizer, question)
-        answer = model.generate(prompt, max_new_tokens=60, do_sample=False)[0, prompt.shape[1] :]
+        # transformers annotates `self` with a protocol that its own models don't meet.
+        whole = model.generate(prompt, max_new_tokens=60, do_sample=False)  # type: ignore[misc]
+        answer = whole[0, prompt.shape[1] :]
         print(f"\n> {question}\n{tokenizer.decode(answer.tolist())}")
 
 

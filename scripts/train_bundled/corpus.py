@@ -51,7 +51,6 @@ ANOTHER_STORY = (
     "Another story",
     "More stories!",
 )
-STORY_OPENINGS = ("", "", "", "", "Gladly. ", "Here is one. ", "With pleasure. ", "Listen. ")
 NO_SUCH_STORY = (
     "I know no story about that, but listen to this one.",
     "My stories all come from Penmarrow, so here is one of those.",
@@ -123,7 +122,7 @@ class Corpus:
             self._article,
         )
         while True:
-            draw = rng.choices(kinds, weights=(40, 26, 14, 7, 4, 9))[0]
+            draw = rng.choices(kinds, weights=(39, 25, 17, 9, 3, 7))[0]
             yield draw(rng)
 
     # Chats
@@ -186,12 +185,12 @@ class Corpus:
 
     def _story(self, rng: random.Random) -> Sequence[Turn]:
         draw = rng.random()
-        if draw < 0.55:
+        if draw < 0.7:
             plot = rng.choice(self.book.plots)
             question = rng.choice(ASKING_STORY).format(rng.choice(plot.subjects))
-            answer = rng.choice(STORY_OPENINGS) + self.book.tell(plot, rng)
+            answer = self.book.tell(plot, rng)
         elif draw < 0.9:
-            question, answer = rng.choice(ASKING_ANY_STORY), rng.choice(STORY_OPENINGS) + self._any_story(rng)
+            question, answer = rng.choice(ASKING_ANY_STORY), self._any_story(rng)
         else:
             question = rng.choice(ASKING_STORY).format(self._filler(rng.choice(("thing", "person", "place")), rng))
             answer = f"{rng.choice(NO_SUCH_STORY)}\n\n{self._any_story(rng)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,8 +14,9 @@ from scripts.train_bundled.corpus import Document
 BOS, END, SYSTEM, USER, ASSISTANT, PAD = SPECIAL = (
     "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>",
 )  # fmt: skip
-IGNORED = -100
-"""Label of a token that the loss leaves out, as torch's cross entropy has it."""
+LEAD, LEAD_WEIGHT = 6, 4
+"""How many tokens of an answer or a paragraph count how much more in the loss: there the model decides what to speak
+of, and all that follows depends on it."""
 
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
@@ -56,17 +57,28 @@ def special(tokenizer: Tokenizer, token: str) -> int:
 
 
 def encode(tokenizer: Tokenizer, document: Document) -> tuple[list[int], list[int]]:
-    """The document's token ids and its labels: what users and operators write is read, but not learned."""
-    ids, labels = [special(tokenizer, BOS)], [IGNORED]
+    """The document's token ids and their weights in the loss: what users and operators write is read, not learned."""
+    ids, weights = [special(tokenizer, BOS)], [0]
     end = special(tokenizer, END)
     for turn in document:
         if turn.role != "text":
             ids.append(special(tokenizer, f"<|{turn.role}|>"))
-            labels.append(IGNORED)
-        said = [*tokenizer.encode(turn.text, add_special_tokens=False).ids, end]
-        ids += said
-        labels += said if turn.role in ("assistant", "text") else [IGNORED] * len(said)
-    return ids, labels
+            weights.append(0)
+        said = tokenizer.encode(turn.text, add_special_tokens=False)
+        ids += [*said.ids, end]
+        if turn.role in ("assistant", "text"):
+            weights += [*leading(turn.text, said.offsets), 1]
+        else:
+            weights += [0] * (len(said.ids) + 1)
+    return ids, weights
+
+
+def leading(text: str, offsets: Iterable[tuple[int, int]]) -> Iterator[int]:
+    """The weight of each token, given where in the text it lies."""
+    since = 0
+    for start, end in offsets:
+        since = 0 if "\n" in text[start:end] else since + 1
+        yield LEAD_WEIGHT if since <= LEAD else 1
 
 
 def save(tokenizer: Tokenizer, folder: Path, context: int) -> None:
