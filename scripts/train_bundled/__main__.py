@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from scripts.train_bundled.corpus import Corpus
-from scripts.train_bundled.tokenizer import chat_prompt
+from scripts.train_bundled.score import answer, score
 from scripts.train_bundled.train import Recipe, fit, fresh_loss, learn_tokenizer, write
 
 BUNDLED = Path(__file__).resolve().parent.parent.parent / "semipd/models/bundled"
@@ -31,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--autocast", action="store_true", help="bfloat16 arithmetic: faster where the CPU has it")
     parser.add_argument("--show-corpus", type=int, metavar="N", help="print N documents and train nothing")
+    parser.add_argument("--score", type=Path, metavar="DIR", help="test the model in DIR and train nothing")
     return parser.parse_args()
 
 
@@ -65,6 +66,9 @@ def main() -> None:
     if asked.show_corpus:
         show(corpus, asked.seed, asked.show_corpus)
         return
+    if asked.score:
+        score(asked.score, corpus, asked.seed)
+        return
     recipe = replace(Recipe(), **{f.name: getattr(asked, f.name) for f in fields(Recipe) if hasattr(asked, f.name)})
     tokenizer = learn_tokenizer(corpus, recipe)
     model = train(corpus, tokenizer, recipe)
@@ -74,11 +78,7 @@ def main() -> None:
         f"wrote {asked.out}: {size:.2f} MB, loss on fresh documents {fresh_loss(model, corpus, tokenizer, recipe):.3f}"
     )
     for question in QUESTIONS:
-        prompt = chat_prompt(tokenizer, question)
-        # transformers annotates `self` with a protocol that its own models don't meet.
-        whole = model.generate(prompt, max_new_tokens=60, do_sample=False)  # type: ignore[misc]
-        answer = whole[0, prompt.shape[1] :]
-        print(f"\n> {question}\n{tokenizer.decode(answer.tolist())}")
+        print(f"\n> {question}\n{answer(model, tokenizer, question, most=60)}")
 
 
 if __name__ == "__main__":
