@@ -1,9 +1,12 @@
 """How many streams one machine can send and score, with the load generator and a trivial gRPC server both on it.
 
 Each stream has 20 tokens a second for 5 seconds; streams start evenly spaced, open loop, so that as many run at any
-time as the row says. Each side has a process for every two cores (one each on one core). A row holds where the run is
-valid by the same rules as any other, every request was done, and tokens kept their pace within 5 %.
-A row that does not hold is measured once more, for the sake of machines that also do other things.
+time as the row says. Each side has a process for every two cores (one each on one core).
+
+A row holds where the run is valid by the same rules as any other, every request was done, the first token, which the
+server sends at once, came within 50 ms at p99, and the others kept their pace within 5 %. Those two are the server's
+limit before they are the client's: gRPC's asyncio server takes one new stream a turn of its event loop. A row that does
+not hold is measured once more, for the sake of machines that also do other things.
 
     python benchmarks/client_capacity.py [--save] [--cores 1,2] [--streams 25,50,100]
 """
@@ -31,6 +34,7 @@ STREAM_S = (TOKENS - 1) * PACE_S
 PROMPT = 234
 DURATION_S = 15.0
 MAX_SLOWDOWN = 1.05
+MAX_FIRST_S = 0.05
 STREAMS = (25, 50, 100, 200, 300, 400, 500, 600, 800, 1000, 1200, 1600, 2400, 3200)
 
 
@@ -43,6 +47,7 @@ class Row:
     busiest_process: float
     send_lateness_p99_ms: float
     loop_lag_p99_ms: float
+    ttft_p99_ms: float
     tpot_mean_ms: float
     itl_p99_ms: float
     problems: tuple[str, ...]
@@ -63,11 +68,14 @@ def measure(cores: int, streams: int) -> Row:
         )
         seen = report(settings, asyncio.run(driven(settings, due)))
     score = seen.score
+    assert score.ttft_s is not None
     assert score.tpot_s is not None
     assert score.itl_s is not None
     problems = list(seen.problems)
     if score.done < score.sent:
         problems.append(f"{score.sent - score.done} of {score.sent} streams did not end well")
+    if score.ttft_s.p99 > MAX_FIRST_S:
+        problems.append(f"first tokens came late: TTFT p99 {score.ttft_s.p99 * 1e3:.0f} ms")
     if score.tpot_s.p99 > PACE_S * MAX_SLOWDOWN:
         problems.append(f"tokens did not keep their pace: TPOT p99 {score.tpot_s.p99 * 1e3:.1f} ms")
     return Row(
@@ -79,6 +87,7 @@ def measure(cores: int, streams: int) -> Row:
         busiest_process=max(client.busy for client in seen.clients),
         send_lateness_p99_ms=seen.lateness_s.p99 * 1e3,
         loop_lag_p99_ms=max(c.loop_lag_s.p99 for c in seen.clients if c.loop_lag_s) * 1e3,
+        ttft_p99_ms=score.ttft_s.p99 * 1e3,
         tpot_mean_ms=score.tpot_s.mean * 1e3,
         itl_p99_ms=score.itl_s.p99 * 1e3,
         problems=tuple(problems),
@@ -107,8 +116,8 @@ def climb(cores: int, streams: list[int]) -> list[Row]:
             rows.append(row)
             print(
                 f"{row.cores:5} {row.streams:8} {row.tokens_per_s:9.0f} {row.busiest_process:8.0%} "
-                f"{row.send_lateness_p99_ms:9.1f} {row.loop_lag_p99_ms:8.1f} {row.tpot_mean_ms:8.1f} "
-                f"{row.itl_p99_ms:8.1f}  {'holds' if row.holds else '; '.join(row.problems)}",
+                f"{row.send_lateness_p99_ms:9.1f} {row.loop_lag_p99_ms:8.1f} {row.ttft_p99_ms:9.1f} "
+                f"{row.tpot_mean_ms:8.1f} {row.itl_p99_ms:8.1f}  {'holds' if row.holds else '; '.join(row.problems)}",
                 flush=True,
             )
             if not row.holds:
@@ -130,7 +139,7 @@ def main() -> None:
     parser.add_argument("--streams", type=numbers, default=list(STREAMS))
     given = parser.parse_args()
     before = os.getloadavg()[0]  # of other work on this machine
-    print("cores  streams  tokens/s  busiest  late p99  lag p99  TPOT ms  ITL p99")
+    print("cores  streams  tokens/s  busiest  late p99  lag p99  TTFT p99  TPOT ms  ITL p99")
     rows = [row for cores in given.cores for row in climb(cores, given.streams)]
     if given.save:
         print(
