@@ -85,6 +85,7 @@ class DecodeWorker:
         table = self._account.table(adopt.lease)
         self._batch.add(adopt.lease, adopt.context, table, draw_from_wire(adopt.continuation))
         self._standing[adopt.lease] = Standing(adopt.priority, adopt.sequence)
+        log.debug("adopted", request_id=adopt.request_id, lease=adopt.lease, context_tokens=adopt.context)
 
     def _drop(self, lease: int) -> None:
         if self._standing.pop(lease, None) is not None:

@@ -71,6 +71,7 @@ class PrefillWorker:
                 places.append(place)
         for place, item, outcome in zip(places, items, self._prefill(items), strict=True):
             _fill(answers[place], item, outcome)
+            log.debug("prefilled", request_id=batch.chunks[place].request_id, start=item.start, tokens=len(item.tokens))
         self._dropped.difference_update(chunk.lease for chunk in batch.chunks)
         self._answered = max(self._answered, batch.batch)
         done = wk.PrefillDone(batch=batch.batch, chunks=answers, seconds=time.perf_counter() - start)

@@ -121,16 +121,15 @@ def test_the_policy_changes_under_load_and_no_request_is_dropped(client: Client)
     client.set_policy("fcfs")
 
 
-def test_a_request_can_be_followed_through_all_processes_and_its_prompt_in_none(
-    server: RunningServer, client: Client
-) -> None:
-    client.generate("zanzibar marmalade", max_tokens=3, request_id="follow-me", ignore_eos=True)
+def test_a_request_can_be_followed_through_all_processes_and_its_prompt_in_none() -> None:
+    with RunningServer("--log-level", "debug", "--no-spare-worker") as server, server.client() as client:
+        answer = client.generate("zanzibar marmalade", max_tokens=12, request_id="follow-me", ignore_eos=True)
 
-    def seen() -> bool:
-        return {"gateway", "coordinator"} <= {
-            str(r.get("process", "")).split(".")[0] for r in server.records() if r.get("request_id") == "follow-me"
-        }
+        def seen() -> bool:
+            return {"gateway", "coordinator", "prefill", "decode"} == {
+                str(r["process"]).split(".")[0] for r in server.records() if r.get("request_id") == "follow-me"
+            }
 
-    assert until(seen)
-    assert "zanzibar" not in server.log()
-    assert "marmalade" not in server.log()
+        assert until(seen)
+        for words in ("zanzibar", "marmalade", answer.samples[0].text):
+            assert words not in server.log()
