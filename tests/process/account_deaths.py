@@ -28,6 +28,7 @@ import semipd.memory
 from semipd.memory.account import Holder, PageAccount, Role
 from semipd.memory.arenas import SharedArena
 from semipd.memory.errors import AccountCorrupt
+from semipd.memory.robust_mutex import CriticalSection
 
 PAGES, LEASES = 12, 5
 COORDINATOR = Holder(Role.COORDINATOR, 0)
@@ -159,9 +160,14 @@ def die_everywhere(name: str, operation: Callable[[Scene], object], set_up: Call
 
 
 def stand_still(fd: int, size: int) -> None:
-    """Stops (SIGSTOP) in the middle of opening a lease, with the lock in hand."""
+    """Stops (SIGSTOP) when a lease is opened and the lock still in hand."""
     account = PageAccount.attach(SharedArena("account", fd, size).buffer)
-    signal_before(60, signal.SIGSTOP)
+
+    def stop(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code is CriticalSection.__exit__.__code__:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.settrace(stop)
     account.open(PREFILL)
 
 

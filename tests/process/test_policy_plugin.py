@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_readmes_policy_serves(plugins: Path) -> None:
+    path = os.pathsep.join([str(plugins), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (
-        RunningServer("--policy", "shortest-first", environment={"PYTHONPATH": str(plugins)}) as server,
+        RunningServer("--policy", "shortest-first", environment={"PYTHONPATH": path}) as server,
         server.client() as client,
     ):
         found = {p.name: p for p in client.policies()}
