@@ -13,10 +13,9 @@ from typing import Any, Self
 
 from semipd.wire.process import PARENT
 
-FEW_CPUS = 4
-SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE"} if len(os.sched_getaffinity(0)) < FEW_CPUS else {}
-"""For every child, unless the user says otherwise: where CPUs are few, a worker's idle threads sleep instead of
-spinning on a CPU that another process of the server wants."""
+SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""For every child, unless the user says otherwise: a worker's idle threads sleep instead of spinning on a CPU that
+another process of the server wants."""
 
 
 class Child:

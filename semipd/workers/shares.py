@@ -13,8 +13,6 @@ from semipd.memory.account import Role
 WEIGHTS_A_THREAD = 20_000_000
 """Decoding takes a few tokens at a time through all the weights. Below so many weights for each, threads spend longer
 waiting for each other than they save, and the gateway and the coordinator want those CPUs too."""
-CPUS_TO_SPARE = 4
-"""For each of these that the machine has, decoding gets a thread whatever the model's size: nobody else wants them."""
 MANY = 1024
 """Threads: a prompt has work for all."""
 
@@ -23,7 +21,7 @@ class Shares:
     """This process's threads, and what they compute for."""
 
     def __init__(self, role: Role, model: ModelConfig) -> None:
-        decoding = max(1, model.parameters // WEIGHTS_A_THREAD, len(os.sched_getaffinity(0)) // CPUS_TO_SPARE)
+        decoding = max(1, model.parameters // WEIGHTS_A_THREAD)
         self._most_threads = decoding if role is Role.DECODE else MANY
 
     def compute_on(self, cpus: Sequence[int]) -> None:
