@@ -90,7 +90,21 @@ def serve(
     max_batch_tokens: Annotated[
         int, panel(SCHEDULING, "Prompt tokens in one prefill batch. 0: 512 on a CPU, 8192 on a GPU.")
     ] = 0,
-    max_running: Annotated[int, panel(SCHEDULING, "Answers in the decode batch at once.")] = 64,
+    mps: Annotated[
+        Literal["auto", "own", "adopt", "off"],
+        panel(
+            SCHEDULING,
+            "The MPS daemon that lets two processes compute on a GPU at once. auto: the server starts its own where it "
+            "can; own: or refuses to start; adopt: the one of CUDA_MPS_PIPE_DIRECTORY; off: the phases take turns.",
+        ),
+    ] = "auto",
+    capture_budget_s: Annotated[
+        float,
+        panel(SCHEDULING, "On a GPU: seconds for capturing CUDA graphs at start; the rest is captured when idle."),
+    ] = 20.0,
+    max_running: Annotated[
+        int, panel(SCHEDULING, "Answers in the decode batch at once. 0: 64 on a CPU, 512 on a GPU.")
+    ] = 0,
     max_waiting: Annotated[int, panel(SCHEDULING, "Requests in the queue; beyond, they are refused at once.")] = 512,
     kv_pages: Annotated[int, panel(MEMORY, "Pages of 16 tokens in the KV pool. 0: by --kv-memory-gb.")] = 0,
     kv_memory_gb: Annotated[
@@ -148,6 +162,8 @@ def serve(
             policy_options=named_values(policy_option or ()),
             policy_budget_s=policy_budget_s,
             partition=partition,
+            mps=mps,
+            capture_budget_s=capture_budget_s,
             kv_pages=kv_pages,
             kv_memory_gb=kv_memory_gb,
             max_context=max_context,

@@ -41,7 +41,7 @@ class Coordinator:
         self.prefill = PrefillDesk(floor)
         self.decode = DecodeDesk(floor)
         self.admin = AdminDesk(floor, host, partition, model, roll)
-        self._limits = Limits(floor.config.max_batch_tokens or 512, floor.config.max_running)
+        self._limits = Limits(floor.config.max_batch_tokens, floor.config.max_running)
         self._reviewed_s = 0.0
         self._gauges_s = 0.0
         self._state: gw.ServerState | None = None

@@ -27,7 +27,7 @@ from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.post import ZmqPost
 from semipd.coordinator.supervisor import Supervisor
 from semipd.core.clock import SystemClock
-from semipd.core.config import ServerConfig
+from semipd.core.config import ServerConfig, resolve
 from semipd.memory.account import Role
 from semipd.policies.registry import make_policy
 from semipd.wire.logging import configure_logging
@@ -45,6 +45,7 @@ def serve(config: ServerConfig, console: ServeConsole) -> int:
     Raises ConfigError and StartError where it can't start. To be called in the main thread.
     """
     refuse_other_devices(config.device)
+    config = resolve(config, "cpu")
     configure_logging(config, "coordinator")
     with ExitStack() as stack:
         run_dir = stack.enter_context(private_folder())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from semipd.core.errors import ConfigError
@@ -15,6 +15,7 @@ PAGE_SIZE = 16
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 PARTITIONS = ("auto", "none", "cores", "green", "mps")
+MPS = ("auto", "own", "adopt", "off")
 LOG_FORMATS = ("console", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -54,6 +55,12 @@ class ServerConfig:
     policy_budget_s: float = 0.05
     """A call of the policy that runs longer is ended and the policy replaced."""
     partition: str = "auto"
+    mps: str = "auto"
+    """auto: the server starts an MPS daemon of its own where it can; own: or refuses to start; adopt: uses the one that
+    CUDA_MPS_PIPE_DIRECTORY names; off: none, and the phases take turns on a GPU. No effect on a CPU."""
+    capture_budget_s: float = 20.0
+    """On a GPU: seconds that a worker may spend on capturing CUDA graphs before it is ready; the rest is captured while
+    it is idle."""
 
     kv_pages: int = 0
     """Pages in the pool; 0: from `kv_memory_gb`."""
@@ -63,8 +70,8 @@ class ServerConfig:
     """Prompt and output together, in tokens; 0: the model's own."""
     max_batch_tokens: int = 0
     """Prompt tokens in one prefill batch; 0: 512 on a CPU, 8192 on a GPU."""
-    max_running: int = 64
-    """Sequences in the decode batch."""
+    max_running: int = 0
+    """Sequences in the decode batch; 0: 64 on a CPU, 512 on a GPU."""
     max_waiting: int = 512
     """Requests in the queue; beyond, they are refused at once."""
 
@@ -93,6 +100,7 @@ class ServerConfig:
         one_of("dtype", DTYPES)
         one_of("device", ("auto", "cpu", "cuda"))
         one_of("partition", PARTITIONS)
+        one_of("mps", MPS)
         one_of("log_format", LOG_FORMATS)
         one_of("log_level", LOG_LEVELS)
         within("port", 0, 65535)
@@ -102,7 +110,8 @@ class ServerConfig:
         within("kv_memory_gb", 0, 1e6)
         within("max_context", 0, 2**24)
         within("max_batch_tokens", 0, 2**20)
-        within("max_running", 1, 4096)
+        within("capture_budget_s", 0, 3600)
+        within("max_running", 0, 4096)
         within("max_waiting", 1, 100_000)
         within("policy_budget_s", 0.001, 10)
         within("drain_timeout_s", 0, 86_400)
@@ -126,6 +135,17 @@ class ServerConfig:
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(unknown)}")
         return cls(**values)
+
+
+def resolve(config: ServerConfig, device: str) -> ServerConfig:
+    """What was left to the server, decided for `device` ("cpu" or "cuda"): a new value that no process changes."""
+    on_gpu = device == "cuda"
+    return replace(
+        config,
+        device=device,
+        max_running=config.max_running or (512 if on_gpu else 64),
+        max_batch_tokens=config.max_batch_tokens or (8192 if on_gpu else 512),
+    )
 
 
 def option(field_name: str) -> str:

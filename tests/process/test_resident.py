@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from semipd.core.config import ServerConfig
+from semipd.core.config import ServerConfig, resolve
 from semipd.memory.account import Holder, PageAccount, Role
 from semipd.memory.manifest import HandOverFailed, receive
 from semipd.workers.attach import attach
@@ -29,7 +29,7 @@ from support.server import until
 class Resident:
     def __init__(self, folder: Path, **config: Any) -> None:
         self.folder = folder
-        folder.joinpath("config.json").write_text(ServerConfig(**config).to_json())
+        folder.joinpath("config.json").write_text(resolve(ServerConfig(**config), "cpu").to_json())
         command = [sys.executable, "-m", "semipd.workers.resident", "--run-dir", str(folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.events: list[dict[str, Any]] = []
@@ -197,7 +197,7 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def test_it_ends_with_its_parent(checkpoint: Path, run_dir: Path) -> None:
-    (run_dir / "config.json").write_text(ServerConfig(model=str(checkpoint)).to_json())
+    (run_dir / "config.json").write_text(resolve(ServerConfig(model=str(checkpoint)), "cpu").to_json())
     parent = f"""
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-m", "semipd.workers.resident", "--run-dir", {str(run_dir)!r}],

@@ -12,7 +12,7 @@ from semipd.coordinator.metrics import Metrics
 from semipd.coordinator.partition import PartitionDesk
 from semipd.coordinator.policy_host import PolicyHost
 from semipd.core.clock import ManualClock
-from semipd.core.config import ServerConfig
+from semipd.core.config import ServerConfig, resolve
 from semipd.core.request import Delta, Request, SamplingParams, StoppingParams
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import sequence_pb2 as seq
@@ -49,7 +49,8 @@ class Stage:
     def __init__(self, pages: int = 64, policy: Policy | None = None, cpus: int = 1, **config: object) -> None:
         self.clock = ManualClock(100.0)
         self.post = Letters()
-        settings = ServerConfig(partition="cores" if cpus > 1 else "none", **config)  # type: ignore[arg-type]
+        asked = ServerConfig(partition="cores" if cpus > 1 else "none", **config)  # type: ignore[arg-type]
+        settings = resolve(asked, "cpu")
         account = PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(pages, 80))), pages, 80)
         self.floor = Floor(settings, self.clock, self.post, Book(settings.max_waiting), Metrics(), account=account)
         self.failures: list[tuple[str, str]] = []

@@ -32,23 +32,25 @@ CHUNK_OUTCOME_GONE: ChunkOutcome
 CHUNK_OUTCOME_FAILED: ChunkOutcome
 
 class ToWorker(_message.Message):
-    __slots__ = ("appoint", "prefill", "adopt", "drop", "set_shares", "shutdown")
+    __slots__ = ("appoint", "prefill", "adopt", "drop", "set_shares", "shutdown", "resign")
     APPOINT_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     ADOPT_FIELD_NUMBER: _ClassVar[int]
     DROP_FIELD_NUMBER: _ClassVar[int]
     SET_SHARES_FIELD_NUMBER: _ClassVar[int]
     SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
+    RESIGN_FIELD_NUMBER: _ClassVar[int]
     appoint: Appoint
     prefill: PrefillBatch
     adopt: Adopt
     drop: Drop
     set_shares: SetShares
     shutdown: Shutdown
-    def __init__(self, appoint: _Optional[_Union[Appoint, _Mapping]] = ..., prefill: _Optional[_Union[PrefillBatch, _Mapping]] = ..., adopt: _Optional[_Union[Adopt, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., set_shares: _Optional[_Union[SetShares, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ...) -> None: ...
+    resign: Resign
+    def __init__(self, appoint: _Optional[_Union[Appoint, _Mapping]] = ..., prefill: _Optional[_Union[PrefillBatch, _Mapping]] = ..., adopt: _Optional[_Union[Adopt, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., set_shares: _Optional[_Union[SetShares, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., resign: _Optional[_Union[Resign, _Mapping]] = ...) -> None: ...
 
 class FromWorker(_message.Message):
-    __slots__ = ("hello", "ready", "prefill_done", "step_done", "heartbeat", "shares_applied", "failed")
+    __slots__ = ("hello", "ready", "prefill_done", "step_done", "heartbeat", "shares_applied", "failed", "resigned")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     PREFILL_DONE_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +58,7 @@ class FromWorker(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     SHARES_APPLIED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    RESIGNED_FIELD_NUMBER: _ClassVar[int]
     hello: WorkerHello
     ready: Ready
     prefill_done: PrefillDone
@@ -63,7 +66,8 @@ class FromWorker(_message.Message):
     heartbeat: Heartbeat
     shares_applied: SharesApplied
     failed: Failed
-    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., prefill_done: _Optional[_Union[PrefillDone, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., shares_applied: _Optional[_Union[SharesApplied, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ...) -> None: ...
+    resigned: Resigned
+    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., prefill_done: _Optional[_Union[PrefillDone, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., shares_applied: _Optional[_Union[SharesApplied, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., resigned: _Optional[_Union[Resigned, _Mapping]] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
     __slots__ = ("pid",)
@@ -72,12 +76,14 @@ class WorkerHello(_message.Message):
     def __init__(self, pid: _Optional[int] = ...) -> None: ...
 
 class Appoint(_message.Message):
-    __slots__ = ("role", "cpus")
+    __slots__ = ("role", "cpus", "active_thread_percentage")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CPUS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_THREAD_PERCENTAGE_FIELD_NUMBER: _ClassVar[int]
     role: WorkerRole
     cpus: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., cpus: _Optional[_Iterable[int]] = ...) -> None: ...
+    active_thread_percentage: int
+    def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., cpus: _Optional[_Iterable[int]] = ..., active_thread_percentage: _Optional[int] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ()
@@ -256,12 +262,24 @@ class SetShares(_message.Message):
     def __init__(self, change: _Optional[int] = ..., percent: _Optional[float] = ..., cpus: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SharesApplied(_message.Message):
-    __slots__ = ("change",)
+    __slots__ = ("change", "delay_s", "sms")
     CHANGE_FIELD_NUMBER: _ClassVar[int]
+    DELAY_S_FIELD_NUMBER: _ClassVar[int]
+    SMS_FIELD_NUMBER: _ClassVar[int]
     change: int
-    def __init__(self, change: _Optional[int] = ...) -> None: ...
+    delay_s: float
+    sms: int
+    def __init__(self, change: _Optional[int] = ..., delay_s: _Optional[float] = ..., sms: _Optional[int] = ...) -> None: ...
 
 class Shutdown(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Resign(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Resigned(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

@@ -32,7 +32,7 @@ def test_by_default_the_pool_holds_what_a_full_batch_of_full_contexts_can_use(mo
 
 
 def test_by_default_the_pool_takes_half_of_what_is_available_at_most(model: ModelConfig) -> None:
-    assert pool_pages(ServerConfig(), model, 4, 100 * 2048 * 4) == 50
+    assert pool_pages(ServerConfig(max_running=64), model, 4, 100 * 2048 * 4) == 50
 
 
 def test_pages_or_gigabytes_can_be_asked_for(model: ModelConfig) -> None:
@@ -44,7 +44,7 @@ def test_less_than_one_context_is_refused(model: ModelConfig) -> None:
     with pytest.raises(ConfigError, match=r"--kv-pages 10.*512 tokens needs 32"):
         pool_pages(ServerConfig(kv_pages=10), model, 4, GB)
     with pytest.raises(StartError, match="lower --max-context"):
-        pool_pages(ServerConfig(), model, 4, 2048)
+        pool_pages(ServerConfig(max_running=64), model, 4, 2048)
 
 
 def test_a_shorter_context_needs_less(model: ModelConfig) -> None:

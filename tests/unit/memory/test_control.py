@@ -1,0 +1,42 @@
+"""The control block: what one process writes another reads, and words don't disturb each other."""
+
+from __future__ import annotations
+
+import mmap
+
+from semipd.memory.account import Role
+from semipd.memory.control import CONTROL_BYTES, ControlBlock, Split
+
+
+def two_views() -> tuple[ControlBlock, ControlBlock]:
+    shared = mmap.mmap(-1, CONTROL_BYTES)
+    return ControlBlock(memoryview(shared)), ControlBlock(memoryview(shared))
+
+
+def test_nothing_is_said_at_first() -> None:
+    block, _ = two_views()
+    assert block.split() == Split(0, 0, 0)
+    assert not block.busy(Role.PREFILL)
+    assert not block.busy(Role.DECODE)
+
+
+def test_a_split_is_seen_by_the_other() -> None:
+    one, other = two_views()
+    one.set_split(Split(68, 64, 7), decided_ns=123)
+    assert other.split() == Split(68, 64, 7)
+    assert other.decided_ns() == 123
+    assert other.split().of(Role.PREFILL) == 68
+    assert other.split().of(Role.DECODE) == 64
+
+
+def test_busy_words_are_apart() -> None:
+    one, other = two_views()
+    one.set_split(Split(132, 132, 2**32 - 1), decided_ns=2**62)
+    one.mark(Role.DECODE, busy=True)
+    assert other.busy(Role.DECODE)
+    assert not other.busy(Role.PREFILL)
+    one.mark(Role.PREFILL, busy=True)
+    one.mark(Role.DECODE, busy=False)
+    assert not other.busy(Role.DECODE)
+    assert other.busy(Role.PREFILL)
+    assert other.split() == Split(132, 132, 2**32 - 1)
