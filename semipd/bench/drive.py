@@ -55,6 +55,8 @@ class Driven:
     """By index: one for each arrival, and one for each of a chain that was sent."""
     clients: tuple[ClientUse, ...]
     timeline: tuple[LoadSample, ...]
+    start_s: float
+    """Of time.monotonic(): the moment that all times in the records count from."""
 
 
 async def look(settings: RunSettings) -> TargetInfo:
@@ -95,7 +97,7 @@ async def drive(
             sampling.cancel()
         timeline = await sampling
     records = sorted((record for one in done for record in one.records), key=lambda r: r.index)
-    return Driven(target, tuple(records), tuple(one.use for one in done), timeline)
+    return Driven(target, tuple(records), tuple(one.use for one in done), timeline, start)
 
 
 class Board:

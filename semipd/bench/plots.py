@@ -214,6 +214,37 @@ def draw_interference(path: Path, halves: Sequence[Gaps], title: str) -> None:
     save(figure, path)
 
 
+def draw_gaps_over_time(
+    path: Path, gaps: Sequence[tuple[float, float]], events: Sequence[tuple[float, str]], title: str
+) -> None:
+    """Each gap between two tokens at the moment when it ended, (at, gap) in seconds, and what happened when.
+
+    Raises InputError where there is no gap.
+    """
+    if not gaps:
+        raise InputError("there are no gaps to draw: no stream had two tokens")
+    figure = blank(title, height=560)
+    axes = figure.subplots()
+    # the longest are the subject; of the others as many as a picture can show
+    ordered = sorted(gaps, key=lambda gap: gap[1])
+    stride = max(1, (len(ordered) - TAIL_POINTS) // TAIL_POINTS)
+    shown = [*ordered[: max(0, len(ordered) - TAIL_POINTS) : stride], *ordered[-TAIL_POINTS:]]
+    axes.plot(
+        [at for at, _ in shown], [1000 * gap for _, gap in shown], ".", color=DECODE, markersize=3, rasterized=True
+    )
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=1000 * max(1e-6, ordered[len(ordered) // 2][1]) / 10)
+    for number, (at, name) in enumerate(events):
+        axes.axvline(at, color=COLOURS[1], linestyle="--", linewidth=1)
+        height = 0.98 - 0.06 * (number % 4)
+        axes.text(at, height, f" {name}", transform=axes.get_xaxis_transform(), va="top", fontsize=9, color=COLOURS[1])
+    plain_numbers(axes)
+    axes.set_xlabel("time since the run began (s)")
+    axes.set_ylabel("gap between two tokens (ms)")
+    finish(axes, legend=False)
+    save(figure, path)
+
+
 def tail(seconds: Sequence[float]) -> tuple[list[float], list[float]]:
     """(milliseconds, share of the gaps at least as long), ascending; every gap of the longest, every n-th of the rest.
 

@@ -9,11 +9,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("semipd", "torch", "transformers", "grpcio", "protobuf", "pyzmq", "tokenizers", "aiohttp", "uvloop")
+PACKAGES = (
+    *("semipd", "torch", "transformers", "grpcio", "protobuf", "pyzmq", "tokenizers", "aiohttp", "uvloop"),
+    *("flashinfer-python", "cupy-cuda13x", "triton", "cuda-bindings", "nvidia-ml-py"),
+)
 ROOT = Path(__file__).parents[2]
+COMMIT = "SEMIPD_COMMIT"
+"""The environment's variable with the commit, for a copy of the tree without its repository; "-dirty" at its end says
+that the copy had changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,7 @@ class Provenance:
 
     command: str
     commit: str
-    """Empty where the program does not run from its repository."""
+    """Empty where the program does not run from its repository and nobody says."""
     uncommitted_changes: bool
     date: str
     """UTC, ISO 8601."""
@@ -37,18 +44,28 @@ class Provenance:
 
 
 def provenance() -> Provenance:
+    commit, changed = _commit()
     return Provenance(
         command=" ".join([_program(), shlex.join(sys.argv[1:])]).strip(),
-        commit=_said("git", "rev-parse", "HEAD") if (ROOT / ".git").exists() else "",
-        uncommitted_changes=bool(_said("git", "status", "--porcelain", "--untracked-files=no", "--", ".")),
+        commit=commit,
+        uncommitted_changes=changed,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         python=platform.python_version(),
         system=platform.platform(),
         cpu=_cpu(),
         cpus=len(os.sched_getaffinity(0)),
-        gpus=gpus(),
+        gpus=_same_gpus(),
         versions={name: found for name in PACKAGES if (found := _version(name)) is not None},
     )
+
+
+def _commit() -> tuple[str, bool]:
+    """And whether what runs differs from it."""
+    if (ROOT / ".git").exists():
+        changes = _said("git", "status", "--porcelain", "--untracked-files=no", "--", ".")
+        return _said("git", "rev-parse", "HEAD"), bool(changes)
+    told = os.environ.get(COMMIT, "")
+    return told.removesuffix("-dirty"), told.endswith("-dirty")
 
 
 def gpus() -> tuple[str, ...]:
@@ -56,6 +73,9 @@ def gpus() -> tuple[str, ...]:
     query = "--query-gpu=name,memory.total,driver_version"
     said = _said("nvidia-smi", query, "--format=csv,noheader")
     return tuple(f"{name}, {memory}, driver {driver}" for name, memory, driver in _rows(said))
+
+
+_same_gpus = cache(gpus)  # nvidia-smi takes a second where nobody keeps the driver awake; the cards stay
 
 
 def _rows(said: str) -> list[list[str]]:

@@ -16,6 +16,7 @@ from semipd.bench.plots import (
     RatePoint,
     ServerMoment,
     draw_comparison,
+    draw_gaps_over_time,
     draw_interference,
     draw_rates,
     draw_timeline,
@@ -95,3 +96,15 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch:
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing/gaps\.png"):
         draw_interference(tmp_path / "missing" / "gaps.png", [gaps("alone", 0.02)], "")
+
+
+def test_gaps_over_time_with_what_happened(tmp_path: Path) -> None:
+    seen = [(i / 1000, 0.02 if i % 500 else 0.9) for i in range(12_000)]
+    draw_gaps_over_time(tmp_path / "gaps.png", seen, [(4.0, "decode worker killed")], "20 requests/s")
+    assert size(tmp_path / "gaps.png") == (1200, 560)
+    assert (tmp_path / "gaps.png").stat().st_size < 200_000
+
+
+def test_no_gaps_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no gaps"):
+        draw_gaps_over_time(tmp_path / "gaps.png", [], [], "")

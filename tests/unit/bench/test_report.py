@@ -119,3 +119,15 @@ def test_gpus_are_what_nvidia_smi_tells(tmp_path: Path, monkeypatch: pytest.Monk
     assert gpus() == ("NVIDIA H200, 143771 MiB, driver 570.10",)
     tool.write_text("#!/bin/sh\necho 'no devices were found'; exit 6\n")
     assert gpus() == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "commit", "changed"), [("4efb170", "4efb170", False), ("4efb170-dirty", "4efb170", True)]
+)
+def test_a_copy_without_its_repository_is_told_its_commit(
+    told: str, commit: str, changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semipd.bench.provenance.ROOT", tmp_path)
+    monkeypatch.setenv("SEMIPD_COMMIT", told)
+    found = provenance()
+    assert (found.commit, found.uncommitted_changes) == (commit, changed)
