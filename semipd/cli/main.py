@@ -11,6 +11,7 @@ from semipd.cli.chat import chat
 from semipd.cli.demo import demo
 from semipd.cli.doctor import doctor
 from semipd.cli.generate import generate
+from semipd.cli.kernels import kernels_app
 from semipd.cli.policies import policies
 from semipd.cli.serve import serve
 
@@ -38,6 +39,7 @@ def root(
 for command in (serve, generate, chat, demo, top, doctor, policies):
     app.command()(command)
 app.add_typer(bench_app, name="bench")
+app.add_typer(kernels_app, name="kernels")
 
 
 def main() -> None:

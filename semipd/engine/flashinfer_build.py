@@ -1,0 +1,198 @@
+"""Compiles FlashInfer's kernels into semipd's set, with progress. Needs nvcc, a C++ compiler and ninja, but no GPU.
+
+FlashInfer writes the sources and the ninja file of a kernel into its own cache (~/.cache/flashinfer, or below
+$FLASHINFER_WORKSPACE_BASE), and ninja compiles there, so that what was compiled before is not compiled again. A library
+that is complete is moved into the set in one step.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from semipd.engine.flashinfer_kernels import (
+    NOT_INSTALLED,
+    Capability,
+    Kernel,
+    KernelError,
+    architecture,
+    flashinfer_version,
+    kernel_set,
+)
+from semipd.engine.flashinfer_specs import argument
+
+STATUS = re.compile(r"^\[(\d+)/(\d+)\]")
+TELLING = re.compile(r"\berror\b|Error:|fatal|undefined reference")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    kernel: Kernel
+    """The one in hand, or done just now."""
+    done: int
+    kernels: int
+    fraction: float
+    """Of the one in hand, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    nvcc: Path
+    ninja: Path
+
+
+def find_nvcc(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The one that FlashInfer's ninja files call."""
+    if "FLASHINFER_NVCC" in environment:
+        return _program(environment["FLASHINFER_NVCC"])
+    home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH")
+    if home:
+        return _program(str(Path(home) / "bin" / "nvcc"))
+    return _program("nvcc") or _program("/usr/local/cuda/bin/nvcc")
+
+
+def find_ninja() -> Path | None:
+    """On PATH, or where pip puts it: beside this Python."""
+    return _program("ninja") or _program(str(Path(sysconfig.get_path("scripts")) / "ninja"))
+
+
+def find_tools() -> Tools:
+    """Raises KernelError, saying what is missing and how to get it."""
+    if flashinfer_version() is None:
+        raise KernelError(NOT_INSTALLED)
+    nvcc, ninja = find_nvcc(), find_ninja()
+    if nvcc is None:
+        raise KernelError("no nvcc: install the CUDA toolkit, and set CUDA_HOME or put nvcc on PATH")
+    if ninja is None:
+        raise KernelError("no ninja: pip install 'semipd[cuda]' brings it")
+    if _program(os.environ.get("CXX", "c++")) is None:
+        raise KernelError("no C++ compiler: install g++, or name one in CXX")
+    return Tools(nvcc, ninja)
+
+
+def build(
+    kernels: Sequence[Kernel], capability: Capability, jobs: int, progress: Callable[[Progress], None]
+) -> list[Path]:
+    """Compiles the kernels and puts them into the set; the libraries, in the same order.
+
+    `progress` is told before and after every step of a compiler. Raises KernelError; what was put into the set before
+    that stays.
+    """
+    tools = find_tools()
+    folder = kernel_set(flashinfer_version() or "", capability)
+    environment = {**os.environ, "FLASHINFER_CUDA_ARCH_LIST": architecture(capability)}
+    environment.pop("FLASHINFER_DISABLE_JIT", None)
+    ninja = [str(tools.ninja), "-v", "-j", str(jobs), "-f"]
+    libraries = []
+    with _alone(folder), (folder / "build.log").open("w", encoding="utf-8") as log:
+        for done, plan in enumerate(_plans(kernels, environment, log)):
+            told = partial(Progress, plan.kernel, done, len(kernels))
+            progress(told(0.0))
+            with closing(_compile(plan, [*ninja, str(plan.ninja_file)], environment, log)) as fractions:
+                for fraction in fractions:
+                    progress(told(fraction))
+            libraries.append(_install(plan.library, folder / plan.kernel.name))
+            progress(Progress(plan.kernel, done + 1, len(kernels), 0.0))
+    return libraries
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    kernel: Kernel
+    ninja_file: Path
+    library: Path
+    """What it makes."""
+
+
+def _plans(kernels: Sequence[Kernel], environment: Mapping[str, str], log: IO[str]) -> list[_Plan]:
+    command = [sys.executable, "-m", "semipd.engine.flashinfer_specs", *map(argument, kernels)]
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
+    log.write(ended.stdout)
+    log.flush()
+    if ended.returncode:
+        raise _failure("FlashInfer can't prepare the build", Path(log.name))
+    answers = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    for kernel, answer in zip(kernels, answers, strict=True):
+        if answer["name"] != kernel.name:
+            raise KernelError(
+                f"semipd doesn't know this version of FlashInfer ({flashinfer_version()}): it names a kernel "
+                f"{answer['name']}, not {kernel.name}"
+            )
+    return [_Plan(k, Path(a["ninja"]), Path(a["library"])) for k, a in zip(kernels, answers, strict=True)]
+
+
+def _compile(plan: _Plan, command: Sequence[str], environment: Mapping[str, str], log: IO[str]) -> Generator[float]:
+    """The fraction that is done, as it grows."""
+    where = plan.ninja_file.parent  # ninja's notes of what it did lie there
+    child = subprocess.Popen(
+        command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            log.write(line)
+            status = STATUS.match(line)
+            if status:
+                yield int(status[1]) / int(status[2])
+        log.flush()
+    except BaseException:
+        child.terminate()  # ninja ends its compilers and removes what they leave half done
+        raise
+    finally:
+        code = child.wait()
+    if code:
+        raise _failure(f"compiling the kernel failed ({plan.kernel.why})", Path(log.name))
+
+
+def _failure(what: str, log: Path) -> KernelError:
+    """With the log's most telling line; the rest is in the log."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines = [line for line in lines if line and not STATUS.match(line)] or ["no message"]
+    errors = [line for line in lines if TELLING.search(line)]
+    return KernelError(f"{what}: {(errors or lines[-1:])[0][:300]}\nlog: {log}")
+
+
+def _install(library: Path, folder: Path) -> Path:
+    """Other processes see the whole file or none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half, whole = folder / f".{os.getpid()}", folder / library.name
+    try:
+        shutil.copyfile(library, half)
+        os.replace(half, whole)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise KernelError(f"{whole}: {error.strerror}") from error
+    return whole
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One build at a time in a set. Raises KernelError where another is at it, or the folder can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise KernelError(f"{folder}: {error.strerror}; SEMIPD_KERNELS names another place") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise KernelError(f"another build is under way in {folder}") from None
+        yield
+
+
+def _program(name: str) -> Path | None:
+    found = shutil.which(name)
+    return Path(found) if found else None
