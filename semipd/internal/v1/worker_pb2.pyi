@@ -76,14 +76,16 @@ class WorkerHello(_message.Message):
     def __init__(self, pid: _Optional[int] = ...) -> None: ...
 
 class Appoint(_message.Message):
-    __slots__ = ("role", "cpus", "active_thread_percentage")
+    __slots__ = ("role", "cpus", "active_thread_percentage", "replacement")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CPUS_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_THREAD_PERCENTAGE_FIELD_NUMBER: _ClassVar[int]
+    REPLACEMENT_FIELD_NUMBER: _ClassVar[int]
     role: WorkerRole
     cpus: _containers.RepeatedScalarFieldContainer[int]
     active_thread_percentage: int
-    def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., cpus: _Optional[_Iterable[int]] = ..., active_thread_percentage: _Optional[int] = ...) -> None: ...
+    replacement: bool
+    def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., cpus: _Optional[_Iterable[int]] = ..., active_thread_percentage: _Optional[int] = ..., replacement: _Optional[bool] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ()
