@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 from semipd.core.plan import Chunk, Order
-from semipd.core.snapshot import Snapshot
+from semipd.core.snapshot import Snapshot, WaitingSequence
+
+TINY = 8
+"""Pieces below 1/8 of a batch are not cut off: each costs a batch of its own, or a place in one, for little work."""
 
 
 def fill_batch(snapshot: Snapshot, order: Order, batch_tokens: int) -> tuple[Chunk, ...]:
     """Takes sequences in order until `batch_tokens` prompt tokens are planned or the pool has no page to spare.
 
-    The last one in may get only a chunk of its prompt (chunked prefill). A page for each running sequence is left
-    free, so that admitting a prompt does not at once cause a preemption; but when nothing runs, a prompt may have all.
-    Sequences are not overtaken for want of pages: a later, smaller one would starve the one at the front.
+    The last one in may get only a chunk of its prompt (chunked prefill), never a tiny one where the rest of the queue
+    can wait for the next batch. A prompt that would leave a tiny remainder is completed, so a batch may have an eighth
+    more than `batch_tokens`, within the engine's limit.
+
+    A page for each running sequence is left free, so that admitting a prompt does not at once cause a preemption; but
+    when nothing runs, a prompt may have all. Sequences are not overtaken for want of pages: a later, smaller one would
+    starve the one at the front.
     """
     pages = snapshot.pages
     waiting = {w.sequence: w for w in snapshot.waiting}
-    spare = pages.free - len(snapshot.running)
-    room = min(batch_tokens, snapshot.limits.max_batch_tokens)
+    spare = max(0, pages.free - len(snapshot.running))
+    limit = snapshot.limits.max_batch_tokens
+    room = min(batch_tokens, limit)
+    tiny = room // TINY
+    over = min(tiny, limit - room)
     chunks: list[Chunk] = []
     for number in order.sequences:
         sequence = waiting[number]
-        if sequence.in_flight_tokens:
+        remaining = sequence.remaining_tokens
+        if sequence.in_flight_tokens or remaining <= 0:
             continue
         held = pages.pages_for(sequence.computed_tokens)
-        tokens = min(
-            sequence.remaining_tokens, room, (held + max(spare, 0)) * pages.page_size - sequence.computed_tokens
-        )
+        fits = (held + spare) * pages.page_size - sequence.computed_tokens
+        tokens = remaining if remaining <= room + over else room
+        if chunks and tokens < min(tiny, remaining):
+            break
+        tokens = min(tokens, fits)
         if tokens <= 0:
             break
         chunks.append(Chunk(number, tokens))
         spare -= pages.pages_for(sequence.computed_tokens + tokens) - held
         room -= tokens
-        if room == 0 or tokens < sequence.remaining_tokens:
+        if room <= 0 or tokens < remaining:
             break
     return tuple(chunks)
+
+
+def unplanned(waiting: tuple[WaitingSequence, ...]) -> list[WaitingSequence]:
+    """Those that could be planned now: something is left to compute, and no part of it is with the worker."""
+    return [w for w in waiting if not w.in_flight_tokens and w.remaining_tokens > 0]

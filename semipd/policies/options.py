@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from semipd.core.errors import ConfigError
 
@@ -35,6 +35,14 @@ class Options:
         if not above < value <= high:
             raise self._refusal(name, text, f"a number above {above:g}, at most {high:g}")
         return value
+
+    def choice(self, name: str, *, default: str, among: Sequence[str]) -> str:
+        text = self._take(name)
+        if text is None:
+            return default
+        if text not in among:
+            raise self._refusal(name, text, f"one of {', '.join(among)}")
+        return text
 
     def finish(self) -> None:
         if self._left:

@@ -8,15 +8,18 @@ from typing import ClassVar
 from semipd.core.partition import Shares
 from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
 from semipd.policies.contract import Policy
-from semipd.policies.fcfs import by_priority_then_arrival
-from semipd.policies.filling import fill_batch
 from semipd.policies.options import Options
+from semipd.policies.ordering import Prompts
+
+CHUNK = 1024
 
 
 class Static(Policy):
-    """First come, first served, on fixed shares (x, y) of the device.
+    """Fixed shares (x, y) of the device; prompts by deadline slack, in bounded chunks.
 
-    Options: `prefill` and `decode`, percent of the device (default 50 and 50); `batch_tokens` as for `fcfs`.
+    Options: `prefill` and `decode`, percent of the device (default 50 and 50); `chunk`, the most prompt tokens in one
+    prefill batch (default 1024, so that a short prompt never waits long for a batch to end); `order`, `slack` (the
+    default, see semipd.policies.deadlines) or `fcfs`.
     """
 
     name: ClassVar[str] = "static"
@@ -26,12 +29,12 @@ class Static(Policy):
         read = Options(self.name, options)
         prefill = read.number("prefill", default=50.0, above=0.0, high=100.0)
         decode = read.number("decode", default=50.0, above=0.0, high=100.0)
-        self._batch_tokens = read.integer("batch_tokens", default=2**31 - 1, low=1)
+        self._prompts = Prompts(read, order="slack", chunk=CHUNK)
         read.finish()
         self._shares = Shares(prefill, decode)
 
     def order(self, given: OrderInput) -> Order:
-        return Order(by_priority_then_arrival(given.snapshot.waiting))
+        return self._prompts.order(given.snapshot)
 
     def place(self, given: PlaceInput) -> Plan:
-        return Plan(prefill=fill_batch(given.snapshot, given.order, self._batch_tokens), shares=self._shares)
+        return Plan(prefill=self._prompts.fill(given.snapshot, given.order), shares=self._shares)

@@ -50,9 +50,17 @@ class TestFilling:
     def test_a_full_pool_means_no_prefill(self, name: str) -> None:
         assert make_policy(name, {}).plan(snapshot(waiting(1, 64), free=0)).prefill == ()
 
-    def test_batch_tokens_bounds_a_batch(self, name: str) -> None:
-        plan = make_policy(name, {"batch_tokens": "16"}).plan(snapshot(waiting(1, 64)))
+    def test_chunk_bounds_a_batch(self, name: str) -> None:
+        plan = make_policy(name, {"chunk": "16"}).plan(snapshot(waiting(1, 64)))
         assert plan.prefill == (Chunk(1, 16),)
+
+    def test_no_tiny_remainder_is_left(self, name: str) -> None:
+        plan = make_policy(name, {"chunk": "40"}).plan(snapshot(waiting(1, 45), waiting(2, 40)))
+        assert plan.prefill == (Chunk(1, 45),)
+
+    def test_no_tiny_piece_is_begun(self, name: str) -> None:
+        plan = make_policy(name, {}).plan(snapshot(waiting(1, 60), waiting(2, 40)))
+        assert plan.prefill == (Chunk(1, 60),)
 
 
 def test_fcfs_asks_for_no_partition() -> None:
@@ -66,10 +74,11 @@ def test_static_asks_for_its_shares() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("fcfs", {"colour": "red"}, "no option colour; it has: batch_tokens"),
-        ("fcfs", {"batch_tokens": "0"}, "option batch_tokens: must be a whole number, at least 1; got '0'"),
+        ("fcfs", {"colour": "red"}, "no option colour; it has: chunk, order"),
+        ("fcfs", {"chunk": "0"}, "option chunk: must be a whole number, at least 1; got '0'"),
         ("static", {"prefill": "101"}, "option prefill: must be a number above 0, at most 100; got '101'"),
         ("static", {"decode": "nan"}, "option decode"),
+        ("static", {"order": "random"}, "option order: must be one of fcfs, slack; got 'random'"),
         ("nobody", {}, "no policy is named 'nobody'; installed: .*fcfs.*static"),
     ],
 )
@@ -81,5 +90,5 @@ def test_bad_options_are_refused_by_name(name: str, options: Mapping[str, str], 
 def test_built_in_policies_are_found_by_entry_point_with_a_summary() -> None:
     found = discover()
     assert {"fcfs", "static"} <= set(found)
-    assert found["static"].summary.startswith("First come, first served, on fixed shares")
+    assert found["static"].summary.startswith("Fixed shares (x, y) of the device")
     assert found["fcfs"].distribution == "semipd"

@@ -1,0 +1,77 @@
+"""What a policy expects: a latency model that follows the server, and when its prefill worker will be free."""
+
+from __future__ import annotations
+
+from semipd.core.partition import FULL, Phase, Shares
+from semipd.core.snapshot import Observed, Snapshot, WaitingSequence
+from semipd.policies.deadlines import Work
+from semipd.policies.latency import LatencyModel, refitted
+
+REFIT_S = 0.1
+"""The model is refitted at most so often: it takes about a millisecond."""
+
+
+class Forecast:
+    """Remembers the fitted model, and when the present batch can have begun. Call `see` with each snapshot."""
+
+    def __init__(self, model: LatencyModel | None = None) -> None:
+        self.model = model or LatencyModel()
+        self._observed: Observed | None = None
+        self._refitted_s = float("-inf")
+        self._idle_s = float("-inf")
+        self._answered_s = float("-inf")
+
+    def see(self, snapshot: Snapshot) -> None:
+        now = snapshot.now_s
+        if snapshot.prefill_batches == 0:
+            self._idle_s = now
+        if snapshot.observed is not self._observed:
+            steps = snapshot.observed.steps
+            self._answered_s = max((s.end_s for s in steps[-8:] if s.phase is Phase.PREFILL), default=self._answered_s)
+            if now >= self._refitted_s + REFIT_S:
+                self.model = refitted(self.model, steps)
+                self._refitted_s = now
+                self._observed = snapshot.observed
+
+    def in_flight_s(self, snapshot: Snapshot) -> float:
+        """Until the prefill worker has computed what it was given."""
+        flying = [w for w in snapshot.waiting if w.in_flight_tokens]
+        if not flying:
+            return 0.0
+        shares = effective(snapshot)
+        tokens = sum(w.in_flight_tokens for w in flying)
+        context = sum(w.computed_tokens + w.in_flight_tokens for w in flying)
+        total = self.model.prefill_s(
+            tokens, context, share=shares.prefill, other=other_share(snapshot), sequences=len(flying)
+        )
+        total += max(0, snapshot.prefill_batches - 1) * self.model.batch_s * self.model.scales.prefill(False)
+        begun = max(self._idle_s, self._answered_s)
+        return max(0.0, total - max(0.0, snapshot.now_s - begun))
+
+    def launch_s(self) -> float:
+        """The least that any batch takes."""
+        return self.model.launch_s * self.model.scales.prefill(False)
+
+    def work(self, snapshot: Snapshot) -> Work:
+        """Seconds that the rest of a prompt adds, under the shares as they are."""
+        model, share, other = self.model, effective(snapshot).prefill, other_share(snapshot)
+        factor = (
+            model.prompt_s(1000, 0, share=share, other=other) / model.prompt_s(1000, 0) * (model.scales.prefill(False))
+        )
+        token_s, attention_s = model.token_s * factor, model.attention_s * factor
+
+        def seconds(w: WaitingSequence) -> float:
+            tokens = w.prompt_tokens - w.computed_tokens - w.in_flight_tokens
+            return tokens * (token_s + (w.computed_tokens + w.in_flight_tokens + tokens / 2) * attention_s)
+
+        return seconds
+
+
+def effective(snapshot: Snapshot) -> Shares:
+    """What prefill works under: all of the device while nothing decodes."""
+    return snapshot.shares if snapshot.running else FULL
+
+
+def other_share(snapshot: Snapshot) -> float:
+    """Decode's share where it computes, else 0."""
+    return snapshot.shares.decode if snapshot.running else 0.0
