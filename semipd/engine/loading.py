@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from semipd.core.errors import CheckpointError
 from semipd.core.fields import Fields
 from semipd.core.model import ModelConfig, parse_eos_token_ids, parse_model_config
 from semipd.engine.layout import EMBED
 from semipd.engine.naming import NOT_A_WEIGHT, TIED_HEAD, Target, targets
+from semipd.engine.shards import Shard, Stored
+from semipd.engine.staging import ReadFailed, Span, Staging
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -44,26 +45,36 @@ def read_model_config(directory: Path) -> ModelConfig:
     return model
 
 
-def load_checkpoint(directory: Path, model: ModelConfig, into: Mapping[str, torch.Tensor], progress: Progress) -> None:
+def load_checkpoint(
+    directory: Path,
+    model: ModelConfig,
+    into: Mapping[str, torch.Tensor],
+    progress: Progress,
+    staging: Staging | None = None,
+) -> None:
     """Copies every weight to its place in `into` (see `weight_layout`), converted to the types there.
+
+    `staging`: on the device of `into`; files are then read several pieces at a time, straight into its buffers, which
+    is what a GPU wants. Without it `into` is on the CPU.
 
     Raises CheckpointError, naming file and tensor, for weights that are missing, unknown, twice there, of a wrong shape
     or type, or not finite, and for files that cannot be read. What `into` holds is then undefined.
     """
     wanted = targets(model)
     with ExitStack() as opened, torch.inference_mode():
-        shards = [_Shard(opened, directory / name) for name in weight_files(directory)]
+        shards = [Shard(opened, directory / name) for name in weight_files(directory)]
         _check_names(shards, wanted, model)
         total = sum(shard.path.stat().st_size for shard in shards)
-        done = 0
-        progress(done, total)
-        for shard in shards:
-            for name in shard.names:
-                if name in wanted:
-                    done += _copy(shard, name, wanted[name], into)
-                    progress(done, total)
-        if model.tied_embeddings:
-            _check_tied(shards, into)
+        progress(0, total)
+        if staging is None:
+            _copy_all(shards, wanted, into, lambda done: progress(done, total))
+            if model.tied_embeddings:
+                _check_tied(shards, into)
+        else:
+            parts = [part for shard in shards for part in _parts_of(shard, wanted, into, opened, staging)]
+            if model.tied_embeddings:  # behind all others: the embedding must be there
+                parts += [part for shard in shards for part in _tied_parts_of(shard, into, opened, staging)]
+            _stream_all(parts, staging, lambda done: progress(done, total))
         progress(total, total)
 
 
@@ -85,12 +96,13 @@ def weight_files(directory: Path) -> list[str]:
 
 
 def fill_dummy(model: ModelConfig, into: Mapping[str, torch.Tensor], seed: int) -> None:
-    """Random weights that keep activations at the scale of trained ones; the same for the same seed.
+    """Random weights that keep activations at the scale of trained ones; the same for the same seed, on any device.
 
     One block of random numbers is repeated, so that billions of weights take seconds. Its length is prime, so that no
     two rows of a projection are alike.
     """
-    block = torch.randn(1_048_573, generator=torch.Generator().manual_seed(seed))
+    device = next(iter(into.values())).device
+    block = torch.randn(1_048_573, generator=torch.Generator().manual_seed(seed)).to(device)
     place = 0
     for name, tensor in into.items():
         flat = tensor.view(-1)
@@ -109,26 +121,7 @@ def fill_dummy(model: ModelConfig, into: Mapping[str, torch.Tensor], seed: int) 
             place = (place + len(part)) % len(block)
 
 
-class _Shard:
-    """An open safetensors file."""
-
-    def __init__(self, opened: ExitStack, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = opened.enter_context(safe_open(path, framework="pt"))
-            self.names: list[str] = sorted(self._file.keys())
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path.name}: cannot be read as safetensors: {error}") from error
-
-    def tensor(self, name: str) -> torch.Tensor:
-        try:
-            read: torch.Tensor = self._file.get_tensor(name)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path.name}: {name} cannot be read: {error}") from error
-        return read
-
-
-def _check_names(shards: list[_Shard], wanted: Mapping[str, Target], model: ModelConfig) -> None:
+def _check_names(shards: list[Shard], wanted: Mapping[str, Target], model: ModelConfig) -> None:
     where: dict[str, str] = {}
     for name, file in _named(shards):
         if name in where:
@@ -144,36 +137,145 @@ def _check_names(shards: list[_Shard], wanted: Mapping[str, Target], model: Mode
         raise CheckpointError(f"{files}: {missing[0]} is missing{more}")
 
 
-def _named(shards: list[_Shard]) -> Iterator[tuple[str, str]]:
+def _named(shards: list[Shard]) -> Iterator[tuple[str, str]]:
     for shard in shards:
         for name in shard.names:
             yield name, shard.path.name
 
 
-def _copy(shard: _Shard, name: str, target: Target, into: Mapping[str, torch.Tensor]) -> int:
+def _copy_all(
+    shards: list[Shard], wanted: Mapping[str, Target], into: Mapping[str, torch.Tensor], progress: Callable[[int], None]
+) -> None:
+    done = 0
+    for shard in shards:
+        for name in shard.names:
+            if name in wanted:
+                done += _copy(shard, name, wanted[name], into)
+                progress(done)
+
+
+def _copy(shard: Shard, name: str, target: Target, into: Mapping[str, torch.Tensor]) -> int:
     """The bytes read."""
-    rows = into[target.name][target.first : target.first + target.rows]
+    rows = _rows(target, into)
     read = shard.tensor(name)
-    if read.shape != rows.shape:
-        raise CheckpointError(f"{shard.path.name}: {name} has shape {list(read.shape)}, not {list(rows.shape)}")
-    if read.dtype not in FLOATS:
-        raise CheckpointError(f"{shard.path.name}: {name} is of type {read.dtype}; supported: {FLOATS}")
+    _check_kind(shard, name, tuple(read.shape), read.dtype, rows)
     rows.copy_(read)
     if not torch.isfinite(rows).all():
-        raise CheckpointError(f"{shard.path.name}: {name} holds numbers that are not finite in {rows.dtype}")
+        raise _not_finite(shard, name, rows)
     return read.nbytes
 
 
-def _check_tied(shards: list[_Shard], into: Mapping[str, torch.Tensor]) -> None:
+def _rows(target: Target, into: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return into[target.name][target.first : target.first + target.rows]
+
+
+def _check_kind(shard: Shard, name: str, shape: tuple[int, ...], dtype: torch.dtype | str, rows: torch.Tensor) -> None:
+    if shape != rows.shape:
+        raise CheckpointError(f"{shard.path.name}: {name} has shape {list(shape)}, not {list(rows.shape)}")
+    if dtype not in FLOATS:
+        raise CheckpointError(f"{shard.path.name}: {name} is of type {dtype}; supported: {FLOATS}")
+
+
+def _not_finite(shard: Shard, name: str, rows: torch.Tensor) -> CheckpointError:
+    return CheckpointError(f"{shard.path.name}: {name} holds numbers that are not finite in {rows.dtype}")
+
+
+def _check_tied(shards: list[Shard], into: Mapping[str, torch.Tensor]) -> None:
     """A head that is stored though it is tied must be the embedding, or config.json is wrong."""
     for shard in shards:
         if TIED_HEAD not in shard.names:
             continue
         head, embed = shard.tensor(TIED_HEAD), into[EMBED]
         if head.shape != embed.shape or not torch.equal(head.to(embed.dtype), embed):
-            raise CheckpointError(
-                f"{shard.path.name}: {TIED_HEAD} differs from the embedding; {CONFIG} has tie_word_embeddings = true"
-            )
+            raise _differs(shard)
+
+
+def _differs(shard: Shard) -> CheckpointError:
+    return CheckpointError(
+        f"{shard.path.name}: {TIED_HEAD} differs from the embedding; {CONFIG} has tie_word_embeddings = true"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A piece of a stored tensor, and the numbers of ours that it fills, or must equal."""
+
+    shard: Shard
+    name: str
+    dtype: torch.dtype
+    span: Span
+    ours: torch.Tensor
+    """[numbers]."""
+    fills: bool = True
+
+    def take(self, stored: torch.Tensor) -> torch.Tensor:
+        """`stored`: its bytes, on the device of ours. Whether all is well with them: a flag on that device."""
+        numbers = stored.view(self.dtype)
+        if not self.fills:
+            return (numbers.to(self.ours.dtype) == self.ours).all()
+        self.ours.copy_(numbers)
+        return torch.isfinite(self.ours).all()
+
+    def complaint(self) -> CheckpointError:
+        """What to say where that flag is false."""
+        return _not_finite(self.shard, self.name, self.ours) if self.fills else _differs(self.shard)
+
+
+def _parts_of(
+    shard: Shard, wanted: Mapping[str, Target], into: Mapping[str, torch.Tensor], opened: ExitStack, staging: Staging
+) -> Iterator[_Part]:
+    """Of all its weights; types and shapes are checked on the way."""
+    stored = shard.stored(opened)
+    for name in shard.names:
+        if name in wanted:
+            rows, found = _rows(wanted[name], into), stored[name]
+            _check_kind(shard, name, found.shape, found.dtype, rows)
+            yield from _cut(shard, name, found, rows, staging, fills=True)
+
+
+def _tied_parts_of(
+    shard: Shard, into: Mapping[str, torch.Tensor], opened: ExitStack, staging: Staging
+) -> Iterator[_Part]:
+    """Of a stored head that must equal the embedding."""
+    if TIED_HEAD in shard.names:
+        found = shard.stored(opened)[TIED_HEAD]
+        if found.shape != into[EMBED].shape or isinstance(found.dtype, str):
+            raise _differs(shard)
+        yield from _cut(shard, TIED_HEAD, found, into[EMBED], staging, fills=False)
+
+
+def _cut(
+    shard: Shard, name: str, stored: Stored, ours: torch.Tensor, staging: Staging, *, fills: bool
+) -> Iterator[_Part]:
+    """Pieces that fit a buffer."""
+    assert isinstance(stored.dtype, torch.dtype)
+    flat, size = ours.view(-1), stored.dtype.itemsize
+    numbers = staging.buffer_bytes // size
+    for first in range(0, len(flat), numbers):
+        piece = flat[first : first + numbers]
+        span = Span(stored.fd, stored.offset + first * size, len(piece) * size)
+        yield _Part(shard, name, stored.dtype, span, piece, fills)
+
+
+def _stream_all(parts: list[_Part], staging: Staging, progress: Callable[[int], None]) -> None:
+    """Each check leaves a flag on the device; they are read at the end, so that nothing waits for them on the way."""
+    well = torch.ones(len(parts), dtype=torch.bool, device=staging.device)
+    done = 0
+
+    def deliver(index: int, there: torch.Tensor) -> None:
+        nonlocal done
+        well[index] = parts[index].take(there)
+        done += parts[index].span.bytes
+        progress(done)
+
+    try:
+        staging.stream([part.span for part in parts], deliver)
+    except ReadFailed as error:
+        part = parts[error.index]
+        raise CheckpointError(f"{part.shard.path.name}: {part.name} cannot be read: {error}") from error
+    for part, flag in zip(parts, well.tolist(), strict=True):
+        if not flag:
+            raise part.complaint()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

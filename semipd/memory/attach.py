@@ -1,4 +1,5 @@
-"""How the coordinator gets at the page account. Without torch: tensors are the workers' matter."""
+"""How the coordinator gets at the page account and the control block. Without torch or CUDA: tensors are the workers'
+matter."""
 
 from __future__ import annotations
 
@@ -6,20 +7,22 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from semipd.memory.account import PageAccount
-from semipd.memory.manifest import ACCOUNT, Manifest, receive
+from semipd.memory.control import ControlBlock
+from semipd.memory.manifest import ACCOUNT, CONTROL, Manifest, receive, shared
 
 
 class AttachedAccount:
-    """The account, mapped, until `close`."""
+    """The account and the control block, mapped, until `close`."""
 
     def __init__(self, resident_socket: Path) -> None:
         """Raises HandOverFailed where the resident is not there."""
         self._stack = ExitStack()
         with ExitStack() as failing:
             failing.push(self._stack)
-            manifest, arenas = receive(self._stack, resident_socket, only=[ACCOUNT])
+            manifest, arenas = receive(self._stack, resident_socket, only=[ACCOUNT, CONTROL])
             self.manifest: Manifest = manifest
-            self.account = PageAccount.attach(arenas[ACCOUNT].buffer)
+            self.account = PageAccount.attach(shared(arenas, ACCOUNT).buffer)
+            self.control = ControlBlock(shared(arenas, CONTROL).buffer)
             failing.pop_all()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """What the resident has in its arenas, and how it is handed to another process.
 
-On the socket: a 4-byte big-endian length, the manifest, and with its first byte the arenas' file descriptors.
+On the socket: a 4-byte big-endian length, the manifest, and with its first byte the file descriptors of the arenas that
+are shared memory. Those on a GPU are named by a CUDA IPC handle in the manifest itself.
 """
 
 from __future__ import annotations
@@ -8,24 +9,41 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from semipd.core.errors import SemipdError
+from semipd.core.errors import SemipdError, StartError
 from semipd.internal.v1 import resident_pb2 as pb
 from semipd.memory.arenas import SharedArena
+from semipd.memory.device_arena import HANDLE_BYTES, DeviceArena
 
-WEIGHTS, POOL, ACCOUNT = "weights", "pool", "account"
+Arena = SharedArena | DeviceArena
+
+WEIGHTS, POOL, ACCOUNT, CONTROL = "weights", "pool", "account", "control"
 MAX_ARENAS = 16
 RECEIVE_S = 10.0
 
 
 class HandOverFailed(SemipdError):
     """The resident is not there, or what it sent is no manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaEntry:
+    name: str
+    size: int
+    """Bytes."""
+    cuda_ipc: bytes = b""
+    """The handle of GPU memory; empty: shared memory, whose descriptor comes along."""
+
+    @classmethod
+    def of(cls, arena: Arena) -> ArenaEntry:
+        return cls(arena.name, arena.bytes, arena.handle if isinstance(arena, DeviceArena) else b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +76,9 @@ class PoolLayout:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     content_hash: str
-    """SHA-256 of the weights as they are laid out, hexadecimal."""
-    arenas: tuple[tuple[str, int], ...]
-    """Name and bytes, in the order of the descriptors."""
+    """SHA-256 of the weights as they are laid out, or of how dummy weights are made; hexadecimal."""
+    arenas: tuple[ArenaEntry, ...]
+    """Those in shared memory are in the order of their descriptors."""
     tensors: tuple[TensorEntry, ...]
     pool: PoolLayout
 
@@ -68,7 +86,7 @@ class Manifest:
         pool = self.pool
         return pb.Manifest(
             content_hash=self.content_hash,
-            arenas=[pb.Arena(name=name, bytes=size, descriptor=n) for n, (name, size) in enumerate(self.arenas)],
+            arenas=self._arenas_to_wire(),
             tensors=[pb.TensorEntry(name=t.name, shape=t.shape, dtype=t.dtype, offset=t.offset) for t in self.tensors],
             pool=pb.PoolLayout(
                 pages=pool.pages,
@@ -80,32 +98,57 @@ class Manifest:
             ),
         )
 
+    def _arenas_to_wire(self) -> list[pb.Arena]:
+        descriptors = count()
+        return [
+            pb.Arena(name=a.name, bytes=a.size, cuda_ipc=a.cuda_ipc)
+            if a.cuda_ipc
+            else pb.Arena(name=a.name, bytes=a.size, descriptor=next(descriptors))
+            for a in self.arenas
+        ]
+
     @classmethod
     def from_wire(cls, m: pb.Manifest) -> Manifest:
+        """Raises HandOverFailed for an arena that can't be found by what is said of it."""
         p = m.pool
         return cls(
             content_hash=m.content_hash,
-            arenas=tuple((a.name, a.bytes) for a in sorted(m.arenas, key=lambda a: a.descriptor)),
+            arenas=_arenas_from_wire(m),
             tensors=tuple(TensorEntry(t.name, tuple(t.shape), t.dtype, t.offset) for t in m.tensors),
             pool=PoolLayout(p.pages, p.page_size, p.layers, p.kv_heads, p.head_dim, p.dtype),
         )
 
 
-def send(connection: socket.socket, manifest: Manifest, arenas: Sequence[SharedArena]) -> None:
-    """Hands everything to whoever is at the other end."""
+def _arenas_from_wire(m: pb.Manifest) -> tuple[ArenaEntry, ...]:
+    descriptors = count()
+    for arena in m.arenas:
+        kind = arena.WhichOneof("handle")
+        if kind is None or (kind == "descriptor" and arena.descriptor != next(descriptors)):
+            raise HandOverFailed(f"arena {arena.name!r} came without a descriptor or CUDA IPC handle of its own")
+        if kind == "cuda_ipc" and len(arena.cuda_ipc) != HANDLE_BYTES:
+            raise HandOverFailed(
+                f"arena {arena.name!r}: a CUDA IPC handle has {HANDLE_BYTES} bytes, and {len(arena.cuda_ipc)} came"
+            )
+    return tuple(ArenaEntry(a.name, a.bytes, a.cuda_ipc) for a in m.arenas)
+
+
+def send(connection: socket.socket, manifest: Manifest, arenas: Sequence[Arena]) -> None:
+    """Hands everything to whoever is at the other end. `arenas`: those of the manifest, in its order."""
     message = manifest.to_wire().SerializeToString()
     framed = struct.pack(">I", len(message)) + message
-    sent = socket.send_fds(connection, [framed], [arena.fd for arena in arenas])
+    descriptors = [arena.fd for arena in arenas if isinstance(arena, SharedArena)]
+    sent = socket.send_fds(connection, [framed], descriptors)
     if sent < len(framed):
         connection.sendall(framed[sent:])
 
 
 def receive(
-    stack: ExitStack, path: Path, only: Collection[str] = (WEIGHTS, POOL, ACCOUNT)
-) -> tuple[Manifest, dict[str, SharedArena]]:
+    stack: ExitStack, path: Path, only: Collection[str] = (WEIGHTS, POOL, ACCOUNT, CONTROL)
+) -> tuple[Manifest, dict[str, Arena]]:
     """Connects to the resident and maps those of its arenas that `only` names; `stack` closes them.
 
-    The weights can't be written to. Raises HandOverFailed.
+    Weights in shared memory can't be written to; those on a GPU can (CUDA knows no read-only mapping). A process that
+    asks for nothing on a GPU loads nothing of CUDA. Raises HandOverFailed, also where an arena can't be mapped.
     """
     with ExitStack() as descriptors:
         message, fds = _receive(path, descriptors)
@@ -113,13 +156,36 @@ def receive(
             manifest = Manifest.from_wire(pb.Manifest.FromString(message))
         except DecodeError as error:
             raise HandOverFailed("what the resident sent is no manifest") from error
-        if len(fds) != len(manifest.arenas):
-            raise HandOverFailed(f"{len(manifest.arenas)} arenas were announced, and {len(fds)} descriptors came")
-        arenas = {}
-        for (name, size), fd in zip(manifest.arenas, fds, strict=True):
-            if name in only:
-                arenas[name] = stack.enter_context(SharedArena(name, os.dup(fd), size, writable=name != WEIGHTS))
+        announced = [entry.name for entry in manifest.arenas if not entry.cuda_ipc]
+        if len(fds) != len(announced):
+            raise HandOverFailed(f"{len(announced)} arenas were announced, and {len(fds)} descriptors came")
+        missing = sorted(set(only) - {entry.name for entry in manifest.arenas})
+        if missing:
+            raise HandOverFailed(f"the resident has no arena {missing[0]!r}")
+        fd_of = dict(zip(announced, fds, strict=True))
+        arenas: dict[str, Arena] = {}
+        for entry in manifest.arenas:
+            if entry.name in only:
+                arenas[entry.name] = arena = _map(entry, fd_of)
+                stack.push(arena)
     return manifest, arenas
+
+
+def _map(entry: ArenaEntry, fd_of: Mapping[str, int]) -> Arena:
+    try:
+        if entry.cuda_ipc:
+            return DeviceArena.open(entry.name, entry.cuda_ipc, entry.size)
+        return SharedArena(entry.name, os.dup(fd_of[entry.name]), entry.size, writable=entry.name != WEIGHTS)
+    except StartError as error:
+        raise HandOverFailed(str(error)) from error
+
+
+def shared(arenas: Mapping[str, Arena], name: str) -> SharedArena:
+    """The arena of that name, which must be shared memory. Raises HandOverFailed."""
+    arena = arenas[name]
+    if not isinstance(arena, SharedArena):
+        raise HandOverFailed(f"arena {name!r} must be shared memory, and is on a GPU")
+    return arena
 
 
 def _receive(path: Path, descriptors: ExitStack) -> tuple[bytes, list[int]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from math import prod
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
-from semipd.memory.arenas import SharedArena
-from semipd.memory.manifest import PoolLayout, TensorEntry
+from semipd.memory.device_arena import DeviceArena
+from semipd.memory.manifest import Arena, PoolLayout, TensorEntry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALIGNMENT = 256
@@ -28,44 +27,38 @@ def lay_out(tensors: Sequence[tuple[str, tuple[int, ...], str]]) -> tuple[tuple[
     return tuple(entries), offset
 
 
-def weights_over(arena: SharedArena, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
-    """Where the arena is not writable, whoever writes to them is ended."""
+def weights_over(arena: Arena, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
+    """By name, on the arena's device. Where shared memory is not writable, whoever writes to them is ended."""
+    whole = _bytes_of(arena)
 
     def view(e: TensorEntry) -> torch.Tensor:
-        flat = torch.frombuffer(arena.buffer, dtype=DTYPES[e.dtype], count=prod(e.shape), offset=e.offset)
-        return flat.view(e.shape)
+        size = prod(e.shape) * DTYPES[e.dtype].itemsize
+        return whole[e.offset : e.offset + size].view(DTYPES[e.dtype]).view(e.shape)
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")  # as it should be
-        return {e.name: view(e) for e in entries}
+    return {e.name: view(e) for e in entries}
 
 
-def pool_over(arena: SharedArena, layout: PoolLayout) -> torch.Tensor:
-    """[layers, pages, 2, page_size, kv_heads, head_dim]."""
-    kind = DTYPES[layout.dtype]
-    return torch.frombuffer(arena.buffer, dtype=kind, count=prod(layout.shape)).view(layout.shape)
+def pool_over(arena: Arena, layout: PoolLayout) -> torch.Tensor:
+    """[layers, pages, 2, page_size, kv_heads, head_dim], on the arena's device."""
+    return _bytes_of(arena)[: pool_bytes(layout)].view(DTYPES[layout.dtype]).view(layout.shape)
 
 
 def pool_bytes(layout: PoolLayout) -> int:
     return prod(layout.shape) * DTYPES[layout.dtype].itemsize
 
 
-def content_hash(
-    weights: Mapping[str, torch.Tensor], progress: Callable[[int, int], None] = lambda done, total: None
-) -> str:
-    """SHA-256 over each tensor's name, shape, type and the SHA-256 of its bytes; tensors are hashed side by side.
+def _bytes_of(arena: Arena) -> torch.Tensor:
+    """[bytes], uint8: a type that every array library knows, and bfloat16 is not."""
+    if isinstance(arena, DeviceArena):
+        return _device_bytes_of(arena)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # as it should be
+        return torch.frombuffer(arena.buffer, dtype=torch.uint8, count=arena.bytes)
 
-    `progress` is told bytes done and bytes in all.
-    """
 
-    def digest(tensor: torch.Tensor) -> bytes:
-        return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).digest()
+def _device_bytes_of(arena: DeviceArena) -> torch.Tensor:
+    import cupy  # noqa: PLC0415 - whoever opened the arena has loaded it
 
-    whole = hashlib.sha256()
-    done, total = 0, sum(tensor.nbytes for tensor in weights.values())
-    with ThreadPoolExecutor() as threads:
-        for (name, tensor), part in zip(weights.items(), threads.map(digest, weights.values()), strict=True):
-            whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + part)
-            done += tensor.nbytes
-            progress(done, total)
-    return whole.hexdigest()
+    memory = cupy.cuda.UnownedMemory(arena.address, arena.bytes, arena, 0)
+    array = cupy.ndarray((arena.bytes,), cupy.uint8, cupy.cuda.MemoryPointer(memory, 0))
+    return from_dlpack(array)

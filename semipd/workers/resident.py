@@ -1,6 +1,8 @@
-"""The resident: loads the weights once, owns the KV pool and the page account, and hands them to whoever connects.
+"""The resident: loads the weights once, owns the KV pool, the page account and the control block, and hands them to
+whoever connects.
 
-It computes nothing after loading and outlives every worker.
+It computes nothing after loading and outlives every worker. On a GPU it is no MPS client, so that a worker's illegal
+access, which ends all clients, leaves it alone.
 
 usage: python -m semipd.workers.resident --run-dir DIR      (started by the coordinator)
 """
@@ -13,9 +15,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -25,12 +28,30 @@ from semipd.core.model import ModelConfig
 from semipd.engine.layout import weight_layout
 from semipd.engine.loading import fill_dummy, load_checkpoint, read_model_config
 from semipd.memory.account import PageAccount
-from semipd.memory.arenas import SharedArena, available_bytes
-from semipd.memory.manifest import ACCOUNT, POOL, WEIGHTS, Manifest, PoolLayout, send
-from semipd.memory.tensors import DTYPES, content_hash, lay_out, pool_bytes, weights_over
+from semipd.memory.arenas import SharedArena
+from semipd.memory.control import CONTROL_BYTES
+from semipd.memory.hashing import content_hash, dummy_hash, host_bytes
+from semipd.memory.manifest import (
+    ACCOUNT,
+    CONTROL,
+    POOL,
+    WEIGHTS,
+    Arena,
+    ArenaEntry,
+    Manifest,
+    PoolLayout,
+    TensorEntry,
+    send,
+)
+from semipd.memory.tensors import DTYPES, lay_out, pool_bytes, weights_over
 from semipd.wire.process import die_with_parent, started_by
 from semipd.wire.sockets import RunDir
+from semipd.workers.resident_memory import Memory, memory_of
 from semipd.workers.sizing import model_directory, pool_pages
+
+AnyArena = TypeVar("AnyArena", bound=Arena)
+
+DUMMY_SEED = 0
 
 SPARE_LEASES = 64
 """For sequences that are being prefilled while the decode batch is full."""
@@ -65,42 +86,44 @@ class Resident:
         self._config = config
         self._stack = stack
         self._directory = model_directory(config)
-        self.arenas: list[SharedArena] = []
+        self.arenas: list[Arena] = []
 
     def load(self) -> Manifest:
         """Raises StartError, telling what to change."""
         if not self._directory.is_dir():
             raise ConfigError(f"--model: {self._directory} is no directory")
+        memory = memory_of(self._config.device)
         model = read_model_config(self._directory)
-        dtype = "float32" if self._config.dtype == "auto" else self._config.dtype
-        specs = weight_layout(model, dtype)
-        tensors, size = lay_out([(s.name, s.shape, s.dtype) for s in specs])
-        weights = weights_over(self._arena(WEIGHTS, size), tensors)
-        self._fill(model, weights)
-        pool = self._pool(model, dtype)
+        dtype = memory.dtype(model) if self._config.dtype == "auto" else self._config.dtype
+        tensors, size = lay_out([(s.name, s.shape, s.dtype) for s in weight_layout(model, dtype)])
+        weights = weights_over(self._hold(memory.arena(WEIGHTS, size)), tensors)
+        content = self._fill(memory, model, weights, tensors)
+        pages = pool_pages(self._config, model, DTYPES[dtype].itemsize, memory.available_bytes())
+        pool = PoolLayout(pages, PAGE_SIZE, model.layers, model.kv_heads, model.head_dim, dtype)
+        self._hold(memory.arena(POOL, pool_bytes(pool)))
         leases = self._config.max_running + SPARE_LEASES
-        account = self._arena(ACCOUNT, PageAccount.bytes_needed(pool.pages, leases))
-        PageAccount.create(account.buffer, pool.pages, leases)
-        manifest = Manifest(
-            content_hash(weights, percents("hashing")), tuple((a.name, a.bytes) for a in self.arenas), tensors, pool
-        )
-        say("ready", content_hash=manifest.content_hash, weights_bytes=size, pool_bytes=pool_bytes(pool))
-        return manifest
+        account = self._hold(SharedArena.create(ACCOUNT, PageAccount.bytes_needed(pages, leases)))
+        PageAccount.create(account.buffer, pages, leases)
+        self._hold(SharedArena.create(CONTROL, CONTROL_BYTES))
+        say("ready", content_hash=content, weights_bytes=size, pool_bytes=pool_bytes(pool), **memory.report())
+        return Manifest(content, tuple(map(ArenaEntry.of, self.arenas)), tensors, pool)
 
-    def _fill(self, model: ModelConfig, weights: dict[str, torch.Tensor]) -> None:
+    def _fill(
+        self, memory: Memory, model: ModelConfig, into: dict[str, torch.Tensor], tensors: Sequence[TensorEntry]
+    ) -> str:
+        """The hash of what they are then."""
         if self._config.load_format == "dummy":
-            fill_dummy(model, weights, seed=0)
-        else:
-            load_checkpoint(self._directory, model, weights, percents("loading"))
+            fill_dummy(model, into, DUMMY_SEED)
+            memory.settle()
+            return dummy_hash(tensors, DUMMY_SEED)
+        with memory.staging() as staging:
+            load_checkpoint(self._directory, model, into, percents("loading"), staging)
+            found = content_hash(into, percents("hashing"), staging.fetch if staging else host_bytes)
+        memory.settle()
+        return found
 
-    def _pool(self, model: ModelConfig, dtype: str) -> PoolLayout:
-        pages = pool_pages(self._config, model, DTYPES[dtype].itemsize, available_bytes())
-        layout = PoolLayout(pages, PAGE_SIZE, model.layers, model.kv_heads, model.head_dim, dtype)
-        self._arena(POOL, pool_bytes(layout))
-        return layout
-
-    def _arena(self, name: str, size: int) -> SharedArena:
-        arena = self._stack.enter_context(SharedArena.create(name, size))
+    def _hold(self, arena: AnyArena) -> AnyArena:
+        self._stack.push(arena)
         self.arenas.append(arena)
         return arena
 

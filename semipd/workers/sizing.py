@@ -11,7 +11,11 @@ from semipd.core.model import ModelConfig
 from semipd.models import BUNDLED
 
 SHARE_OF_MEMORY = 0.5
-"""Of what is available, at most, where nothing is said."""
+"""Of a CPU's available memory, at most, where nothing is said: others live there too."""
+
+GPU_RESERVE_BYTES = 6_000_000_000
+"""Of a GPU's free memory, what is left to the two workers where nothing is said: a CUDA context, workspaces, captured
+graphs and activations of each."""
 
 
 def model_directory(config: ServerConfig) -> Path:
@@ -28,6 +32,9 @@ def context_limit(config: ServerConfig, model: ModelConfig) -> int:
 def pool_pages(config: ServerConfig, model: ModelConfig, item_bytes: int, available_bytes: int) -> int:
     """Pages in the pool: `--kv-pages`, else `--kv-memory-gb`, else what can be used or spared, whichever is less.
 
+    `available_bytes`: of the device's memory, with the weights in it. On a GPU all but GPU_RESERVE_BYTES of it can be
+    spared, on a CPU SHARE_OF_MEMORY.
+
     Raises ConfigError where that is too little for one sequence of the longest context, and StartError where the
     memory is not there.
     """
@@ -39,16 +46,27 @@ def pool_pages(config: ServerConfig, model: ModelConfig, item_bytes: int, availa
         pages, asked = int(config.kv_memory_gb * 1e9 / page_bytes), f"--kv-memory-gb {config.kv_memory_gb:g}"
     else:
         usable = one_context * config.max_running
-        pages = min(usable, int(SHARE_OF_MEMORY * available_bytes / page_bytes))
-        asked = f"{available_bytes / 1e9:.1f} GB of available memory"
+        spare, of_what = _spare(config, available_bytes)
+        pages = min(usable, int(spare / page_bytes))
         if pages < one_context:
             raise StartError(
-                f"{asked} leave room for {pages} pages of KV, and one context of {one_context * PAGE_SIZE} tokens "
+                f"{of_what} leave room for {pages} pages of KV, and one context of {one_context * PAGE_SIZE} tokens "
                 f"needs {one_context}; lower --max-context"
             )
+        return pages
     if pages < one_context:
         raise ConfigError(
             f"{asked}: {pages} pages of {PAGE_SIZE} tokens, and one context of {one_context * PAGE_SIZE} tokens needs "
             f"{one_context}; give more, or lower --max-context"
         )
     return pages
+
+
+def _spare(config: ServerConfig, available_bytes: int) -> tuple[float, str]:
+    """Bytes for the pool, and what they are of."""
+    if config.device != "cuda":
+        return SHARE_OF_MEMORY * available_bytes, f"{available_bytes / 1e9:.1f} GB of available memory"
+    return (
+        max(0, available_bytes - GPU_RESERVE_BYTES),
+        f"{available_bytes / 1e9:.1f} GB of free GPU memory, less {GPU_RESERVE_BYTES / 1e9:g} GB for the workers,",
+    )

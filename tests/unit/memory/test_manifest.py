@@ -14,8 +14,10 @@ from semipd.internal.v1 import resident_pb2 as pb
 from semipd.memory.arenas import SharedArena
 from semipd.memory.manifest import (
     ACCOUNT,
+    CONTROL,
     POOL,
     WEIGHTS,
+    ArenaEntry,
     HandOverFailed,
     Manifest,
     PoolLayout,
@@ -23,20 +25,20 @@ from semipd.memory.manifest import (
     receive,
     send,
 )
-from semipd.memory.tensors import ALIGNMENT, content_hash, lay_out, pool_bytes, pool_over, weights_over
+from semipd.memory.tensors import ALIGNMENT, lay_out, pool_bytes, pool_over, weights_over
 
 LAYOUT = PoolLayout(pages=5, page_size=16, layers=2, kv_heads=1, head_dim=4, dtype="bfloat16")
 
 
 def manifest_of(*arenas: SharedArena) -> Manifest:
     tensors = (TensorEntry("embed", (3, 4), "float32", 0), TensorEntry("norm", (4,), "bfloat16", 256))
-    return Manifest("ab" * 32, tuple((a.name, a.bytes) for a in arenas), tensors, LAYOUT)
+    return Manifest("ab" * 32, tuple(map(ArenaEntry.of, arenas)), tensors, LAYOUT)
 
 
 @pytest.fixture
 def arenas() -> Iterator[list[SharedArena]]:
     with ExitStack() as stack:
-        names = (WEIGHTS, POOL, ACCOUNT)
+        names = (WEIGHTS, POOL, ACCOUNT, CONTROL)
         yield [stack.enter_context(SharedArena.create(name, 4096 * n)) for n, name in enumerate(names, 1)]
 
 
@@ -69,7 +71,14 @@ def test_it_travels_with_its_arenas(tmp_path: Path, arenas: list[SharedArena]) -
     with serving(tmp_path / "s", lambda c: send(c, manifest, arenas)), ExitStack() as stack:
         got, mapped = receive(stack, tmp_path / "s")
         assert got == manifest
-        assert {name: arena.bytes for name, arena in mapped.items()} == {WEIGHTS: 4096, POOL: 8192, ACCOUNT: 12288}
+        assert {name: arena.bytes // 4096 for name, arena in mapped.items()} == {
+            WEIGHTS: 1,
+            POOL: 2,
+            ACCOUNT: 3,
+            CONTROL: 4,
+        }
+        assert isinstance(mapped[POOL], SharedArena)
+        assert isinstance(mapped[WEIGHTS], SharedArena)
         arenas[1].buffer[8191] = 9
         assert mapped[POOL].buffer[8191] == 9
         assert mapped[WEIGHTS].buffer.readonly
@@ -99,9 +108,67 @@ def test_arenas_that_did_not_come_are_missed(tmp_path: Path, arenas: list[Shared
     with (
         serving(tmp_path / "s", lambda c: send(c, manifest_of(*arenas), arenas[:2])),
         ExitStack() as stack,
-        pytest.raises(HandOverFailed, match="3 arenas were announced, and 2 descriptors came"),
+        pytest.raises(HandOverFailed, match="4 arenas were announced, and 2 descriptors came"),
     ):
         receive(stack, tmp_path / "s")
+
+
+def test_an_arena_that_the_resident_has_not_is_missed(tmp_path: Path, arenas: list[SharedArena]) -> None:
+    with (
+        serving(tmp_path / "s", lambda c: send(c, manifest_of(*arenas[:3]), arenas[:3])),
+        ExitStack() as stack,
+        pytest.raises(HandOverFailed, match="no arena 'control'"),
+    ):
+        receive(stack, tmp_path / "s")
+
+
+def on_gpu(name: str, handle: bytes = bytes(range(64))) -> ArenaEntry:
+    return ArenaEntry(name, 1 << 30, handle)
+
+
+def test_memory_on_a_gpu_goes_by_its_handle_and_is_the_same_after_the_wire(arenas: list[SharedArena]) -> None:
+    """Descriptors are counted without it."""
+    account, control = (ArenaEntry.of(arena) for arena in arenas[2:])
+    manifest = Manifest("ab", (on_gpu(WEIGHTS), account, on_gpu(POOL), control), (), LAYOUT)
+    wire = pb.Manifest.FromString(manifest.to_wire().SerializeToString())
+    assert [arena.WhichOneof("handle") for arena in wire.arenas] == ["cuda_ipc", "descriptor"] * 2
+    assert [arena.descriptor for arena in wire.arenas] == [0, 0, 0, 1]
+    assert Manifest.from_wire(wire) == manifest
+
+
+def test_who_wants_nothing_on_the_gpu_gets_the_rest(tmp_path: Path, arenas: list[SharedArena]) -> None:
+    """Nothing of CUDA is there to map the others with."""
+    entries = (on_gpu(WEIGHTS), on_gpu(POOL), *(ArenaEntry.of(arena) for arena in arenas[2:]))
+    manifest = Manifest("ab", entries, (), LAYOUT)
+    with serving(tmp_path / "s", lambda c: send(c, manifest, arenas[2:])), ExitStack() as stack:
+        got, mapped = receive(stack, tmp_path / "s", only=[ACCOUNT, CONTROL])
+        assert got == manifest
+        assert {name: arena.bytes for name, arena in mapped.items()} == {ACCOUNT: 12288, CONTROL: 16384}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_process_without_a_gpu_is_told_so(tmp_path: Path, arenas: list[SharedArena]) -> None:
+    entries = (on_gpu(WEIGHTS), on_gpu(POOL), *(ArenaEntry.of(arena) for arena in arenas[2:]))
+    with (
+        serving(tmp_path / "s", lambda c: send(c, Manifest("ab", entries, (), LAYOUT), arenas[2:])),
+        ExitStack() as stack,
+        pytest.raises(HandOverFailed, match="GPU"),
+    ):
+        receive(stack, tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("arena", "complaint"),
+    [
+        (pb.Arena(name=WEIGHTS, bytes=9, cuda_ipc=b"short"), "'weights': a CUDA IPC handle has 64 bytes, and 5 came"),
+        (pb.Arena(name=WEIGHTS, bytes=9), "'weights' came without a descriptor or CUDA IPC handle"),
+        (pb.Arena(name=WEIGHTS, bytes=9, descriptor=3), "'weights' came without a descriptor"),
+    ],
+    ids=["half a handle", "no handle", "another's descriptor"],
+)
+def test_an_arena_that_cannot_be_found_is_refused(arena: pb.Arena, complaint: str) -> None:
+    with pytest.raises(HandOverFailed, match=complaint):
+        Manifest.from_wire(pb.Manifest(arenas=[arena]))
 
 
 def test_nobody_at_the_socket(tmp_path: Path) -> None:
@@ -128,25 +195,3 @@ def test_the_pool_is_one_tensor_of_the_layout() -> None:
         assert pool.nbytes == arena.bytes
         pool[1, 4, 1, 15] = 3.0
         assert torch.all(pool_over(arena, LAYOUT)[1, 4, 1, 15] == 3.0)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"a": torch.ones(2, 3), "c": torch.zeros(4)},
-        {"a": torch.ones(3, 2), "b": torch.zeros(4)},
-        {"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.int32)},
-        {"a": torch.ones(2, 3), "b": torch.tensor([0.0, 0.0, 0.0, 1e-30])},
-    ],
-    ids=["name", "shape", "type", "one number"],
-)
-def test_the_content_hash_knows(other: dict[str, torch.Tensor]) -> None:
-    weights = {"a": torch.ones(2, 3), "b": torch.zeros(4)}
-    assert content_hash(weights) == content_hash({name: tensor.clone() for name, tensor in weights.items()})
-    assert content_hash(weights) != content_hash(other)
-
-
-def test_hashing_tells_how_far_it_is() -> None:
-    told: list[tuple[int, int]] = []
-    content_hash({"a": torch.ones(2, 3), "b": torch.zeros(4)}, lambda done, total: told.append((done, total)))
-    assert told == [(24, 40), (40, 40)]

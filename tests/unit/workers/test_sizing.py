@@ -5,7 +5,7 @@ import pytest
 from semipd.core.config import ServerConfig
 from semipd.core.errors import ConfigError, StartError
 from semipd.core.model import ModelConfig, parse_model_config
-from semipd.workers.sizing import context_limit, pool_pages
+from semipd.workers.sizing import GPU_RESERVE_BYTES, context_limit, pool_pages
 
 GB = 1_000_000_000
 
@@ -33,6 +33,14 @@ def test_by_default_the_pool_holds_what_a_full_batch_of_full_contexts_can_use(mo
 
 def test_by_default_the_pool_takes_half_of_what_is_available_at_most(model: ModelConfig) -> None:
     assert pool_pages(ServerConfig(max_running=64), model, 4, 100 * 2048 * 4) == 50
+
+
+def test_on_a_gpu_the_pool_takes_all_but_what_is_kept_for_the_workers(model: ModelConfig) -> None:
+    config = ServerConfig(device="cuda", max_running=64)
+    assert pool_pages(config, model, 2, GPU_RESERVE_BYTES + 100 * 2048 * 2) == 100
+    assert pool_pages(config, model, 2, 140 * GB) == 64 * 512 // 16
+    with pytest.raises(StartError, match=r"5\.0 GB of free GPU memory, less 6 GB for the workers, leave room for 0"):
+        pool_pages(config, model, 2, 5 * GB)
 
 
 def test_pages_or_gigabytes_can_be_asked_for(model: ModelConfig) -> None:
