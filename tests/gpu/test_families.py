@@ -1,0 +1,61 @@
+"""Every family against transformers: logits in bfloat16, greedy tokens in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from semipd.core.request import StoppingParams
+from support.device_rig import Wish
+from support.reference import error, forced, generate, random_tokens
+
+pytestmark = pytest.mark.gpu
+
+LENGTHS = (1, 5, 16, 33, 70, 130)
+CUTS = ((10_000,), (7,), (16, 1, 33))
+
+
+def test_bfloat16_logits_are_as_near_to_float32_as_those_of_transformers(family, checkpoint, rig, device):
+    """Whole prompts and chunks of odd sizes, several sequences to a pass; at most half as far again as transformers."""
+    sequences = [random_tokens(length) for length in LENGTHS]
+    directory = checkpoint(family)
+    exact = forced(directory, device, torch.float32, sequences)
+    allowed = 1.5 * error(forced(directory, device, torch.bfloat16, sequences), exact) + 2e-3
+    made = rig(family, torch.bfloat16)
+
+    errors = {cuts: error(made.forced(sequences, cuts), exact) for cuts in CUTS}
+
+    assert all(found <= allowed for found in errors.values()), f"{errors}, allowed {allowed}"
+
+
+def test_float32_logits_equal_those_of_transformers(family, checkpoint, rig, device):
+    sequences = [random_tokens(length) for length in LENGTHS]
+    exact = forced(checkpoint(family), device, torch.float32, sequences)
+    made = rig(family)
+
+    for cuts in CUTS:
+        assert error(made.forced(sequences, cuts), exact) < 1e-4
+
+
+def test_greedy_tokens_equal_those_of_transformers_in_a_batch_that_changes(family, checkpoint, rig, device):
+    """Mixed lengths, chunks of odd sizes, sequences that join and leave midway, pages that others used before."""
+    wishes = [
+        Wish(random_tokens(5), stopping=StoppingParams(96)),
+        Wish(random_tokens(40), stopping=StoppingParams(64), chunks=(7,)),
+        Wish(random_tokens(16), stopping=StoppingParams(17), chunks=(1,)),
+        Wish(random_tokens(100), stopping=StoppingParams(64), chunks=(16, 7, 33, 1), joins_at=9),
+        Wish(random_tokens(1), stopping=StoppingParams(20), joins_at=75),
+    ]
+
+    answers = rig(family, pages=30).run(wishes)
+
+    for wish, answer in zip(wishes, answers, strict=True):
+        assert answer.tokens == generate(checkpoint(family), device, wish.prompt, wish.stopping.max_tokens)
+
+
+def test_a_preempted_sequence_goes_on_as_if_nothing_had_been(family, rig):
+    wish = Wish(random_tokens(45), stopping=StoppingParams(60))
+    whole = rig(family).run([wish])[0].tokens
+    again = Wish(wish.prompt, stopping=wish.stopping, output=tuple(whole[:31]), chunks=(20,))
+
+    assert rig(family).run([again])[0].tokens == whole[31:]
