@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from semipd.core.config import ServerConfig, resolve
 from semipd.memory.account import Holder, PageAccount, Role
+from semipd.memory.control import Split
 from semipd.memory.manifest import HandOverFailed, receive
 from semipd.workers.attach import attach
 from support.checkpoint import save_llama
@@ -29,7 +30,8 @@ from support.server import until
 class Resident:
     def __init__(self, folder: Path, **config: Any) -> None:
         self.folder = folder
-        folder.joinpath("config.json").write_text(resolve(ServerConfig(**config), "cpu").to_json())
+        device = config.pop("device", "cpu")
+        folder.joinpath("config.json").write_text(resolve(ServerConfig(**config), device).to_json())
         command = [sys.executable, "-m", "semipd.workers.resident", "--run-dir", str(folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.events: list[dict[str, Any]] = []
@@ -96,18 +98,22 @@ with attach(Path({str(run_dir)!r})) as a:
             after.account.check()
 
 
-def test_the_account_can_be_had_alone_and_without_torch(checkpoint: Path, run_dir: Path) -> None:
+def test_account_and_control_block_can_be_had_alone_and_without_torch(checkpoint: Path, run_dir: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
 from semipd.memory.attach import AttachedAccount
+from semipd.memory.control import Split
 held = AttachedAccount(Path({str(run_dir / "resident.sock")!r}))
-print(held.account.counts().total, "torch" in sys.modules)
+held.control.set_split(Split(68, 64, 3), decided_ns=5)
+print(held.account.counts().total, "torch" in sys.modules, "cupy" in sys.modules)
 held.close()
 """
-    with Resident(run_dir, model=str(checkpoint), kv_pages=40):
+    with Resident(run_dir, model=str(checkpoint), kv_pages=40), attach(run_dir) as worker:
+        assert worker.control.split() == Split(0, 0)
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["40", "False"]
+        assert done.stdout.split() == ["40", "False", "False"]
+        assert worker.control.split() == Split(68, 64, 3), "what the coordinator decides, workers see"
 
 
 def test_the_same_checkpoint_has_the_same_content_hash(checkpoint: Path, run_dir: Path) -> None:
@@ -128,6 +134,23 @@ def test_dummy_weights_need_no_file(checkpoint: Path, run_dir: Path, tmp_path: P
     with Resident(run_dir, model=str(tmp_path), load_format="dummy"), attach(run_dir) as attached:
         assert torch.all(torch.isfinite(attached.weights["embed"]))
         assert attached.weights["embed"].std() > 0
+
+
+def test_what_it_has_in_memory_is_said_when_it_is_ready(checkpoint: Path, run_dir: Path) -> None:
+    with Resident(run_dir, model=str(checkpoint), kv_pages=40) as resident, attach(run_dir) as attached:
+        ready = resident.events[-1]
+        assert ready["device"] == "cpu"
+        assert ready["weights_bytes"] >= sum(tensor.nbytes for tensor in attached.weights.values())
+        assert ready["pool_bytes"] == attached.pool.nbytes
+        assert ready["content_hash"] == attached.manifest.content_hash
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_memory_on_a_gpu_that_is_not_there_is_refused(checkpoint: Path, run_dir: Path) -> None:
+    with Resident(run_dir, model=str(checkpoint), device="cuda") as resident:
+        assert resident.process.wait(10) == 1
+        assert resident.events[-1]["kind"] == "StartError"
+        assert "GPU" in resident.events[-1]["error"]
 
 
 def broken(checkpoint: Path, folder: Path, change: Any) -> Path:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from semipd.core.errors import CheckpointError
 from semipd.engine.layout import weight_layout
 from semipd.engine.loading import fill_dummy, load_checkpoint, read_model_config
+from semipd.engine.staging import Staging
 
 WEIGHTS = "model.safetensors"
 
@@ -25,11 +26,25 @@ def empty(model, dtype=torch.float32):
     return {spec.name: torch.full(spec.shape, torch.nan, dtype=dtype) for spec in weight_layout(model, "")}
 
 
-def load(directory, dtype=torch.float32):
+def load_mapped(directory, dtype=torch.float32, progress=silent):
     model = read_model_config(directory)
     weights = empty(model, dtype)
-    load_checkpoint(directory, model, weights, silent)
+    load_checkpoint(directory, model, weights, progress)
     return weights
+
+
+def load_staged(directory, dtype=torch.float32, progress=silent):
+    """As to a GPU, in pieces so small that most tensors have several and none fills its last."""
+    model = read_model_config(directory)
+    weights = empty(model, dtype)
+    with Staging(torch.device("cpu"), buffers=3, buffer_bytes=1000) as staging:
+        load_checkpoint(directory, model, weights, progress, staging)
+    return weights
+
+
+@pytest.fixture(params=[load_mapped, load_staged], ids=["mapped", "staged"])
+def load(request):
+    return request.param
 
 
 @pytest.fixture
@@ -53,7 +68,7 @@ def edit_config(directory, name="config.json", **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_every_row_is_filled_from_where_it_belongs(family, checkpoint):
+def test_every_row_is_filled_from_where_it_belongs(family, checkpoint, load):
     weights = load(checkpoint(family))
 
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
@@ -64,7 +79,7 @@ def test_every_row_is_filled_from_where_it_belongs(family, checkpoint):
     assert torch.equal(weights["layers.0.gate_up"], torch.cat(parts))
 
 
-def test_shards_are_read_through_their_index(checkpoint, tmp_path):
+def test_shards_are_read_through_their_index(checkpoint, tmp_path, load):
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("llama"), dtype=torch.float32)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
@@ -75,17 +90,16 @@ def test_shards_are_read_through_their_index(checkpoint, tmp_path):
     assert all(torch.equal(whole[name], sharded[name]) for name in whole)
 
 
-def test_weights_are_converted_to_the_type_asked_for(checkpoint):
+def test_weights_are_converted_to_the_type_asked_for(checkpoint, load):
     exact, rounded = load(checkpoint("qwen2")), load(checkpoint("qwen2"), torch.bfloat16)
 
     assert torch.equal(rounded["layers.0.qkv_bias"], exact["layers.0.qkv_bias"].bfloat16())
 
 
-def test_progress_rises_to_the_total(checkpoint):
-    model = read_model_config(checkpoint("llama"))
+def test_progress_rises_to_the_total(checkpoint, load):
     seen = []
 
-    load_checkpoint(checkpoint("llama"), model, empty(model), lambda done, total: seen.append((done, total)))
+    load(checkpoint("llama"), progress=lambda done, total: seen.append((done, total)))
 
     done = [d for d, _ in seen]
     assert done == sorted(done)
@@ -94,7 +108,7 @@ def test_progress_rises_to_the_total(checkpoint):
     assert len(seen) > 10
 
 
-def test_rotary_buffers_and_a_tied_head_may_be_there(copy):
+def test_rotary_buffers_and_a_tied_head_may_be_there(copy, load):
     directory = copy("qwen2, tied, windows above the first layer")
 
     def change(tensors):
@@ -106,12 +120,32 @@ def test_rotary_buffers_and_a_tied_head_may_be_there(copy):
     assert "lm_head" not in load(directory)
 
 
-def test_a_tied_head_that_differs_is_refused(copy):
+def test_a_tied_head_that_differs_is_refused(copy, load):
     directory = copy("qwen2, tied, windows above the first layer")
     rewrite(directory, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
 
     with pytest.raises(CheckpointError, match=r"model\.safetensors: lm_head\.weight differs"):
         load(directory)
+
+
+def test_a_tied_head_of_another_shape_is_refused(copy, load):
+    directory = copy("qwen2, tied, windows above the first layer")
+    rewrite(directory, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"][:-1].clone()}))
+
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: lm_head\.weight differs"):
+        load(directory)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16])
+def test_read_either_way_the_weights_are_the_same_to_the_bit(copy, stored, wanted):
+    directory = copy("llama, biases and explicit head_dim")
+    rewrite(directory, lambda t: t.update({name: tensor.to(stored) for name, tensor in t.items()}))
+
+    mapped, staged = load_mapped(directory, wanted), load_staged(directory, wanted)
+
+    assert mapped.keys() == staged.keys()
+    assert all(torch.equal(mapped[name], staged[name]) for name in mapped)
 
 
 NAME = "model.layers.1.self_attn.k_proj.weight"
@@ -132,7 +166,7 @@ NAME = "model.layers.1.self_attn.k_proj.weight"
     ],
     ids=["missing", "extra", "misshapen", "integers", "nan", "infinite"],
 )
-def test_a_wrong_tensor_is_refused_by_name(copy, change, message):
+def test_a_wrong_tensor_is_refused_by_name(copy, change, message, load):
     directory = copy()
     rewrite(directory, change)
 
@@ -140,7 +174,7 @@ def test_a_wrong_tensor_is_refused_by_name(copy, change, message):
         load(directory)
 
 
-def test_a_weight_too_large_for_the_type_is_refused(copy):
+def test_a_weight_too_large_for_the_type_is_refused(copy, load):
     directory = copy()
     rewrite(directory, lambda t: t[NAME].view(-1)[5].fill_(1e6))
 
@@ -149,7 +183,7 @@ def test_a_weight_too_large_for_the_type_is_refused(copy):
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[:-100], lambda b: b[:4], lambda b: b"", lambda b: b"\xff" * 8 + b[8:]])
-def test_a_broken_file_is_refused_by_name(copy, spoil):
+def test_a_broken_file_is_refused_by_name(copy, spoil, load):
     directory = copy()
     path = directory / WEIGHTS
     path.write_bytes(spoil(path.read_bytes()))
@@ -158,7 +192,7 @@ def test_a_broken_file_is_refused_by_name(copy, spoil):
         load(directory)
 
 
-def test_only_safetensors_are_read(copy):
+def test_only_safetensors_are_read(copy, load):
     directory = copy()
     (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
 
@@ -176,7 +210,7 @@ def test_only_safetensors_are_read(copy):
         ('{"weight_map": {"a": "lost.safetensors"}}', r"lost\.safetensors: cannot be read"),
     ],
 )
-def test_a_broken_index_is_refused(copy, index, message):
+def test_a_broken_index_is_refused(copy, index, message, load):
     directory = copy()
     (directory / WEIGHTS).unlink()
     (directory / "model.safetensors.index.json").write_text(index)
@@ -185,7 +219,7 @@ def test_a_broken_index_is_refused(copy, index, message):
         load(directory)
 
 
-def test_a_tensor_in_two_shards_is_refused(copy):
+def test_a_tensor_in_two_shards_is_refused(copy, load):
     directory = copy()
     tensors = load_file(directory / WEIGHTS)
     (directory / WEIGHTS).unlink()
