@@ -71,6 +71,8 @@ class Scale:
     splits: tuple[tuple[float, float], tuple[float, float]]
     """(prefill, decode) in percent, between which is switched."""
     switches_per_s: float
+    shortest_prefill_s: float
+    """Of half a long prompt: bounds how many are written down to keep the prefill worker busy."""
     traces: float
     """All lengths of the traces are multiplied by it."""
     rates: dict[str, tuple[float, ...]]
@@ -106,6 +108,7 @@ FULL = Scale(
     interference_s=15.0,
     splits=((64.0, 36.0), (52.0, 48.0)),
     switches_per_s=20.0,
+    shortest_prefill_s=0.03,
     traces=1.0,
     rates={"chat": (50.0, 56.0, 64.0, 73.0), "mixed": (25.0, 32.0, 42.0), "long": (6.8, 8.0, 9.5)},
     run_s={"chat": 20.0, "mixed": 20.0, "long": 30.0},
@@ -136,6 +139,7 @@ TINY = Scale(
     interference_s=1.5,
     splits=((50.0, 50.0), (100.0, 100.0)),
     switches_per_s=10.0,
+    shortest_prefill_s=0.005,
     traces=0.05,
     rates={"chat": (4.0, 8.0), "mixed": (4.0,), "long": (2.0,)},
     run_s={"chat": 1.5, "mixed": 1.5, "long": 1.5},

@@ -23,7 +23,6 @@ from semipd.bench.traces import with_slo
 
 PROMPTS_AT_ONCE = 3
 """So that the prefill worker always has one."""
-SHORTEST_PREFILL_S = 0.005
 METRIC = re.compile(r"^semipd[:_]split_delay_seconds_(?P<kind>bucket|sum|count)(?:\{(?P<labels>.*)\})?$")
 
 
@@ -46,7 +45,7 @@ def split(bench: Bench, page: Page) -> None:
     seconds = 2 * scale.settle_s + 3 * scale.window_s + 1.0
     batch = places(scale.batch, scale.batch_context, scale.batch_output, seconds)
     first_prompt = last_index(batch) + 1
-    each = int(seconds / SHORTEST_PREFILL_S)
+    each = int(seconds / scale.shortest_prefill_s)
     prompts = [
         [Arrival(first_prompt + lane * each + i, 0.0, with_slo(scale.long_prompt // 2, 1)) for i in range(each)]
         for lane in range(PROMPTS_AT_ONCE)

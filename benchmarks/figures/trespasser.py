@@ -1,7 +1,8 @@
 """An MPS client of nobody's that writes to an address that is not mapped: every client of that MPS server dies with it.
 
 Run as a program, with CUDA_MPS_PIPE_DIRECTORY set. Nothing but the driver's own interface, so that nothing has to be
-compiled or imported. Prints when it did, of time.monotonic(), and what the driver said. Exit code: 0 it trespassed, 1 the driver refused something before.
+compiled or imported. Prints when it did, of time.monotonic(), and what the driver said. Exit code:
+0 it trespassed, 1 the driver refused something before.
 """
 
 from __future__ import annotations
