@@ -74,7 +74,7 @@ class AdminDesk:
         return pb.GetServerInfoResponse(
             version=__version__,
             model=self._model,
-            device="cpu",
+            device=self._floor.config.device,
             partition_backend=self._partition.backend,
             policy=self._host.name,
             processes=[pb.Process(role=role, pid=pid, incarnation=n) for role, pid, n in self._roll()],

@@ -14,14 +14,14 @@ from semipd.coordinator.front_desk import FrontDesk
 from semipd.coordinator.partition import PartitionDesk
 from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.prefill_desk import PrefillDesk
-from semipd.coordinator.recovery import worker_died
+from semipd.coordinator.recovery import worker_died, worker_retired
 from semipd.core.config import PAGE_SIZE
 from semipd.core.errors import Reason, Unavailable
 from semipd.core.plan import Plan
 from semipd.core.snapshot import Limits, PageUse, Snapshot
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Role
+from semipd.memory.account import PageAccount, Role
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class Coordinator:
                     self.floor.post.to_gateway(gateway, gw.ToGateway(state=self._state))
 
     def hear_worker(self, worker: Worker, message: wk.FromWorker) -> None:
-        """From a worker in office; what a fenced one sends never comes here."""
+        """From a worker in office, or its successor; what a fenced one sends never comes here."""
         match message.WhichOneof("message"):
             case "prefill_done" if worker.role is Role.PREFILL:
                 worker.progress_s = self.floor.clock.now()
@@ -80,13 +80,17 @@ class Coordinator:
             case "failed":
                 log.error("worker failed", role=worker.role.name.lower(), error=message.failed.error)
             case "shares_applied":
-                log.debug("shares applied", role=worker.role.name.lower(), change=message.shares_applied.change)
+                self.partition.applied(worker.role, message.shares_applied)
 
     def _heartbeat(self, worker: Worker, beat: wk.Heartbeat) -> None:
         if beat.pulses != worker.pulses:
             worker.pulses = beat.pulses
             worker.progress_s = self.floor.clock.now()
+        if self.floor.workers.get(worker.role) is not worker:
+            return  # a successor, which holds nothing yet
         if worker.role is Role.DECODE:
+            if worker.leaving_s is not None:
+                return  # it hands its leases over, and will say when it has
             self.decode.reconcile(frozenset(beat.leases), beat.adopted_through)
         else:
             self.prefill.reconcile(beat.answered_through, beat.idle)
@@ -95,6 +99,9 @@ class Coordinator:
 
     def worker_lost(self, worker: Worker, *, killed: bool) -> None:
         worker_died(self.floor, worker, self.prefill, self.decode, killed=killed)
+
+    def worker_retired(self, worker: Worker) -> None:
+        worker_retired(self.floor, worker, self.prefill, self.decode)
 
     def workers_beyond_recovery(self) -> None:
         self._end_all(Unavailable("no worker can be started", retry_after_s=5.0))
@@ -121,11 +128,16 @@ class Coordinator:
         """Once a tick, after all has been heard."""
         self.front.expire()
         if self.floor.account is not None:
+            self._settle_doubts(self.floor.account)
             self._plan()
             self.decode.admit()
             self._unjam()
         self.admin.look_at_drains()
         self._gauge()
+
+    def _settle_doubts(self, account: PageAccount) -> None:
+        ready = [w.appointed_s for w in self.floor.workers.values() if w.ready]
+        self.floor.doubts.settle(account, self.floor.clock.now(), max(ready, default=None))
 
     def _plan(self) -> None:
         """Asks the policy where its answer can matter: work can be given out, or it is time for a review."""

@@ -41,7 +41,7 @@ class DecodeDesk:
         if not ready:
             return
         running = list(floor.book.sequences(Stage.DECODING))
-        suspects = any(s.strikes for s in running)
+        suspects = floor.book.suspect_at_work()
         room = min(self.limit, floor.config.max_running) - len(running)
         if not running:
             worker.progress_s = floor.clock.now()

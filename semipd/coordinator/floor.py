@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from semipd.coordinator.book import Book, Entry, Sequence, Stage, Ticket
+from semipd.coordinator.doubts import Doubts
 from semipd.coordinator.metrics import Metrics
 from semipd.coordinator.observations import Observations
 from semipd.core.clock import Clock
@@ -16,6 +17,7 @@ from semipd.core.request import Delta
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount, Role
+from semipd.memory.control import ControlBlock
 from semipd.wire.codec import failure_to_wire
 
 COORDINATOR = Holder(Role.COORDINATOR, 0)
@@ -42,6 +44,11 @@ class Worker:
     pulses: int = 0
     progress_s: float = 0.0
     """When it last showed progress, or got work after having none."""
+    appointed_s: float = 0.0
+    percentage: int | None = None
+    """Partition back end `mps`: of the multiprocessors, for life."""
+    leaving_s: float | None = None
+    """Since when its successor is ready and it gets no more work; None: it gets work."""
 
     @property
     def holder(self) -> Holder:
@@ -58,6 +65,9 @@ class Floor:
     observations: Observations = field(default_factory=Observations)
     account: PageAccount | None = None
     """None until the resident is ready."""
+    control: ControlBlock | None = None
+    """With the account."""
+    doubts: Doubts = field(default_factory=Doubts)
     workers: dict[Role, Worker] = field(default_factory=dict)
     shares: Shares = FULL
     """As granted."""
@@ -70,15 +80,20 @@ class Floor:
             raise RuntimeError("the resident is not ready")
         return self.account
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.config.device == "cuda"
+
     def ready_worker(self, role: Role) -> Worker | None:
+        """That can be given work."""
         worker = self.workers.get(role)
-        return worker if worker is not None and worker.ready else None
+        return worker if worker is not None and worker.ready and worker.leaving_s is None else None
 
     def release(self, lease: int) -> None:
         """Frees the pages whoever holds them. Only for leases that no worker computes on."""
         holder = self.pages.holder(lease)
         if holder is not None:
-            self.pages.release(lease, holder)
+            self.pages.release(lease, holder, quarantine=self.doubts.about(lease))
 
     def retire(self, sequence: Sequence) -> None:
         """Sees to the pages of a sequence that is about to be closed, as its stage demands."""

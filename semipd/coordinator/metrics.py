@@ -9,6 +9,7 @@ from semipd.core.partition import Shares
 
 _TTFT_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5)
+_SPLIT_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 _E2E_S = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
 
 
@@ -38,6 +39,9 @@ class Metrics:
         self.policy_failures = Counter("semipd:policy_failures", "Policies replaced.", ["policy"], registry=r)
         self.share = Gauge("semipd:partition_share", "Percent granted.", ["phase"], registry=r)
         self.switches = Counter("semipd:partition_switches", "Changes of the shares.", registry=r)
+        self.split_delay = Histogram(
+            "semipd:split_delay_seconds", "Decision to first step under a split.", buckets=_SPLIT_S, registry=r
+        )
         self.attainment = Gauge("semipd:slo_attainment", "Share of requests within their SLOs, 30 s.", registry=r)
         self.refused_total = 0
         self.finished_total = 0

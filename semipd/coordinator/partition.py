@@ -1,4 +1,7 @@
-"""Turns the shares that a policy asks for into what the partition back end can grant, and tells the workers."""
+"""Turns the shares that a policy asks for into what the partition back end can grant, and lets the workers know.
+
+One class a back end; `cores` tells by message, `green` by the control block, `mps` by new workers.
+"""
 
 from __future__ import annotations
 
@@ -9,45 +12,117 @@ import structlog
 
 from semipd.coordinator.floor import Floor
 from semipd.core.cores import CoreSplit, split_cores
-from semipd.core.errors import ConfigError
 from semipd.core.partition import FULL, Shares
+from semipd.core.sms import SmSplit, split_sms, whole_percents
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
+from semipd.memory.control import Split
 
 log = structlog.get_logger()
 
 
-def refuse_other_devices(device: str) -> None:
-    """Raises ConfigError for a device that this version does not compute on."""
-    if device == "cuda":
-        raise ConfigError("--device cuda: this version computes on the CPU alone; use cpu or auto")
+class Undivided:
+    """Back end `none`: both phases have everything. And what the others are beyond their own."""
+
+    granted = FULL
+
+    def change(self, asked: Shares, number: int) -> bool:
+        """Grants what is nearest; whether that is another grant than before. `number` counts the changes."""
+        return False
+
+    def device_known(self, sms: int) -> None:
+        """The device has so many multiprocessors. To be followed by a `change`."""
+
+    def charge(self, appoint: wk.Appoint, role: Role) -> None:
+        """Adds what a new worker must know from the start."""
 
 
-def choose_backend(asked: str, cpus: Sequence[int]) -> str:
-    """The partition back end for `--partition`. Raises ConfigError where this machine can't have it."""
-    if asked in ("green", "mps"):
-        raise ConfigError(
-            f"--partition {asked}: divides a GPU, and this version computes on the CPU; use cores or none"
-        )
-    if asked == "auto":
-        return "cores" if len(cpus) > 1 else "none"
-    if asked == "cores" and len(cpus) < 2:
-        raise ConfigError("--partition cores: needs two CPUs or more, and this process may use one")
-    return asked
+class Cores(Undivided):
+    """A change reaches each worker as a message between two of its steps; nothing waits."""
+
+    def __init__(self, floor: Floor, cpus: Sequence[int]) -> None:
+        self._floor = floor
+        self._cpus = cpus
+        self._split = split_cores(FULL, cpus)
+        self.granted = self._split.granted
+
+    def change(self, asked: Shares, number: int) -> bool:
+        split = split_cores(asked, self._cpus)
+        if split == self._split:
+            return False
+        self._split, self.granted = split, split.granted
+        for role, worker in self._floor.workers.items():
+            percent = _of(split.granted, role)
+            message = wk.SetShares(change=number, percent=percent, cpus=_cpus(split, role))
+            self._floor.post.to_worker(worker.incarnation, wk.ToWorker(set_shares=message))
+        return True
+
+    def charge(self, appoint: wk.Appoint, role: Role) -> None:
+        appoint.cpus.extend(_cpus(self._split, role))
+
+
+class Green(Undivided):
+    """No message: each worker reads the split from the control block before each step."""
+
+    def __init__(self, floor: Floor) -> None:
+        self._floor = floor
+        self._sms = 0
+        self._split: SmSplit | None = None
+
+    def change(self, asked: Shares, number: int) -> bool:
+        if not self._sms or self._floor.control is None:
+            return False  # the resident is not ready, and has not said what there is to divide
+        split = split_sms(asked, self._sms)
+        if split == self._split:
+            return False
+        self._split, self.granted = split, split.granted
+        now_ns = int(self._floor.clock.now() * 1e9)
+        self._floor.control.set_split(Split(split.prefill, split.decode, number), now_ns)
+        return True
+
+    def device_known(self, sms: int) -> None:
+        self._sms = sms
+        self._split = None  # the control block is new, too
+
+
+class Mps(Undivided):
+    """A worker's share is for life: a change means successors (see `succession`)."""
+
+    def __init__(self) -> None:
+        self.percents = whole_percents()
+
+    def change(self, asked: Shares, number: int) -> bool:
+        percents = whole_percents(asked)
+        if percents == self.percents:
+            return False
+        self.percents, self.granted = percents, percents.granted
+        return True
+
+    def charge(self, appoint: wk.Appoint, role: Role) -> None:
+        appoint.active_thread_percentage = int(_of(self.granted, role))
 
 
 class PartitionDesk:
-    """The back ends `cores` and `none`. A change reaches each worker between two of its steps; nothing waits."""
-
     def __init__(self, floor: Floor, cpus: Sequence[int] | None = None) -> None:
-        """`cpus`: those to divide; None: all that this process may use."""
+        """`cpus`: those that `cores` divides; None: all that this process may use."""
         self._floor = floor
-        self._cpus = sorted(os.sched_getaffinity(0) if cpus is None else cpus)
-        self.backend = choose_backend(floor.config.partition, self._cpus)
-        self._split = self._grant(FULL)
+        self.backend = floor.config.partition
+        self._divided = self._open(sorted(os.sched_getaffinity(0) if cpus is None else cpus))
+        self._asked = FULL
         self._wish: Shares | None = None
         self._changes = 0
         self._show()
+
+    def _open(self, cpus: Sequence[int]) -> Undivided:
+        match self.backend:
+            case "cores":
+                return Cores(self._floor, cpus)
+            case "green":
+                return Green(self._floor)
+            case "mps":
+                return Mps()
+            case _:
+                return Undivided()
 
     def wish(self, shares: Shares) -> None:
         """What the policy asks for. Asking again for the same leaves alone what an operator set meanwhile."""
@@ -57,29 +132,52 @@ class PartitionDesk:
 
     def set(self, shares: Shares) -> Shares:
         """Grants what is nearest; that."""
-        split = self._grant(shares)
-        if split != self._split:
-            self._split = split
+        self._asked = shares
+        if self._divided.change(shares, self._changes + 1):
             self._changes += 1
-            for role, worker in self._floor.workers.items():
-                message = wk.SetShares(change=self._changes, percent=self._percent(role), cpus=self.cpus(role))
-                self._floor.post.to_worker(worker.incarnation, wk.ToWorker(set_shares=message))
+            granted = self._divided.granted
             self._floor.metrics.switches.inc()
-            log.info("partition changed", prefill=split.granted.prefill, decode=split.granted.decode)
+            log.info("partition changed", prefill=granted.prefill, decode=granted.decode, change=self._changes)
             self._show()
-        return split.granted
+        return self._divided.granted
 
-    def cpus(self, role: Role) -> tuple[int, ...]:
-        return self._split.prefill if role is Role.PREFILL else self._split.decode
+    def device_known(self, sms: int) -> None:
+        """The resident is ready: what was asked for until now can be granted."""
+        self._divided.device_known(sms)
+        self._divided.change(self._asked, self._changes)
+        self._show()
 
-    def _percent(self, role: Role) -> float:
-        return self._split.granted.prefill if role is Role.PREFILL else self._split.granted.decode
+    def charge(self, appoint: wk.Appoint) -> None:
+        """Adds to an appointment what the worker must know of its share from the start."""
+        self._divided.charge(appoint, _ROLE[appoint.role])
 
-    def _grant(self, shares: Shares) -> CoreSplit:
-        if self.backend == "none":
-            return CoreSplit(tuple(self._cpus), tuple(self._cpus), FULL)
-        return split_cores(shares, self._cpus)
+    def percentage(self, role: Role) -> int | None:
+        """Back end `mps`: the active-thread percentage that a worker of this role should have. None: another one."""
+        return int(_of(self._divided.granted, role)) if isinstance(self._divided, Mps) else None
+
+    def applied(self, role: Role, message: wk.SharesApplied) -> None:
+        """A worker computes under a new split for the first time."""
+        log.debug(
+            "shares applied",
+            role=role.name.lower(),
+            change=message.change,
+            delay_s=message.delay_s,
+            sms=message.sms,
+        )
+        if message.sms:
+            self._floor.metrics.split_delay.observe(message.delay_s)
 
     def _show(self) -> None:
-        self._floor.shares = self._split.granted
-        self._floor.metrics.shares(self._split.granted)
+        self._floor.shares = self._divided.granted
+        self._floor.metrics.shares(self._divided.granted)
+
+
+_ROLE = {wk.WORKER_ROLE_PREFILL: Role.PREFILL, wk.WORKER_ROLE_DECODE: Role.DECODE}
+
+
+def _of(shares: Shares, role: Role) -> float:
+    return shares.prefill if role is Role.PREFILL else shares.decode
+
+
+def _cpus(split: CoreSplit, role: Role) -> tuple[int, ...]:
+    return split.prefill if role is Role.PREFILL else split.decode

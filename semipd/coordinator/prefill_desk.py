@@ -78,7 +78,7 @@ class PrefillDesk:
         self._floor.post.to_worker(worker.incarnation, wk.ToWorker(prefill=message))
 
     def _one_suspect_at_most(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
-        suspects = any(s.strikes for s in self._floor.book.sequences(Stage.PREFILLING))
+        suspects = self._floor.book.suspect_at_work()
         for chunk in chunks:
             sequence = self._floor.book.get(chunk.sequence)
             if sequence is None:

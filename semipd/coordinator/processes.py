@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from semipd.wire.process import PARENT
 
@@ -114,3 +115,30 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Watch(Protocol):
+    """The loop that wakes up when a descriptor is readable."""
+
+    def watch(self, fd: int) -> None: ...
+    def unwatch(self, fd: int) -> None: ...
+
+
+class Children:
+    """Starts a server's processes and buries them, watched in between."""
+
+    def __init__(self, run_dir: Path, watch: Watch) -> None:
+        self._run_dir = run_dir
+        self._watch = watch
+
+    def start(self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
+        child = Child(name, module, ["--run-dir", str(self._run_dir), *arguments], environment)
+        self._watch.watch(child.pidfd)
+        self._watch.watch(child.out_fd)
+        return child
+
+    def bury(self, child: Child) -> None:
+        """Ends it if it lives."""
+        self._watch.unwatch(child.pidfd)
+        self._watch.unwatch(child.out_fd)
+        child.close()

@@ -32,11 +32,13 @@ def worker_died(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: Deco
     if floor.account is None:
         return
     seized = floor.pages.seize(worker.holder, COORDINATOR)
-    floor.pages.absolve(worker.holder)
-    lost = prefill.worker_lost() if worker.role is Role.PREFILL else decode.worker_lost()
-    for lease in seized:
-        if floor.book.by_lease(lease) is None:
-            floor.pages.release(lease, COORDINATOR)
+    if floor.control is not None:
+        floor.control.mark(worker.role, busy=False)
+    if floor.on_gpu:
+        floor.doubts.raise_(worker.holder, seized, floor.clock.now())
+    else:
+        floor.pages.absolve(worker.holder)
+    lost = _take_back(floor, worker, prefill, decode)
     for sequence in lost:
         strike(floor, sequence, KILL_STRIKES if killed else CRASH_STRIKES)
     log.warning(
@@ -47,6 +49,27 @@ def worker_died(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: Deco
         sequences=len(lost),
         leases=len(seized),
     )
+
+
+def worker_retired(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: DecodeDesk) -> None:
+    """It has answered for everything and touches nothing any more. What it had is its successor's, at once."""
+    if floor.account is None:
+        return
+    floor.pages.seize(worker.holder, COORDINATOR)
+    if floor.control is not None:
+        floor.control.mark(worker.role, busy=False)
+    handed_on = _take_back(floor, worker, prefill, decode)
+    log.info("worker retired", role=worker.role.name.lower(), incarnation=worker.incarnation, sequences=len(handed_on))
+
+
+def _take_back(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: DecodeDesk) -> list[Sequence]:
+    """The sequences that were with it; those can go to another now."""
+    found = prefill.worker_lost() if worker.role is Role.PREFILL else decode.worker_lost()
+    # Of all leases that are ours now, whether they were seized or a worker that resigned has handed them over.
+    for lease in floor.pages.seize(COORDINATOR, COORDINATOR):
+        if floor.book.by_lease(lease) is None:
+            floor.release(lease)
+    return found
 
 
 def strike(floor: Floor, sequence: Sequence, strikes: int) -> None:

@@ -20,11 +20,15 @@ import zmq
 from semipd.coordinator.book import Book
 from semipd.coordinator.console import ServeConsole
 from semipd.coordinator.coordinator import Coordinator
+from semipd.coordinator.devices import Chosen, Device, choose_backend, choose_device, choose_mps
 from semipd.coordinator.floor import Floor
 from semipd.coordinator.metrics import Metrics
-from semipd.coordinator.partition import PartitionDesk, refuse_other_devices
+from semipd.coordinator.mps import PIPES, Mps, open_mps
+from semipd.coordinator.mps_guard import MPS_CONTROL
+from semipd.coordinator.partition import PartitionDesk
 from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.post import ZmqPost
+from semipd.coordinator.processes import Children
 from semipd.coordinator.supervisor import Supervisor
 from semipd.core.clock import SystemClock
 from semipd.core.config import ServerConfig, resolve
@@ -44,18 +48,39 @@ def serve(config: ServerConfig, console: ServeConsole) -> int:
 
     Raises ConfigError and StartError where it can't start. To be called in the main thread.
     """
-    refuse_other_devices(config.device)
-    config = resolve(config, "cpu")
+    device = choose_device(config.device)
+    kind = choose_mps(config.mps, device, shutil.which(MPS_CONTROL), os.environ.get(PIPES))
+    cpus = sorted(os.sched_getaffinity(0))
+    choose_backend(config.partition, device, kind, cpus)  # what can't be is refused before anything is started
+    config = resolve(config, device.kind)
     configure_logging(config, "coordinator")
     with ExitStack() as stack:
         run_dir = stack.enter_context(private_folder())
-        config_file = RunDir(run_dir).config
-        config_file.write_text(config.to_json())
+        mps, kind = open_mps(kind, device, run_dir, SystemClock(), obliged=config.mps != "auto")
+        stack.push(mps)
+        backend = choose_backend(config.partition, device, kind, cpus)
+        config = replace(config, partition=backend.name, mps=kind.name)
+        _tell(console, device, backend, kind)
+        RunDir(run_dir).config.write_text(config.to_json())
         post = stack.enter_context(ZmqPost(RunDir(run_dir)))
         signals = stack.enter_context(Signals())
-        server = Server(config, run_dir, post, signals, console)
+        server = Server(config, run_dir, post, signals, console, mps)
         stack.callback(server.close)
         return server.run()
+
+
+def _tell(console: ServeConsole, device: Device, backend: Chosen, mps: Chosen) -> None:
+    """What is computed on, how it is divided and why."""
+    shared = {"own": "MPS: our own daemon", "adopt": "MPS: adopted", "off": "no MPS"}[mps.name]
+    console.note(f"{device}, partition {backend.name} ({backend.why})" + (f", {shared}" if device.gpu else ""))
+    log.info(
+        "device", device=str(device), why=device.why, partition=backend.name, partition_why=backend.why, mps=mps.name
+    )
+    for chosen in (mps, backend):
+        if chosen.less:
+            log.warning("the GPU is not used as well as it could be", choice=chosen.name, why=chosen.why)
+    if device.gpu and mps.name == "off":
+        console.note(f"WARNING: without MPS prefill and decode take turns on the GPU ({mps.why})")
 
 
 @contextmanager
@@ -107,7 +132,7 @@ class Server:
     """The loop around the coordinator: sockets, processes and signals."""
 
     def __init__(
-        self, config: ServerConfig, run_dir: Path, post: ZmqPost, signals: Signals, console: ServeConsole
+        self, config: ServerConfig, run_dir: Path, post: ZmqPost, signals: Signals, console: ServeConsole, mps: Mps
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -129,7 +154,7 @@ class Server:
         partition = PartitionDesk(floor)
         model = config.served_model_name or (Path(config.model).resolve().name if config.model else "bundled")
         self._coordinator = Coordinator(floor, host, partition, model, self._roll)
-        self._supervisor = Supervisor(floor, run_dir, self, self._coordinator, partition)
+        self._supervisor = Supervisor(floor, run_dir, Children(run_dir, self), self._coordinator, partition, mps)
         self._supervisor.console = console
         self._supervisor.on_port = self._listening
         self._address = ""
@@ -174,16 +199,7 @@ class Server:
         for gateway, said in self._post.from_gateways():
             coordinator.hear_gateway(gateway, said)
         for incarnation, message in self._post.from_workers():
-            if message.HasField("hello"):
-                self._supervisor.hello(incarnation)
-                continue
-            worker = self._supervisor.in_office(incarnation)
-            if worker is None:
-                log.warning("a message of a worker that is no longer in office is refused", incarnation=incarnation)
-            elif message.HasField("ready"):
-                self._supervisor.ready(incarnation)
-            else:
-                coordinator.hear_worker(worker, message)
+            self._supervisor.crew.hear(incarnation, message)
         self._supervisor.attend()
         self._look_at_progress()
         coordinator.act()
@@ -198,9 +214,9 @@ class Server:
         """Health is tied to progress: who has work and makes none is first not serving, then replaced."""
         why = self._vacancy()
         for role, worker in list(self._floor.workers.items()):
-            stalled_s = self._supervisor.stalled_s(worker, self._coordinator.has_work(role))
+            stalled_s = self._supervisor.crew.stalled_s(worker, self._coordinator.has_work(role))
             if stalled_s > self._config.stall_replace_s:
-                self._supervisor.replace(worker, f"no progress for {stalled_s:.1f} s")
+                self._supervisor.crew.replace(worker, f"no progress for {stalled_s:.1f} s")
             if stalled_s > self._config.stall_unhealthy_s:
                 why = f"the {role.name.lower()} worker makes no progress"
         if self._floor.draining:
@@ -216,7 +232,8 @@ class Server:
             return "the model is being loaded"
         if not self._supervisor.listening:
             return "a gateway is starting"
-        vacant = [r for r in (Role.PREFILL, Role.DECODE) if self._floor.ready_worker(r) is None]
+        workers = self._floor.workers
+        vacant = [r for r in (Role.PREFILL, Role.DECODE) if r not in workers or not workers[r].ready]
         now = self._clock.now()
         if not vacant:
             self._vacant_since_s = None

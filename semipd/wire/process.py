@@ -19,15 +19,15 @@ def started_by() -> int | None:
     return int(number) if number.isdecimal() else None
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Asks the kernel to kill this process when its parent's starting thread ends. Linux alone; elsewhere no effect.
+def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:
+    """Asks the kernel to end this process when its parent's starting thread ends. Linux alone; elsewhere no effect.
 
     `parent` is the parent's pid where the caller knows it from before: if that one is dead by now, this process ends
     at once. Signals that a terminal sends to the whole group (Ctrl-C) are left to the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "prctl") and libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if hasattr(libc, "prctl") and libc.prctl(PR_SET_PDEATHSIG, by, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if parent is not None and os.getppid() != parent:
         os._exit(1)

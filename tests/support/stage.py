@@ -18,6 +18,7 @@ from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import sequence_pb2 as seq
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import PageAccount, Role
+from semipd.memory.control import CONTROL_BYTES, ControlBlock
 from semipd.policies.contract import Policy
 from semipd.policies.fcfs import Fcfs
 from semipd.wire.codec import request_to_wire
@@ -44,18 +45,31 @@ class Letters:
 
 
 class Stage:
-    """Prefill worker 1 and decode worker 2 are ready at the start."""
+    """Prefill worker 1 and decode worker 2 are ready at the start. With `partition` green or mps: on a GPU of `sms`
+    multiprocessors."""
 
-    def __init__(self, pages: int = 64, policy: Policy | None = None, cpus: int = 1, **config: object) -> None:
+    def __init__(
+        self,
+        pages: int = 64,
+        policy: Policy | None = None,
+        cpus: int = 1,
+        partition: str = "",
+        sms: int = 132,
+        **config: object,
+    ) -> None:
         self.clock = ManualClock(100.0)
         self.post = Letters()
-        asked = ServerConfig(partition="cores" if cpus > 1 else "none", **config)  # type: ignore[arg-type]
-        settings = resolve(asked, "cpu")
+        partition = partition or ("cores" if cpus > 1 else "none")
+        asked = ServerConfig(partition=partition, **config)  # type: ignore[arg-type]
+        settings = resolve(asked, "cuda" if partition in ("green", "mps") else "cpu")
         account = PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(pages, 80))), pages, 80)
         self.floor = Floor(settings, self.clock, self.post, Book(settings.max_waiting), Metrics(), account=account)
+        self.new_control()
         self.failures: list[tuple[str, str]] = []
         host = PolicyHost(policy or Fcfs({}), 0.05, lambda name, why: self.failures.append((name, why)))
         self.partition = PartitionDesk(self.floor, list(range(cpus)))
+        if sms:
+            self.partition.device_known(sms)
         self.coordinator = Coordinator(self.floor, host, self.partition, "tiny", list)
         self.account = account
         self.pages = pages
@@ -63,9 +77,15 @@ class Stage:
         self.prefill = self.appoint(Role.PREFILL)
         self.decode = self.appoint(Role.DECODE)
 
+    def new_control(self) -> None:
+        self.control = ControlBlock(memoryview(bytearray(CONTROL_BYTES)))
+        self.floor.control = self.control
+
     def appoint(self, role: Role) -> Worker:
         self._incarnation += 1
-        worker = Worker(role, self._incarnation, ready=True, progress_s=self.clock.now())
+        now = self.clock.now()
+        percentage = self.partition.percentage(role)
+        worker = Worker(role, self._incarnation, True, progress_s=now, appointed_s=now, percentage=percentage)
         self.floor.workers[role] = worker
         return worker
 

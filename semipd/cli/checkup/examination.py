@@ -7,6 +7,8 @@ from semipd.cli.checkup.finding import Finding
 from semipd.cli.checkup.nvidia import Nvidia
 from semipd.cli.checkup.packages import Packages
 from semipd.cli.checkup.system import System
+from semipd.coordinator.devices import INSTALL, INSTALL_TORCH, choose_backend, choose_device, choose_mps
+from semipd.memory.nvml import Driver
 
 
 def examine() -> tuple[Finding, ...]:
@@ -16,10 +18,14 @@ def examine() -> tuple[Finding, ...]:
 
 def judge(installed: Packages, gpus: Nvidia, machine: System) -> tuple[Finding, ...]:
     gpu = bool(gpus.gpus)
+    device = choose_device("auto", Driver(gpus.driver, gpus.cuda, gpus.gpus, gpus.problem), _missing(installed))
+    mps = choose_mps("auto", device, gpus.mps_control, None)
+    backend = choose_backend("auto", device, mps, range(machine.cpus))
     return (
         packages.check_python(installed),
         packages.check_torch(installed, gpu),
-        nvidia.check_gpu(gpus, machine.cpus),
+        nvidia.check_gpu(gpus, device),
+        nvidia.check_partition(device, backend),
         nvidia.check_driver(gpus),
         nvidia.check_mps(gpus),
         nvidia.check_green_contexts(gpus, installed.versions.get("cuda-bindings")),
@@ -31,3 +37,9 @@ def judge(installed: Packages, gpus: Nvidia, machine: System) -> tuple[Finding, 
         system.check_open_files(machine),
         *packages.check_needed(installed),
     )
+
+
+def _missing(installed: Packages) -> dict[str, str]:
+    """As `devices.missing_packages`, from what was seen. Triton comes with torch's CUDA build."""
+    lacking = {name: INSTALL for name in ("cupy", "cuda-bindings") if name not in installed.versions}
+    return lacking if installed.torch_cuda else {**lacking, "a CUDA build of torch": INSTALL_TORCH}

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from semipd.cli.checkup.finding import Finding, State
-
-GREEN_CONTEXTS = (12, 4)
-"""The CUDA that a driver must support."""
-
-MPS_CONTROL = "nvidia-cuda-mps-control"
+from semipd.coordinator.devices import GREEN_CONTEXTS, Chosen, Device
+from semipd.coordinator.mps_guard import MPS_CONTROL
+from semipd.memory.nvml import Gpu, Nvml, survey_driver
 
 WITHOUT_GPU = "not needed without a GPU"
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    name: str
-    memory_bytes: int
-    capability: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,66 +29,9 @@ class Nvidia:
     """What the driver said where it is there and doesn't work."""
 
 
-class _Memory(ctypes.Structure):
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
-
-
-class NvmlError(Exception):
-    """What NVML says, in its own words."""
-
-
-class Nvml:
-    """As much of NVML as is needed. Raises OSError where there is no driver, NvmlError where it doesn't work."""
-
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL("libnvidia-ml.so.1")
-
-    def call(self, name: str, *arguments: object) -> None:
-        code = getattr(self._library, name)(*arguments)
-        if code:
-            self._library.nvmlErrorString.restype = ctypes.c_char_p
-            raise NvmlError(self._library.nvmlErrorString(code).decode())
-
-    def text(self, name: str, *arguments: object) -> str:
-        buffer = ctypes.create_string_buffer(96)
-        self.call(name, *arguments, buffer, len(buffer))
-        return buffer.value.decode()
-
-    def cuda(self) -> tuple[int, int]:
-        found = ctypes.c_int()
-        self.call("nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(found))
-        return found.value // 1000, found.value % 1000 // 10
-
-    def gpus(self) -> tuple[Gpu, ...]:
-        count = ctypes.c_uint()
-        self.call("nvmlDeviceGetCount_v2", ctypes.byref(count))
-        return tuple(self._gpu(index) for index in range(count.value))
-
-    def _gpu(self, index: int) -> Gpu:
-        handle, memory = ctypes.c_void_p(), _Memory()
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        self.call("nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(handle))
-        self.call("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
-        self.call("nvmlDeviceGetCudaComputeCapability", handle, ctypes.byref(major), ctypes.byref(minor))
-        return Gpu(self.text("nvmlDeviceGetName", handle), memory.total, (major.value, minor.value))
-
-
 def survey_nvidia(load: Callable[[], Nvml] = Nvml) -> Nvidia:
-    control = shutil.which(MPS_CONTROL)
-    running = mps_is_running()
-    driver = None
-    try:
-        nvml = load()
-        nvml.call("nvmlInit_v2")
-        try:
-            driver = nvml.text("nvmlSystemGetDriverVersion")
-            return Nvidia(driver, nvml.cuda(), nvml.gpus(), control, running)
-        finally:
-            nvml.call("nvmlShutdown")
-    except OSError:
-        return Nvidia(None, None, (), control, running)
-    except NvmlError as error:
-        return Nvidia(driver, None, (), control, running, str(error))
+    seen = survey_driver(load)
+    return Nvidia(seen.version, seen.cuda, seen.gpus, shutil.which(MPS_CONTROL), mps_is_running(), seen.problem)
 
 
 def mps_is_running(proc: Path = Path("/proc")) -> bool:
@@ -113,15 +46,23 @@ def mps_is_running(proc: Path = Path("/proc")) -> bool:
     return False
 
 
-def check_gpu(seen: Nvidia, cpus: int) -> Finding:
-    cpu_back_end = "the CPU back end, partition `cores`" if cpus > 1 else "the CPU back end, partition `none`"
-    if seen.problem:
-        return Finding("GPU", State.LESS, seen.problem, f"the driver doesn't work (see nvidia-smi): {cpu_back_end}")
-    if not seen.gpus:
-        return Finding("GPU", State.LESS, "none", cpu_back_end)
-    names = [f"{g.name}, {g.memory_bytes / 2**30:.0f} GiB, sm_{g.capability[0]}{g.capability[1]}" for g in seen.gpus]
-    value = f"{len(names)} x {names[0]}" if len(set(names)) == 1 and len(names) > 1 else "; ".join(names)
-    return Finding("GPU", State.LESS, value, f"not used by this version of semipd: {cpu_back_end}")
+def check_gpu(seen: Nvidia, device: Device) -> Finding:
+    if device.kind == "cuda":
+        return Finding("GPU", State.GOOD, _names(seen.gpus), "the server computes on it")
+    value = seen.problem or _names(seen.gpus) or "none"
+    consequence = f"the server computes on the CPU: {device.why}" if seen.gpus else "the server computes on the CPU"
+    return Finding("GPU", State.LESS, value, "see nvidia-smi; " + consequence if seen.problem else consequence)
+
+
+def _names(gpus: tuple[Gpu, ...]) -> str:
+    names = [f"{g.name}, {g.memory_bytes / 2**30:.0f} GiB, sm_{g.capability[0]}{g.capability[1]}" for g in gpus]
+    return f"{len(names)} x {names[0]}" if len(set(names)) == 1 and len(names) > 1 else "; ".join(names)
+
+
+def check_partition(device: Device, backend: Chosen) -> Finding:
+    """What `--partition auto` is, and why."""
+    less = backend.less or backend.name == "none"
+    return Finding("partition", State.LESS if less else State.GOOD, f"{backend.name}, on {device}", backend.why)
 
 
 def check_driver(seen: Nvidia) -> Finding:

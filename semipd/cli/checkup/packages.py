@@ -7,10 +7,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
 
 from semipd.cli.checkup.finding import Finding, State
+from semipd.coordinator.devices import torch_cuda
 
 NEEDED = {"grpcio": (1, 81, 1), "protobuf": (6, 33), "pyzmq": (26,), "tokenizers": (0, 21), "safetensors": (0, 5)}
 """The least version of each without which no server runs; as in pyproject.toml."""
@@ -38,7 +37,7 @@ def survey_packages() -> Packages:
     cupy = [name for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if _installed(name)]
     if cupy:
         versions["cupy"] = version(cupy[0])
-    return Packages(sys.version_info[:3], versions, _torch_cuda())
+    return Packages(sys.version_info[:3], versions, torch_cuda())
 
 
 def _installed(name: str) -> bool:
@@ -47,19 +46,6 @@ def _installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def _torch_cuda() -> str | None:
-    """Read from its version.py: importing torch takes seconds."""
-    spec = find_spec("torch")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        try:
-            text = (Path(folder) / "version.py").read_text(encoding="utf-8")
-        except OSError:
-            continue
-        found = re.search(r"^cuda\b[^=\n]*=\s*'([^']+)'", text, re.MULTILINE)
-        return found.group(1) if found else None
-    return None
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from semipd.cli.checkup import nvidia
 from semipd.cli.checkup.examination import judge
 from semipd.cli.checkup.finding import State
-from semipd.cli.checkup.nvidia import Gpu, Nvidia, NvmlError, mps_is_running, survey_nvidia
+from semipd.cli.checkup.nvidia import Nvidia, mps_is_running, survey_nvidia
 from semipd.cli.checkup.packages import NEEDED, Packages, dotted, numbers
 from semipd.cli.checkup.report import can_serve, conclusion
 from semipd.cli.checkup.system import System, cpu_quota
 from semipd.cli.main import app
+from semipd.memory.nvml import Gpu, Nvml, NvmlError
 
 VERSIONS = {**{name: dotted(least) for name, least in NEEDED.items()}, "torch": "2.13.0+cpu"}
 INSTALLED = Packages((3, 11, 7), VERSIONS, torch_cuda=None)
@@ -45,7 +45,7 @@ def test_a_machine_without_a_gpu_can_serve() -> None:
     findings = judge(INSTALLED, NO_GPU, MACHINE)
     assert can_serve(findings)
     by_name = {f.name: f for f in findings}
-    assert "`cores`" in by_name["GPU"].consequence
+    assert by_name["partition"].value == "cores, on cpu"
     for name in ("driver", "MPS", "green contexts", "FlashInfer", "CuPy"):
         assert by_name[name].state is State.NEEDLESS
 
@@ -53,7 +53,7 @@ def test_a_machine_without_a_gpu_can_serve() -> None:
 def test_one_cpu_cannot_be_divided() -> None:
     findings = {f.name: f for f in judge(INSTALLED, NO_GPU, replace(MACHINE, cpus=1))}
     assert findings["CPUs"].state is State.LESS
-    assert "`none`" in findings["GPU"].consequence
+    assert findings["partition"].value == "none, on cpu"
 
 
 @pytest.mark.parametrize("name", [*NEEDED, "torch"])
@@ -84,9 +84,10 @@ def test_a_small_machine_serves_with_less() -> None:
 
 def test_a_gpu_with_all_that_belongs_to_it() -> None:
     versions = {**VERSIONS, "flashinfer-python": "0.6.18", "cupy": "14.2.0", "cuda-bindings": "13.0.0"}
-    found = states(replace(INSTALLED, versions=versions, torch_cuda="13.0"), ONE_GPU)
-    for name in ("torch", "driver", "MPS", "green contexts", "FlashInfer", "CuPy"):
-        assert found[name] is State.GOOD
+    findings = {f.name: f for f in judge(replace(INSTALLED, versions=versions, torch_cuda="13.0"), ONE_GPU, MACHINE)}
+    for name in ("GPU", "partition", "torch", "driver", "MPS", "green contexts", "FlashInfer", "CuPy"):
+        assert findings[name].state is State.GOOD
+    assert findings["partition"].value == "green, on cuda (NVIDIA H200)"
 
 
 def test_a_gpu_without_what_belongs_to_it() -> None:
@@ -103,7 +104,7 @@ def test_gpus_of_one_kind_are_counted() -> None:
 
 
 def test_no_nvml_means_no_driver() -> None:
-    def absent() -> nvidia.Nvml:
+    def absent() -> Nvml:
         raise OSError("libnvidia-ml.so.1: cannot open shared object file")
 
     seen = survey_nvidia(absent)
@@ -111,7 +112,7 @@ def test_no_nvml_means_no_driver() -> None:
 
 
 def test_a_driver_that_does_not_work_is_told_in_its_own_words() -> None:
-    class Broken(nvidia.Nvml):
+    class Broken(Nvml):
         def __init__(self) -> None: ...
 
         def call(self, name: str, *arguments: object) -> None:

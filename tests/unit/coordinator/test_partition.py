@@ -1,31 +1,17 @@
 from __future__ import annotations
 
-import pytest
-
-from semipd.coordinator.partition import choose_backend, refuse_other_devices
-from semipd.core.errors import ConfigError
 from semipd.core.partition import FULL, Shares
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.control import Split
 from support.stage import Stage
 
-
-@pytest.mark.parametrize(
-    ("asked", "cpus", "chosen"),
-    [("auto", 2, "cores"), ("auto", 1, "none"), ("none", 8, "none"), ("cores", 2, "cores")],
-)
-def test_auto_divides_what_can_be_divided(asked: str, cpus: int, chosen: str) -> None:
-    assert choose_backend(asked, range(cpus)) == chosen
+H200_SMS = 132
 
 
-@pytest.mark.parametrize(("asked", "cpus"), [("cores", 1), ("green", 8), ("mps", 8)])
-def test_what_this_machine_cannot_have_is_refused_by_the_options_name(asked: str, cpus: int) -> None:
-    with pytest.raises(ConfigError, match=f"--partition {asked}"):
-        choose_backend(asked, range(cpus))
-
-
-def test_a_device_that_is_not_computed_on_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--device cuda"):
-        refuse_other_devices("cuda")
-    refuse_other_devices("auto")
+def appointed(stage: Stage, role: wk.WorkerRole) -> wk.Appoint:
+    appoint = wk.Appoint(role=role)
+    stage.partition.charge(appoint)
+    return appoint
 
 
 def test_without_a_partition_both_phases_have_everything_whatever_is_asked() -> None:
@@ -39,6 +25,7 @@ def test_a_change_is_told_to_both_workers_once() -> None:
     assert stage.partition.set(Shares(25, 75)) == Shares(25, 75)
     stage.partition.set(Shares(25, 75))
     assert [(len(s.cpus), s.percent) for s in stage.told_shares()] == [(1, 25.0), (3, 75.0)]
+    assert list(appointed(stage, wk.WORKER_ROLE_DECODE).cpus) == [1, 2, 3]
 
 
 def test_a_policy_that_wishes_the_same_again_leaves_alone_what_an_operator_set() -> None:
@@ -49,3 +36,48 @@ def test_a_policy_that_wishes_the_same_again_leaves_alone_what_an_operator_set()
     assert stage.floor.shares == Shares(25, 75)
     stage.partition.wish(Shares(75, 25))
     assert stage.floor.shares == Shares(75, 25)
+
+
+def test_green_has_nothing_to_divide_before_the_device_is_known_and_grants_the_wish_then() -> None:
+    stage = Stage(partition="green", sms=0)
+    assert stage.partition.set(Shares(50, 50)) == FULL
+    assert stage.control.split() == Split(0, 0)
+    stage.partition.device_known(H200_SMS)
+    assert stage.control.split() == Split(68, 64)
+    assert stage.floor.shares == Shares(100 * 68 / 132, 100 * 64 / 132)
+
+
+def test_green_writes_the_split_with_the_moment_of_the_decision_and_sends_nothing() -> None:
+    stage = Stage(partition="green")
+    stage.clock.advance(1.5)
+    stage.partition.set(Shares(75, 25))
+    assert stage.control.split() == Split(100, 32, 1)
+    assert stage.control.decided_ns() == 101_500_000_000
+    stage.partition.set(Shares(76, 24))
+    assert stage.control.split().change == 1, "the same SMs: nothing changed"
+    assert not any(stage.post.worker.values())
+
+
+def test_a_new_resident_has_a_new_control_block_and_the_split_is_written_again() -> None:
+    stage = Stage(partition="green")
+    stage.partition.set(Shares(75, 25))
+    stage.new_control()
+    stage.partition.device_known(H200_SMS)
+    assert stage.control.split() == Split(100, 32, 1)
+
+
+def test_the_delay_of_a_split_is_a_metric_where_there_are_multiprocessors() -> None:
+    stage = Stage(partition="green")
+    for sms in (64, 0):
+        applied = wk.SharesApplied(change=1, delay_s=0.0002, sms=sms)
+        stage.coordinator.hear_worker(stage.decode, wk.FromWorker(shares_applied=applied))
+    counted = stage.floor.metrics.registry.get_sample_value("semipd:split_delay_seconds_count")
+    assert counted == 1
+
+
+def test_mps_is_for_life_and_in_whole_percents() -> None:
+    stage = Stage(partition="mps")
+    assert stage.partition.set(Shares(71.6, 2)) == Shares(72, 5)
+    assert appointed(stage, wk.WORKER_ROLE_PREFILL).active_thread_percentage == 72
+    assert appointed(stage, wk.WORKER_ROLE_DECODE).active_thread_percentage == 5
+    assert stage.told_shares() == []

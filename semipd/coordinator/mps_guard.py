@@ -1,0 +1,81 @@
+"""Runs the MPS control daemon, and sees that nothing of it is left when it, or the server, ends.
+
+The daemon starts an `nvidia-cuda-mps-server` of its own, which would outlive a daemon that is killed. This process
+adopts such orphans (PR_SET_CHILD_SUBREAPER) and ends them before it ends itself, whoever was killed: the daemon, or
+the coordinator, of whose death the kernel tells by a signal.
+
+usage: python -m semipd.coordinator.mps_guard LOG_FILE      (started by the coordinator)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from semipd.wire.process import die_with_parent, started_by
+
+MPS_CONTROL = "nvidia-cuda-mps-control"
+PR_SET_CHILD_SUBREAPER = 36
+HEARD = {signal.SIGTERM, signal.SIGCHLD}
+QUIT_S = 0.4
+"""For a daemon that is asked to quit. Its clients are ours and dead or dying, so there is nothing to wait for."""
+
+
+def main() -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    die_with_parent(started_by(), signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with open(sys.argv[1], "ab") as log:
+        command = [MPS_CONTROL, "-f"]
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_before_exec)  # noqa: PLW1509
+    while daemon.poll() is None:
+        if signal.sigwait(HEARD) == signal.SIGTERM:
+            _quit(daemon)
+    _end_orphans()
+    return abs(int(daemon.returncode))
+
+
+def _before_exec() -> None:
+    """In the daemon's process, which has one thread."""
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+
+
+def _quit(daemon: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run([MPS_CONTROL], input=b"quit\n", capture_output=True, timeout=QUIT_S, check=False)
+        daemon.wait(QUIT_S)
+    if daemon.poll() is None:
+        daemon.kill()
+        daemon.wait()
+
+
+def _end_orphans() -> None:
+    """Also those that become ours when their parents end."""
+    while children := _children():
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _children() -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            # pid (name) state parent ...; a name may hold anything, also ")"
+            parent = stat.read_text(errors="replace").rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                found.append(int(stat.parent.name))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The NVIDIA driver as NVML describes it: through ctypes, without torch, without opening the device."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    name: str
+    memory_bytes: int
+    capability: tuple[int, int]
+    uuid: str = ""
+    """As CUDA_VISIBLE_DEVICES takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    version: str | None
+    """None: no driver."""
+    cuda: tuple[int, int] | None
+    """The newest CUDA that it supports."""
+    gpus: tuple[Gpu, ...]
+    """All of the machine, in the order of their PCI bus."""
+    problem: str = ""
+    """What the driver said where it is there and doesn't work."""
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class NvmlError(Exception):
+    """What NVML says, in its own words."""
+
+
+class Nvml:
+    """As much of NVML as is needed. Raises OSError where there is no driver, NvmlError where it doesn't work."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL("libnvidia-ml.so.1")
+
+    def call(self, name: str, *arguments: object) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code:
+            self._library.nvmlErrorString.restype = ctypes.c_char_p
+            raise NvmlError(self._library.nvmlErrorString(code).decode())
+
+    def text(self, name: str, *arguments: object) -> str:
+        buffer = ctypes.create_string_buffer(96)
+        self.call(name, *arguments, buffer, len(buffer))
+        return buffer.value.decode()
+
+    def cuda(self) -> tuple[int, int]:
+        found = ctypes.c_int()
+        self.call("nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(found))
+        return found.value // 1000, found.value % 1000 // 10
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        count = ctypes.c_uint()
+        self.call("nvmlDeviceGetCount_v2", ctypes.byref(count))
+        return tuple(self._gpu(index) for index in range(count.value))
+
+    def _gpu(self, index: int) -> Gpu:
+        handle, memory = ctypes.c_void_p(), _Memory()
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self.call("nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(handle))
+        self.call("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
+        self.call("nvmlDeviceGetCudaComputeCapability", handle, ctypes.byref(major), ctypes.byref(minor))
+        return Gpu(
+            self.text("nvmlDeviceGetName", handle),
+            memory.total,
+            (major.value, minor.value),
+            self.text("nvmlDeviceGetUUID", handle),
+        )
+
+
+def survey_driver(load: Callable[[], Nvml] = Nvml) -> Driver:
+    """What is there; raises nothing."""
+    version = None
+    try:
+        nvml = load()
+        nvml.call("nvmlInit_v2")
+        try:
+            version = nvml.text("nvmlSystemGetDriverVersion")
+            return Driver(version, nvml.cuda(), nvml.gpus())
+        finally:
+            nvml.call("nvmlShutdown")
+    except OSError:
+        return Driver(None, None, ())
+    except NvmlError as error:
+        return Driver(version, None, (), str(error))
+
+
+def visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order. None: not set. As in CUDA, the first that can't be found
+    hides those after it."""
+    if setting is None:
+        return gpus
+    found: list[Gpu] = []
+    for part in (p.strip() for p in setting.split(",")):
+        if part.isdecimal() and int(part) < len(gpus):
+            found.append(gpus[int(part)])
+            continue
+        named = [g for g in gpus if part.startswith("GPU-") and g.uuid.startswith(part)]
+        if len(named) != 1:
+            break
+        found.append(named[0])
+    return tuple(found)
