@@ -24,31 +24,8 @@ from semipd.memory.control import Split
 from semipd.memory.manifest import HandOverFailed, receive
 from semipd.workers.attach import attach
 from support.checkpoint import save_llama
+from support.resident import Resident
 from support.server import until
-
-
-class Resident:
-    def __init__(self, folder: Path, **config: Any) -> None:
-        self.folder = folder
-        device = config.pop("device", "cpu")
-        folder.joinpath("config.json").write_text(resolve(ServerConfig(**config), device).to_json())
-        command = [sys.executable, "-m", "semipd.workers.resident", "--run-dir", str(folder)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.events: list[dict[str, Any]] = []
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.events.append(json.loads(line))
-            if self.events[-1]["event"] in ("ready", "failed"):
-                break
-
-    def __enter__(self) -> Resident:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
