@@ -42,11 +42,10 @@ def settle(choice: Choice, sampler: Sampler, position: int) -> Sampled | Failed:
     token = choice.token
     if token is None:
         return Failed("the model's output is not finite")
-    return Sampled(token, position, choice.logprob, end_at(token, position, sampler))
+    return Sampled(token, position, choice.logprob, end_at(token, position, sampler.stopping))
 
 
-def end_at(token: int, position: int, sampler: Sampler) -> End | None:
-    stopping = sampler.stopping
+def end_at(token: int, position: int, stopping: StoppingParams) -> End | None:
     if token in stopping.stop_token_ids and position >= stopping.min_tokens:
         return End(EndReason.STOP_TOKEN, token)
     if position + 1 >= stopping.max_tokens:

@@ -1,0 +1,138 @@
+"""The engine's doors on a GPU: those of `semipd.engine.engine`, and what only a GPU has: lanes, graphs, passes ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from semipd.core.config import PAGE_SIZE
+from semipd.core.model import ModelConfig
+from semipd.engine.cuda.decode import CudaDecodeBatch
+from semipd.engine.cuda.flashinfer import FlashInferPrefill
+from semipd.engine.cuda.forward import Forward, rotation_table
+from semipd.engine.cuda.lanes import Lanes, Side
+from semipd.engine.cuda.prefill import CudaPrefill, Pass
+from semipd.engine.decoder import Pulse
+from semipd.engine.engine import PrefillItem
+from semipd.engine.flashinfer_kernels import load, ready_kernel
+from semipd.engine.outcome import Failed, Sampled
+from semipd.engine.rope import Rotary
+
+MOST_DRAWS = 512
+"""Prompts that end in one pass; a batch with more takes several."""
+
+
+class CudaEngine:
+    """Computes on the device of its tensors. Not for several threads at once.
+
+    A worker opens one side: `prefill` and what begins with it, or `decode_batch`. Buffers are made for what is used.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        weights: Mapping[str, torch.Tensor],
+        pool: torch.Tensor,
+        *,
+        max_batch_tokens: int,
+        max_running: int,
+        max_context: int,
+        side: Side = Side.FIRST,
+        sms_choices: Iterable[int] = (),
+    ) -> None:
+        """`sms_choices`: numbers of SMs that `use_sms` may be asked for, on that side of the device, besides all.
+
+        Raises ValueError where a tensor has another shape, RuntimeError where the device has no green contexts.
+        """
+        self._model, self._weights, self._pool = model, weights, pool
+        self._max_batch_tokens, self._max_running, self._max_context = max_batch_tokens, max_running, max_context
+        self.lanes = Lanes(pool.device, side, list(sms_choices), urgent=side is Side.FIRST)
+        self._rotation = rotation_table(model, max_context + 1, pool.device)
+        self._prefill: CudaPrefill | None = None
+        Forward(model, weights, pool, 1, 1)  # checks the tensors now, not at the first request
+        # Everything above was made on torch's own stream, which nothing else waits for.
+        torch.cuda.synchronize(pool.device)
+
+    @property
+    def pages(self) -> int:
+        """In the pool."""
+        return self._pool.shape[1]
+
+    # --- SMs --------------------------------------------------------------------------------------------------------
+
+    def sms_choices(self) -> tuple[int, ...]:
+        return self.lanes.choices()
+
+    def use_sms(self, sms: int) -> int:
+        """What is launched from now on runs on so many SMs, or the nearest choice; that. 0: all."""
+        chosen = self.lanes.nearest(sms)
+        self.lanes.use(chosen)
+        return chosen
+
+    # --- prefill ----------------------------------------------------------------------------------------------------
+
+    def prefill(self, items: Sequence[PrefillItem], pulse: Pulse) -> list[Sampled | Failed | None]:
+        """As `Engine.prefill`: begun, and waited for."""
+        return self.begin_prefill(items).finish(pulse)
+
+    def begin_prefill(self, items: Sequence[PrefillItem]) -> Flight:
+        """Launches the chunks and returns at once. One flight ahead of another may be begun, not more."""
+        prefill = self.open_prefill()
+        return Flight(prefill, [prefill.begin(part) for part in self._parts(items)])
+
+    def logits(self, items: Sequence[PrefillItem]) -> torch.Tensor:
+        """[tokens, vocab] float32: what the model says after each token of the items (teacher forcing)."""
+        return self.open_prefill().logits(items)
+
+    def open_prefill(self) -> CudaPrefill:
+        if self._prefill is None:
+            model, pool = self._model, self._pool
+            rotary = Rotary(model.rope, model.head_dim, model.max_position_embeddings, torch.empty(0))
+            capability = torch.cuda.get_device_capability(pool.device)
+            flashinfer = None
+            kernel = ready_kernel(model, str(pool.dtype).removeprefix("torch."), capability)
+            if kernel is not None:
+                load(kernel, capability)
+                flashinfer = FlashInferPrefill(model, pool.device, kernel.backend)
+            rows = min(MOST_DRAWS, self._max_batch_tokens)
+            forward = Forward(model, self._weights, pool, self._max_batch_tokens, rows)
+            self._prefill = CudaPrefill(forward, self._rotation, rotary, self.lanes, flashinfer, self._max_context)
+            torch.cuda.synchronize(pool.device)
+        return self._prefill
+
+    def _parts(self, items: Sequence[PrefillItem]) -> Iterable[list[PrefillItem]]:
+        """Cut where a pass would have more prompts, tokens or pages than its buffers hold."""
+        most_prompts, most_pages = min(MOST_DRAWS, self._max_batch_tokens), self.open_prefill().most_pages
+        part: list[PrefillItem] = []
+        tokens = pages = 0
+        for item in items:
+            more = -(-(item.start + len(item.tokens)) // PAGE_SIZE)
+            tokens, pages = tokens + len(item.tokens), pages + more
+            if part and (len(part) == most_prompts or tokens > self._max_batch_tokens or pages > most_pages):
+                yield part
+                part, tokens, pages = [], len(item.tokens), more
+            part.append(item)
+        if part:
+            yield part
+
+    # --- decode -----------------------------------------------------------------------------------------------------
+
+    def decode_batch(self) -> CudaDecodeBatch:
+        """An empty one. A worker has one."""
+        forward = Forward(self._model, self._weights, self._pool, self._max_running, self._max_running)
+        batch = CudaDecodeBatch(forward, self._rotation, self.lanes, self._max_running, self._max_context)
+        torch.cuda.synchronize(self._pool.device)
+        return batch
+
+
+class Flight:
+    """Chunks on the device."""
+
+    def __init__(self, prefill: CudaPrefill, passes: Sequence[Pass]) -> None:
+        self._prefill = prefill
+        self._passes = passes
+
+    def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
+        """Waits; an item with a `draw` is answered with its next token, others with None."""
+        return [outcome for flown in self._passes for outcome in self._prefill.finish(flown, pulse)]

@@ -1,0 +1,157 @@
+"""The forward pass on a GPU, over buffers that are allocated once, so that every pass can be captured in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from semipd.core.model import ModelConfig
+from semipd.engine.cuda.kernels.elementwise import rms_norm, rotate_and_write, silu_gate
+from semipd.engine.layout import EMBED, LM_HEAD, NORM, layer, pool_shape, weight_layout
+from semipd.engine.rope import Rotary
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine, [positions, head_dim / 2] float32 each."""
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""(layer, queries, out), [tokens, heads, head_dim] each; the layer's keys and values are in the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """The tokens of a pass, [tokens] int32 each: ids, positions, and where in the pool their keys and values go."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+
+
+class Layer:
+    """One layer's tensors, not copies; projections transposed, as a product from the left wants them."""
+
+    def __init__(self, model: ModelConfig, weights: Mapping[str, torch.Tensor], index: int) -> None:
+        def of(part: str) -> torch.Tensor:
+            return weights[layer(index, part)]
+
+        def maybe(part: str) -> torch.Tensor | None:
+            return weights.get(layer(index, part))
+
+        self.attn_norm, self.mlp_norm = of("attn_norm"), of("mlp_norm")
+        self.qkv, self.o = of("qkv").t(), of("o").t()
+        self.gate_up, self.down = of("gate_up").t(), of("down").t()
+        self.qkv_bias, self.o_bias = maybe("qkv_bias"), maybe("o_bias")
+        self.gate_up_bias, self.down_bias = maybe("gate_up_bias"), maybe("down_bias")
+        self.norms = (of("q_norm"), of("k_norm")) if model.qk_norm else None
+
+
+class Forward:
+    """Not for two passes at once: they share the buffers, so passes on several streams must be ordered."""
+
+    def __init__(
+        self, model: ModelConfig, weights: Mapping[str, torch.Tensor], pool: torch.Tensor, most_tokens: int, rows: int
+    ) -> None:
+        """`most_tokens` in a pass, of which logits are wanted for `rows` at most.
+
+        Raises ValueError where a tensor has another shape than `semipd.engine.layout` says.
+        """
+        for spec in weight_layout(model, ""):
+            if spec.name not in weights or tuple(weights[spec.name].shape) != spec.shape:
+                raise ValueError(f"weights lack {spec.name} of shape {spec.shape}")
+        if tuple(pool.shape) != pool_shape(model, pool.shape[1]):
+            raise ValueError(f"the pool's shape is {tuple(pool.shape)}, not {pool_shape(model, pool.shape[1])}")
+        self.model, self.pool = model, pool
+        self.most_tokens, self.rows = most_tokens, rows
+        self.layers = [Layer(model, weights, index) for index in range(model.layers)]
+        self._embed, self._norm = weights[EMBED], weights[NORM]
+        self._head = weights[EMBED if model.tied_embeddings else LM_HEAD].t()
+
+        def buffer(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=pool.dtype, device=pool.device)
+
+        heads, kv_heads, dim = model.heads, model.kv_heads, model.head_dim
+        self._x = buffer(most_tokens, model.hidden_size)
+        self._normed = buffer(most_tokens, model.hidden_size)
+        self._qkv = buffer(most_tokens, (heads + 2 * kv_heads) * dim)
+        self._queries = buffer(most_tokens, heads, dim)
+        self._attended = buffer(most_tokens, heads, dim)
+        self._gate_up = buffer(most_tokens, 2 * model.intermediate_size)
+        self._inner = buffer(most_tokens, model.intermediate_size)
+        self._last_x = buffer(rows, model.hidden_size)
+        self._last_attended = buffer(rows, heads * dim)
+        self.logits = buffer(rows, model.vocab_size)
+
+    def run(
+        self,
+        fed: Fed,
+        rotation: Rotation,
+        attend: Attend,
+        wanted: torch.Tensor | None = None,
+        logits: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits [rows, vocab] of the tokens at places `wanted` [rows] int32, or of all; a view of `self.logits`.
+
+        `logits`: a buffer to use instead, for more rows than `rows`.
+        """
+        count = len(fed.tokens)
+        x, attended = self._x[:count], self._attended[:count]
+        torch.index_select(self._embed, 0, fed.tokens, out=x)
+        for index in range(len(self.layers) - 1):
+            self._attend(index, x, fed, rotation, attend, attended)
+            self._finish(index, x, attended.flatten(1))
+        last = len(self.layers) - 1
+        self._attend(last, x, fed, rotation, attend, attended)
+        if wanted is None:
+            flat = attended.flatten(1)
+        else:  # from here on each token is computed for itself
+            rows = len(wanted)
+            x, flat = self._last_x[:rows], self._last_attended[:rows]
+            torch.index_select(self._x[:count], 0, wanted, out=x)
+            torch.index_select(attended.flatten(1), 0, wanted, out=flat)
+        self._finish(last, x, flat)
+        normed = self._normed[: len(x)]
+        rms_norm(x, self._norm, self.model.rms_norm_eps, normed)
+        out = (self.logits if logits is None else logits)[: len(x)]
+        torch.mm(normed, self._head, out=out)
+        return out
+
+    def _attend(
+        self, index: int, x: torch.Tensor, fed: Fed, rotation: Rotation, attend: Attend, attended: torch.Tensor
+    ) -> None:
+        """Fills `attended` [tokens, heads, head_dim], and the pool with the tokens' keys and values."""
+        of, count, eps = self.layers[index], len(x), self.model.rms_norm_eps
+        normed, qkv, queries = self._normed[:count], self._qkv[:count], self._queries[:count]
+        rms_norm(x, of.attn_norm, eps, normed)
+        torch.mm(normed, of.qkv, out=qkv)
+        rotate_and_write(qkv, queries, self.pool[index], rotation, fed.positions, fed.slots, of.qkv_bias, of.norms, eps)
+        attend(index, queries, attended)
+
+    def _finish(self, index: int, x: torch.Tensor, attended: torch.Tensor) -> None:
+        """The output projection and the MLP, added to `x` in place."""
+        of, count = self.layers[index], len(x)
+        normed, gate_up, inner = self._normed[:count], self._gate_up[:count], self._inner[:count]
+        torch.addmm(x, attended, of.o, out=x)
+        if of.o_bias is not None:
+            x += of.o_bias
+        rms_norm(x, of.mlp_norm, self.model.rms_norm_eps, normed)
+        torch.mm(normed, of.gate_up, out=gate_up)
+        if of.gate_up_bias is not None:
+            gate_up += of.gate_up_bias
+        silu_gate(gate_up, inner)
+        torch.addmm(x, inner, of.down, out=x)
+        if of.down_bias is not None:
+            x += of.down_bias
+
+
+def rotation_table(model: ModelConfig, positions: int, device: torch.device) -> Rotation:
+    """For positions 0 to positions - 1, each as part of a sequence that ends with it."""
+    rotary = Rotary(model.rope, model.head_dim, model.max_position_embeddings, torch.empty(0, dtype=torch.float32))
+    return halves(rotary.at(torch.arange(positions), positions - 1), device)
+
+
+def halves(rotation: tuple[torch.Tensor, torch.Tensor], device: torch.device) -> Rotation:
+    """From `Rotary`'s cosine and signed sine, [positions, head_dim] each, to what the kernel reads."""
+    cos, signed_sin = rotation
+    half = cos.shape[1] // 2
+    return cos[:, :half].contiguous().to(device), signed_sin[:, half:].contiguous().to(device)
