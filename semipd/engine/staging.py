@@ -164,8 +164,8 @@ class _Lanes:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.working = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.copying = torch.cuda.Stream(device)
+        self.working = torch.cuda.Stream(device)
 
 
 class _GpuSlot(_Slot):
@@ -175,8 +175,8 @@ class _GpuSlot(_Slot):
         super().__init__(size)
         self._lanes = lanes
         self._there = torch.empty(size, dtype=torch.uint8, device=lanes.device)
-        self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        self._runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        self._done = torch.cuda.Event(blocking=True)
+        self._runtime = torch.cuda.cudart()
         code = int(self._runtime.cudaHostRegister(self.host.data_ptr(), size, _PORTABLE))
         if code:
             raise StartError(f"{size / 1e6:.0f} MB of host memory can't be page-locked (CUDA error {code})")
