@@ -95,7 +95,7 @@ def run_one(name: str, section: Section, bench: Bench, settings: dict[str, objec
 
 
 def pairs(given: Sequence[str], flag: str, separator: str = "=") -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for text in given:
         name, between, value = text.partition(separator)
         if not between:

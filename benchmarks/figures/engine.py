@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from figures import engine_process
 from figures.bench import Bench, NeedsGpu
@@ -50,14 +51,14 @@ def engine(bench: Bench, page: Page) -> None:
         raise RunFailed(f"the engine's process ended with code {code}: {' | '.join(words.splitlines()[-6:])}")
 
 
-def heard(found: dict[str, float], page: Page) -> None:
-    if "decode_ms" in found:
+def heard(found: dict[str, Any], page: Page) -> None:
+    if "context" in found:
         page.result["decode"].append(found)
-        if (found["requests"], found["context"]) == (64, 1024):
+        if (found["requests"], found["context"]) == (64, 1024) and "decode_ms" in found:
             page.figures["decode_64x1024_ms"] = found["decode_ms"]
-    elif "prefill_ms" in found:
+    elif "tokens" in found:
         page.result["prefill"].append(found)
-        if found["tokens"] == 2048:
+        if found["tokens"] == 2048 and "tokens_per_s" in found:
             page.figures["prefill_2048_tok_s"] = found["tokens_per_s"]
     else:
         page.result |= found

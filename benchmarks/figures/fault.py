@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from figures import trespasser
 from figures.bench import Bench, wait_for
 from figures.load import during, gaps, pause, running_at, said_of, settings_for
 from figures.pages import Page, histogram, spread
-from figures.served import Admin, Served, started_at
+from figures.served import Admin, started_at
 from semipd.bench.arrivals import arrivals
 from semipd.bench.drive import Driven
 from semipd.bench.errors import RunFailed
@@ -26,6 +28,7 @@ from semipd.bench.plots import draw_gaps_over_time
 from semipd.bench.records import Outcome
 from semipd.bench.traces import load_trace, scaled
 
+ILLEGAL, KILL = "illegal address", "SIGKILL of decode"
 PIPE = "CUDA_MPS_PIPE_DIRECTORY"
 REPLACED_S = 30.0
 
@@ -46,9 +49,9 @@ class Fault:
     name: str
     at: float
     workers_replaced_s: float | None
-    """From then until every worker that died had a successor in office; None: not in time."""
+    """From then until those that it was meant to kill had successors; None: not in time."""
     died: tuple[str, ...]
-    """Roles."""
+    """Roles of all that were replaced."""
     resident_before: Resident
     resident_after: Resident
     note: str = ""
@@ -57,12 +60,14 @@ class Fault:
 def fault(bench: Bench, page: Page) -> None:
     scale = bench.scale
     served, admin = bench.server("fault")
-    faults = ["illegal address", "SIGKILL of decode"] if bench.gpu else ["SIGKILL of decode"]
+    faults = [ILLEGAL, KILL] if bench.gpu else [KILL]
     seconds = scale.fault_s * (len(faults) + 1)
     chat = scaled(load_trace("chat"), scale.fault_lengths)
     due = arrivals(chat, scale.fault_rate, seconds, bench.seed)
     settings = settings_for(served.target, seconds, bench.clients, "chat", scale.fault_rate, bench.seed)
-    driven, made = asyncio.run(during(settings, due, (), lambda: happen(bench, served, admin, faults)))
+    driven, tried = asyncio.run(during(settings, due, (), lambda: happen(bench, admin, faults)))
+    made = [one for one in tried if isinstance(one, Fault)]
+    page.error = "; ".join(one for one in tried if isinstance(one, str))
     page.result |= {
         "rate": scale.fault_rate,
         "requests": len(driven.records),
@@ -73,7 +78,7 @@ def fault(bench: Bench, page: Page) -> None:
         "faults": [seen_of(driven, one, scale.fault_s) for one in made],
         "load": said_of(driven),
     }
-    if bench.gpu:
+    if bench.gpu and made and made[0].name == ILLEGAL:
         first = page.result["faults"][0]
         page.figures |= {
             "fault_lost": len(driven.records) - page.result["done"],
@@ -87,12 +92,16 @@ def fault(bench: Bench, page: Page) -> None:
     draw_gaps_over_time(page.picture(), gaps(driven.records), events, title)
 
 
-async def happen(bench: Bench, served: Served, admin: Admin, faults: Sequence[str]) -> list[Fault]:
+async def happen(bench: Bench, admin: Admin, faults: Sequence[str]) -> list[Fault | str]:
+    """Of each, what it was, or why it could not be made."""
     begin = time.monotonic()
-    made = []
+    made: list[Fault | str] = []
     for number, name in enumerate(faults, 1):
         await asyncio.sleep(max(0.0, begin + number * bench.scale.fault_s - time.monotonic()))
-        made.append(await asyncio.to_thread(one_fault, name, admin))
+        try:
+            made.append(await asyncio.to_thread(one_fault, name, admin))
+        except (RunFailed, OSError, KeyError, grpc.RpcError, subprocess.SubprocessError) as error:
+            made.append(f"{name}: {type(error).__name__}: {error}")
     return made
 
 
@@ -100,23 +109,23 @@ def one_fault(name: str, admin: Admin) -> Fault:
     """Raises RunFailed where it can't be done."""
     old = admin.workers()
     before = resident(old)
-    trespass = None if name.startswith("SIGKILL") else ready_to_trespass(old)
+    trespass = ready_to_trespass(old) if name == ILLEGAL else None
+    meant = ("prefill", "decode") if trespass else ("decode",)
     at = time.monotonic()
     if trespass is None:
         os.kill(old["decode"][0], signal.SIGKILL)
         note = ""
     else:
         at, note = trespass()
-    died: tuple[str, ...] = ()
 
     def successors() -> bool:
-        nonlocal died
         now = admin.workers()
-        died = tuple(role for role in ("prefill", "decode") if now.get(role) != old[role])
-        return bool(died) and all(role in now for role in died)
+        return all(role in now and now[role] != old[role] for role in meant)
 
     replaced = wait_for(REPLACED_S, successors, 0.02)
     took = time.monotonic() - at if replaced else None
+    now = admin.workers()
+    died = tuple(role for role in ("prefill", "decode") if now.get(role) != old[role])
     return Fault(name, at, took, died, before, resident(admin.workers()), note)
 
 

@@ -107,7 +107,7 @@ def said(report: RunReport) -> str:
     slow = "" if tpot is None else f", TPOT p50 {1e3 * tpot.p50:.1f} p90 {1e3 * tpot.p90:.1f} ms"
     return (
         f"{report.settings.trace} at {report.settings.rate:g}/s: {score.attainment:.1%} of {score.sent} inside; "
-        f"TTFT p50 {1e3 * ttft.p50:.0f} p90 {1e3 * ttft.p90:.0f} ms{slow}; misses "
-        + ", ".join(f"{name} {count}" for name, count in missed.items() if count)
+        f"TTFT p50 {1e3 * ttft.p50:.0f} p90 {1e3 * ttft.p90:.0f} ms{slow}; misses: "
+        + (", ".join(f"{name} {count}" for name, count in missed.items() if count) or "none")
         + ("" if report.valid else f"; INVALID: {'; '.join(report.problems)}")
     )

@@ -87,10 +87,13 @@ class Served:
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(15)
-            except subprocess.TimeoutExpired:
+            # the first lets what runs finish, the second ends it; only then does nobody clean up (an MPS daemon, say)
+            for seconds in (5, 15):
+                self._process.send_signal(signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(seconds)
+                    break
+            else:
                 with suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()

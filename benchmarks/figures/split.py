@@ -120,7 +120,9 @@ def judged(driven: Driven, batch: Sequence[RequestRecord], told: Told) -> dict[s
 def around(batch: Sequence[RequestRecord], changes: Sequence[float], begin_s: float, end_s: float) -> dict[str, Any]:
     """What a change costs: the gap in which it fell and the one after it, against those of the same window that are
     neither. Both splits are equally frequent on both sides, so the difference is the change's own."""
-    at, after, others = [], [], []
+    at: list[float] = []
+    after: list[float] = []
+    others: list[float] = []
     for record in batch:
         times = [t for t, _ in record.token_times()]
         place, fresh = 0, False
