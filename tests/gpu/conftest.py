@@ -47,6 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
+    torch.set_num_threads(1)  # what is computed on the CPU is tiny
     torch.set_float32_matmul_precision("highest")  # no TF32: float32 is compared token for token
     return torch.device("cpu" if ON_CPU else "cuda")
 

@@ -158,7 +158,9 @@ class Rig:
         return answers
 
     def step(self) -> list[int]:
-        """One step of the batch; the leases whose outcomes came with it."""
+        """One step of the batch, if there is any; the leases whose outcomes came with it."""
+        if not len(self.batch):
+            return self.settle()
         for lease in self.batch.wanting_pages():
             held = len(self._held[lease])
             self.batch.grow(lease, self.take(lease, (held + 1) * PAGE_SIZE)[held:])
