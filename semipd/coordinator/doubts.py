@@ -34,7 +34,7 @@ class Doubts:
         """Frees what is over. `newest_s`: when the last of the workers that are ready now was appointed; the device let
         it in, so that what was on it before is over."""
         for dead, gone_s in list(self._dead.items()):
-            if now >= gone_s + OVER_S or (newest_s is not None and newest_s >= gone_s):
+            if now >= gone_s + OVER_S or (newest_s is not None and newest_s > gone_s):
                 account.absolve(dead)
                 del self._dead[dead]
                 self._leases = {lease: holder for lease, holder in self._leases.items() if holder != dead}
