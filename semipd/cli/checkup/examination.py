@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from semipd.cli.checkup import nvidia, packages, system
+from semipd.cli.checkup import kernels, nvidia, packages, system
 from semipd.cli.checkup.finding import Finding
+from semipd.cli.checkup.kernels import Kernels
 from semipd.cli.checkup.nvidia import Nvidia
 from semipd.cli.checkup.packages import Packages
 from semipd.cli.checkup.system import System
@@ -13,10 +14,11 @@ from semipd.memory.nvml import Driver
 
 def examine() -> tuple[Finding, ...]:
     """Looks at this machine."""
-    return judge(packages.survey_packages(), nvidia.survey_nvidia(), system.survey_system())
+    gpus = nvidia.survey_nvidia()
+    return judge(packages.survey_packages(), gpus, system.survey_system(), kernels.survey_kernels(gpus))
 
 
-def judge(installed: Packages, gpus: Nvidia, machine: System) -> tuple[Finding, ...]:
+def judge(installed: Packages, gpus: Nvidia, machine: System, compiled: Kernels = kernels.NONE) -> tuple[Finding, ...]:
     gpu = bool(gpus.gpus)
     device = choose_device("auto", Driver(gpus.driver, gpus.cuda, gpus.gpus, gpus.problem), _missing(installed))
     mps = choose_mps("auto", device, gpus.mps_control, None)
@@ -30,6 +32,8 @@ def judge(installed: Packages, gpus: Nvidia, machine: System) -> tuple[Finding, 
         nvidia.check_mps(gpus),
         nvidia.check_green_contexts(gpus, installed.versions.get("cuda-bindings")),
         *packages.check_gpu_packages(installed, gpu),
+        kernels.check_kernels(compiled, gpus, installed.versions.get("flashinfer-python")),
+        kernels.check_nvcc(compiled, gpus),
         system.check_cpus(machine),
         system.check_memory(machine),
         system.check_shared_memory(machine),

@@ -29,7 +29,7 @@ class Packages:
 
 def survey_packages() -> Packages:
     versions = {}
-    for name in (*NEEDED, "torch", "flashinfer-python", "cuda-bindings"):
+    for name in (*NEEDED, "torch", "triton", "flashinfer-python", "cuda-bindings"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -73,7 +73,7 @@ def check_torch(seen: Packages, gpu: bool) -> Finding:
     build = f"CUDA {seen.torch_cuda}" if seen.torch_cuda else "CPU build"
     if gpu and not seen.torch_cuda:
         return Finding("torch", State.LESS, f"{found}, {build}", "computes on the CPU; a GPU needs a CUDA build")
-    return Finding("torch", State.GOOD, f"{found}, {build}", "computes on the CPU")
+    return Finding("torch", State.GOOD, f"{found}, {build}", f"computes on the {'GPU' if gpu else 'CPU'}")
 
 
 def check_needed(seen: Packages) -> list[Finding]:
@@ -90,10 +90,12 @@ def check_needed(seen: Packages) -> list[Finding]:
 
 
 def check_gpu_packages(seen: Packages, gpu: bool) -> list[Finding]:
-    """FlashInfer and CuPy: only a GPU wants them."""
+    """Of the extra `cuda`: only a GPU wants them."""
     wanted = {
-        "FlashInfer": ("flashinfer-python", "attention on a GPU"),
         "CuPy": ("cupy", "a GPU's memory, shared between workers"),
+        "cuda-bindings": ("cuda-bindings", "green contexts"),
+        "Triton": ("triton", "semipd's own kernels"),
+        "FlashInfer": ("flashinfer-python", "faster attention for prompts"),
     }
     findings = []
     for title, (name, purpose) in wanted.items():

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from semipd.cli.checkup.examination import judge
 from semipd.cli.checkup.finding import State
+from semipd.cli.checkup.kernels import Kernels
 from semipd.cli.checkup.nvidia import Nvidia, mps_is_running, survey_nvidia
 from semipd.cli.checkup.packages import NEEDED, Packages, dotted, numbers
 from semipd.cli.checkup.report import can_serve, conclusion
@@ -18,6 +19,8 @@ from semipd.memory.nvml import Gpu, Nvml, NvmlError
 
 VERSIONS = {**{name: dotted(least) for name, least in NEEDED.items()}, "torch": "2.13.0+cpu"}
 INSTALLED = Packages((3, 11, 7), VERSIONS, torch_cuda=None)
+GPU_VERSIONS = {"flashinfer-python": "0.6.18", "cupy": "14.2.0", "cuda-bindings": "13.0.0", "triton": "3.6.0"}
+GPU_PACKAGES = ("FlashInfer", "CuPy", "cuda-bindings", "Triton")
 NO_GPU = Nvidia(None, None, (), None, False)
 H200 = Gpu("NVIDIA H200", 141 * 2**30, (9, 0))
 ONE_GPU = Nvidia("580.1", (13, 0), (H200,), "/usr/bin/nvidia-cuda-mps-control", False)
@@ -46,7 +49,7 @@ def test_a_machine_without_a_gpu_can_serve() -> None:
     assert can_serve(findings)
     by_name = {f.name: f for f in findings}
     assert by_name["partition"].value == "cores, on cpu"
-    for name in ("driver", "MPS", "green contexts", "FlashInfer", "CuPy"):
+    for name in ("driver", "MPS", "green contexts", *GPU_PACKAGES, "prefill kernels"):
         assert by_name[name].state is State.NEEDLESS
 
 
@@ -83,19 +86,43 @@ def test_a_small_machine_serves_with_less() -> None:
 
 
 def test_a_gpu_with_all_that_belongs_to_it() -> None:
-    versions = {**VERSIONS, "flashinfer-python": "0.6.18", "cupy": "14.2.0", "cuda-bindings": "13.0.0"}
-    findings = {f.name: f for f in judge(replace(INSTALLED, versions=versions, torch_cuda="13.0"), ONE_GPU, MACHINE)}
-    for name in ("GPU", "partition", "torch", "driver", "MPS", "green contexts", "FlashInfer", "CuPy"):
+    installed = replace(INSTALLED, versions={**VERSIONS, **GPU_VERSIONS}, torch_cuda="13.0")
+    findings = {f.name: f for f in judge(installed, ONE_GPU, MACHINE, Kernels((128,), "/usr/bin/nvcc"))}
+    for name in ("GPU", "partition", "torch", "driver", "MPS", "green contexts", *GPU_PACKAGES, "prefill kernels"):
         assert findings[name].state is State.GOOD
+    assert "GPU" in findings["torch"].consequence
+    assert "head size 128" in findings["prefill kernels"].value
     assert findings["partition"].value == "green, on cuda (NVIDIA H200)"
 
 
 def test_a_gpu_without_what_belongs_to_it() -> None:
     old = replace(ONE_GPU, cuda=(12, 3), mps_control=None)
     found = states(gpus=old)
-    for name in ("torch", "driver", "MPS", "green contexts", "FlashInfer", "CuPy"):
+    for name in ("torch", "driver", "MPS", "green contexts", *GPU_PACKAGES, "prefill kernels"):
         assert found[name] is State.LESS
+    assert found["nvcc"] is State.NEEDLESS
     assert can_serve(judge(INSTALLED, old, MACHINE))
+
+
+def test_kernels_that_are_missing_are_to_be_built_once_flashinfer_is_there() -> None:
+    def said(installed: Packages) -> str:
+        return next(f.consequence for f in judge(installed, ONE_GPU, MACHINE) if f.name == "prefill kernels")
+
+    assert "install FlashInfer" in said(INSTALLED)
+    assert "semipd kernels build" in said(replace(INSTALLED, versions={**VERSIONS, **GPU_VERSIONS}))
+
+
+def test_without_mps_the_doctor_says_that_the_phases_take_turns() -> None:
+    everything = {**VERSIONS, "cupy": "14.2.0", "cuda-bindings": "13.0.0"}
+    installed = replace(INSTALLED, versions=everything, torch_cuda="13.0")
+    findings = {f.name: f for f in judge(installed, replace(ONE_GPU, mps_control=None), MACHINE)}
+    assert (findings["partition"].state, findings["partition"].value) == (State.LESS, "none, on cuda (NVIDIA H200)")
+    assert "take turns" in findings["partition"].consequence
+
+
+def test_a_gpu_that_is_not_used_is_told_with_the_command_that_changes_it() -> None:
+    findings = {f.name: f for f in judge(INSTALLED, ONE_GPU, MACHINE)}
+    assert "pip install 'semipd[cuda]'" in findings["GPU"].consequence
 
 
 def test_gpus_of_one_kind_are_counted() -> None:
