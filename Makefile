@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint protos released install dev clean
+.PHONY: demo test test-gpu check lint protos released install dev clean
 .DEFAULT_GOAL := demo
 
 demo: install  ## starts a server with the bundled model, streams one answer, stops
@@ -14,6 +14,9 @@ demo: install  ## starts a server with the bundled model, streams one answer, st
 
 test: dev  ## the tests that need no GPU
 	@$(BIN)/python -m pytest -q
+
+test-gpu: dev  ## the tests of the GPU back end; needs a GPU, a CUDA build of torch and the extra `cuda` (docs/gpu.md)
+	@$(BIN)/python -m pytest -q -m gpu tests/gpu
 
 check: dev lint  ## what CI checks besides the tests
 

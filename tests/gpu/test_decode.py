@@ -52,7 +52,7 @@ def check(made, exact, contexts, dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_prefill_at_every_batch_size_and_around_the_borders_of_pages(family, dtype, rig):
-    options = {"pages": 700, "max_running": 64}
+    options = {"pages": 700, "max_running": 64, "capture": True}
     made = rig(family, dtype, **options)
     exact = made if dtype is torch.float32 else rig(family, **options)
 
@@ -69,6 +69,7 @@ def test_equals_prefill_in_a_long_context_beside_short_ones(family, dtype, rig):
         "changes": {"max_position_embeddings": 4096},
         "max_context": 4096,
         "max_batch_tokens": 1000,
+        "capture": True,
     }
     made = rig(family, dtype, **options)
     exact = made if dtype is torch.float32 else rig(family, **options)
@@ -88,3 +89,13 @@ def test_a_sequence_without_a_page_waits_and_the_others_go_on(rig):
 
     assert alone == [going]
     assert made.batch.wanting_pages() == [waiting]
+
+
+def test_one_that_leaves_before_its_first_step_leaves_no_trace(rig):
+    made = rig()
+    for number in range(30):
+        made.leave(made.adopt(random_tokens(40, number), number, GREEDY, StoppingParams(50)))
+        made.settle()
+    assert made.pages_held == 0
+
+    check(made, made, [17, 33], torch.float32)

@@ -47,7 +47,7 @@ def test_greedy_tokens_equal_those_of_transformers_in_a_batch_that_changes(famil
         Wish(random_tokens(1), stopping=StoppingParams(20), joins_at=75),
     ]
 
-    answers = rig(family, pages=30).run(wishes)
+    answers = rig(family, pages=30, capture=True).run(wishes)
 
     for wish, answer in zip(wishes, answers, strict=True):
         assert answer.tokens == generate(checkpoint(family), device, wish.prompt, wish.stopping.max_tokens)

@@ -46,7 +46,7 @@ def test_what_lies_in_the_pool_before_changes_nothing(family, dtype, rig):
 def test_nothing_is_written_into_the_pages_of_others(family, dtype, rig):
     """Not by chunks, nor by the rows with which a batch may be padded. Its own tokens' places are all written."""
     blank = 7.0
-    made = rig(family, dtype, pages=40, fill=blank)
+    made = rig(family, dtype, pages=40, fill=blank, capture=True)
     lengths = (5, 16, 31)
     leases = [made.adopt(random_tokens(n), n, GREEDY, StoppingParams(50)) for n in lengths]
     for _ in range(3):

@@ -24,6 +24,7 @@ from semipd.engine.loading import load_checkpoint, read_model_config
 from support.late_engine import LateEngine
 
 GREEDY = SamplingParams(temperature=0.0)
+CAPTURE_S = 60.0
 FORTY_TOKENS = StoppingParams(max_tokens=40)
 
 
@@ -69,9 +70,11 @@ class Rig:
         dtype: torch.dtype,
         pages: int = 256,
         fill: float = math.nan,
+        capture: bool = False,
         **limits: Any,
     ) -> None:
-        """`limits`: of the GPU's engine, max_batch_tokens, max_running and max_context."""
+        """`capture`: passes run as CUDA graphs, where there are any. `limits`: of the GPU's engine, max_batch_tokens,
+        max_running, max_context and sms_choices."""
         self.model = read_model_config(directory)
         self.device, self._fill = device, fill
         loaded = {spec.name: torch.empty(spec.shape, dtype=dtype) for spec in weight_layout(self.model, "")}
@@ -81,6 +84,9 @@ class Rig:
         self.limits = {"max_batch_tokens": 1024, "max_running": 64, "max_context": 512, **limits}
         self.engine = _engine(self.model, self.weights, self.pool, self.limits)
         self.batch = self.engine.decode_batch()
+        if capture and device.type == "cuda":
+            self.engine.open_prefill().capture(CAPTURE_S)
+            self.batch.capture(CAPTURE_S)
         self.answers: dict[int, Answer] = {}
         """By lease, which is never used twice."""
         self.pulses = 0
