@@ -209,10 +209,10 @@ class Book:
     def count(self, *stages: Stage) -> int:
         return sum(s.stage in stages for s in self._sequences.values())
 
-    def suspect_at_work(self) -> bool:
-        """Whether a sequence that took part in a worker's death is with a worker now. One at a time may be, of both
-        workers together: they die together of a fault on the GPU, which doesn't say whose it was."""
-        return any(s.strikes for s in self.sequences(Stage.PREFILLING, Stage.DECODING))
+    def suspect(self, *stages: Stage) -> bool:
+        """Whether a sequence in one of the stages took part in a worker's death. One such at a time is with a worker,
+        of both together: they die together of a fault on the GPU, which doesn't say whose it was."""
+        return any(s.strikes for s in self.sequences(*stages))
 
     def give_lease(self, sequence: Sequence, lease: int) -> None:
         sequence.lease = lease

@@ -41,7 +41,7 @@ class DecodeDesk:
         if not ready:
             return
         running = list(floor.book.sequences(Stage.DECODING))
-        suspects = floor.book.suspect_at_work()
+        suspects = floor.book.suspect(Stage.PREFILLING, Stage.DECODING)
         room = min(self.limit, floor.config.max_running) - len(running)
         if not running:
             worker.progress_s = floor.clock.now()

@@ -78,7 +78,8 @@ class PrefillDesk:
         self._floor.post.to_worker(worker.incarnation, wk.ToWorker(prefill=message))
 
     def _one_suspect_at_most(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
-        suspects = self._floor.book.suspect_at_work()
+        # Those that are ready come first: they hold pages, for want of which a prompt might try again and again.
+        suspects = self._floor.book.suspect(Stage.PREFILLING, Stage.READY, Stage.DECODING)
         for chunk in chunks:
             sequence = self._floor.book.get(chunk.sequence)
             if sequence is None:

@@ -76,6 +76,23 @@ def test_after_a_fault_whatever_was_on_the_device_is_suspected_and_one_suspect_w
     assert len(stage.adopts()) + len(stage.batches()) == 1
 
 
+def test_suspects_that_hold_pages_go_before_suspects_that_want_some() -> None:
+    """A pool of six pages: two for what was decoding, and a prompt of five that can't have them meanwhile."""
+    stage = on_gpu(pages=6)
+    lease = stage.running(1, prompt=20, max_tokens=2)
+    stage.submit(2, prompt=80, max_tokens=1)
+    assert len(stage.batches()) == 1
+    stage.end(stage.decode, CUDA_FAULT)
+    stage.settle()
+    assert stage.batches() == []
+    (adopt,) = stage.adopts()
+    stage.step([(adopt.lease, 1, 8)], ends=[lease])
+    stage.round()
+    (batch,) = stage.batches()
+    stage.prefill_batch(batch)
+    assert stage.tokens(2) == [7]
+
+
 def test_a_request_that_faults_the_gpu_twice_is_ended_whichever_worker_is_seen_to_die_first() -> None:
     stage = on_gpu()
     leases = {ticket: stage.running(ticket) for ticket in (1, 2, 3)}
