@@ -131,26 +131,48 @@ def _smith(by_due: Sequence[_Job], end_s: float) -> list[_Job]:
 
 
 class Ageing:
-    """Counts tokens, so that late sequences get one in LATE_SHARE however many others come."""
+    """Counts tokens, so that late sequences get one in LATE_SHARE however many others come.
+
+    Only batches that were given out count. The server also asks for a plan when it has no room for a batch, so whether
+    one was given out is seen in the next snapshot.
+    """
 
     BURST = 8192
     """Tokens of late ones that can have been saved up, or spent ahead."""
 
     def __init__(self) -> None:
         self._saved = 0.0
+        self._pending: dict[SequenceId, int] = {}  # the planned sequences, and what of each was computed then
+        self._cost = 0.0
 
     @property
     def late_first(self) -> bool:
         return self._saved >= 1.0
 
-    def planned(self, chunks: Iterable[Chunk], ranking: Ranking) -> None:
-        """Call with each batch that is planned from `ranking`."""
+    def see(self, waiting: Iterable[WaitingSequence]) -> None:
+        """Call before each ranking, with the sequences that wait then."""
+        if not self._pending:
+            return
+        still = {w.sequence: w for w in waiting if w.sequence in self._pending}
+        given_out = any(
+            number not in still or still[number].in_flight_tokens or still[number].computed_tokens != computed
+            for number, computed in self._pending.items()
+        )
+        if given_out:
+            self._saved = min(self.BURST, max(-self.BURST, self._saved + self._cost))
+        self._pending = {}
+
+    def planned(self, chunks: Iterable[Chunk], waiting: Iterable[WaitingSequence], ranking: Ranking) -> None:
+        """Call with each batch that is planned from `ranking` of `waiting`."""
         if not ranking.late:
             self._saved = 0.0
             return
-        for chunk in chunks:
-            if chunk.sequence not in ranking.late:
-                self._saved += chunk.tokens / LATE_SHARE
-            elif self._saved > 0.0:
-                self._saved -= chunk.tokens
-        self._saved = min(self.BURST, max(-self.BURST, self._saved))
+        first, cost = self.late_first, 0.0
+        tokens = {chunk.sequence: chunk.tokens for chunk in chunks}
+        for number, count in tokens.items():
+            if number not in ranking.late:
+                cost += count / LATE_SHARE
+            elif first:
+                cost -= count
+        self._cost = cost
+        self._pending = {w.sequence: w.computed_tokens for w in waiting if w.sequence in tokens}

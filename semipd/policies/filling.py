@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from semipd.core.plan import Chunk, Order
-from semipd.core.snapshot import Snapshot, WaitingSequence
+from semipd.core.snapshot import Snapshot
 
 TINY = 8
 """Pieces below 1/8 of a batch are not cut off: each costs a batch of its own, or a place in one, for little work."""
@@ -47,8 +47,3 @@ def fill_batch(snapshot: Snapshot, order: Order, batch_tokens: int) -> tuple[Chu
         if room <= 0 or tokens < remaining:
             break
     return tuple(chunks)
-
-
-def unplanned(waiting: tuple[WaitingSequence, ...]) -> list[WaitingSequence]:
-    """Those that could be planned now: something is left to compute, and no part of it is with the worker."""
-    return [w for w in waiting if not w.in_flight_tokens and w.remaining_tokens > 0]

@@ -113,11 +113,11 @@ def _prefill_slowdown(share: float, other: float) -> float:
     """Against the full device with nobody else on it."""
     r = share / 100
     if not other:
-        return r**-0.87  # fewer SMs run at a higher clock, so that half of the SMs is more than half of the device
+        return math.pow(r, -0.87)  # fewer SMs run at a higher clock: half of them is more than half of the device
     alone = max(0.0, 1 - other / 100)
     exclusive = min(r, alone)
     r = max(0.02, exclusive + 0.85 * (r - exclusive))  # the arithmetic of prefill wins most of what both may use
-    return r**-0.87 / (0.99 - 0.215 * r)
+    return math.pow(r, -0.87) / (0.99 - 0.215 * r)
 
 
 def _decode_fraction(share: float, other: float) -> float:

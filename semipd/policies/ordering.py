@@ -35,6 +35,7 @@ class BySlack:
     def order(self, snapshot: Snapshot) -> Order:
         forecast = self.forecast
         forecast.see(snapshot)
+        self._ageing.see(snapshot.waiting)
         start = snapshot.now_s + forecast.in_flight_s(snapshot) + forecast.launch_s()
         self._ranking = rank(
             snapshot.waiting,
@@ -45,9 +46,9 @@ class BySlack:
         )
         return Order(self._ranking.order)
 
-    def planned(self, chunks: Iterable[Chunk]) -> None:
-        """Call with the batch that was filled from the last `order`."""
-        self._ageing.planned(chunks, self._ranking)
+    def planned(self, chunks: Iterable[Chunk], snapshot: Snapshot) -> None:
+        """Call with the batch that was filled from the last `order`, of the same snapshot."""
+        self._ageing.planned(chunks, snapshot.waiting, self._ranking)
 
 
 class Prompts:
@@ -66,5 +67,5 @@ class Prompts:
     def fill(self, snapshot: Snapshot, order: Order) -> tuple[Chunk, ...]:
         chunks = fill_batch(snapshot, order, self._chunk)
         if self._slack is not None:
-            self._slack.planned(chunks)
+            self._slack.planned(chunks, snapshot)
         return chunks

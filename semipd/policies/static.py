@@ -11,15 +11,15 @@ from semipd.policies.contract import Policy
 from semipd.policies.options import Options
 from semipd.policies.ordering import Prompts
 
-CHUNK = 1024
+CHUNK = 512
 
 
 class Static(Policy):
     """Fixed shares (x, y) of the device; prompts by deadline slack, in bounded chunks.
 
     Options: `prefill` and `decode`, percent of the device (default 50 and 50); `chunk`, the most prompt tokens in one
-    prefill batch (default 1024, so that a short prompt never waits long for a batch to end); `order`, `slack` (the
-    default, see semipd.policies.deadlines) or `fcfs`.
+    prefill batch (default 512: hardly slower than larger ones on an H200, and no short prompt waits long for a batch to
+    end); `order`, `slack` (the default, see semipd.policies.deadlines) or `fcfs`.
     """
 
     name: ClassVar[str] = "static"

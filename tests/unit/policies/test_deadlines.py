@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -112,18 +113,29 @@ def test_where_all_are_in_time_no_such_order_has_a_smaller_mean_wait() -> None:
 
 def test_the_late_get_one_token_in_twenty() -> None:
     ageing, ranking = Ageing(), Ranking((1, 2), frozenset({1}))
+    waiting = (waits(1, 10**9, 0.1), waits(2, 10**9, 0.1))
     late = others = 0
     for _ in range(2000):
         first = 1 if ageing.late_first else 2
-        ageing.planned((Chunk(first, 512),), ranking)
+        ageing.planned((Chunk(first, 512),), waiting, ranking)
+        ageing.see([replace(w, in_flight_tokens=512) if w.sequence == first else w for w in waiting])
         late, others = (late + 512, others) if first == 1 else (late, others + 512)
     assert others / late == pytest.approx(20, rel=0.05)
+
+
+def test_a_plan_that_was_not_given_out_does_not_count() -> None:
+    ageing, waiting = Ageing(), (waits(1, 5000, 0.1), waits(2, 5000, 9.0))
+    for _ in range(100):
+        ageing.planned((Chunk(2, 512),), waiting, Ranking((2, 1), frozenset({1})))
+        ageing.see(waiting)
+    assert not ageing.late_first
 
 
 def test_nothing_is_saved_up_while_nobody_is_late() -> None:
     ageing = Ageing()
     for _ in range(100):
-        ageing.planned((Chunk(2, 512),), Ranking((2,)))
+        ageing.planned((Chunk(2, 512),), (waits(2, 5000, 9.0),), Ranking((2,)))
+        ageing.see(())
     assert not ageing.late_first
 
 
