@@ -1,0 +1,158 @@
+"""Deadlines first: order, chunks and split chosen from a latency model that follows the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from semipd.core.partition import Mode
+from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
+from semipd.core.snapshot import RunningSequence, Snapshot
+from semipd.policies.choice import SPLITS, Choice, Hysteresis, Load, best, choices, split_choice
+from semipd.policies.contract import Policy
+from semipd.policies.deadlines import ASSUMED_TPOT_S, ASSUMED_TTFT_S, due_s
+from semipd.policies.filling import fill_batch
+from semipd.policies.forecast import Forecast, effective, other_share
+from semipd.policies.options import Options
+from semipd.policies.ordering import BySlack
+
+HORIZON = 64
+"""Tokens over which a sequence that fell behind its pace is to make up for it."""
+SMALLEST_CHUNK, LARGEST_CHUNK = 128, 2048
+QUANTUM = 32
+RECENT = 64
+"""First tokens, and as many waiting, whose wishes say how long a batch may take; the tightest tenth counts."""
+BATCH_OF_WISH = 0.25
+LONGEST_BATCH_S = 0.06
+CERTAIN = 0.8
+"""A deadline counts as lost if even this part of the estimate does not fit before it."""
+
+
+class Adaptive(Policy):
+    """Deadline order, bounded chunks, and the split that leaves prefill most while decode keeps its pace.
+
+    *Admit*: refused is only who names a deadline by which, so it seems, not even the first token can come.
+    *Order*: by deadline slack with ageing (semipd.policies.deadlines).
+    *Place*: a batch takes a quarter of the tightest TTFT that clients lately wished, so that a short prompt that comes
+    next never waits long, and is given out `ahead_ms` before the worker is free. Of the splits, and of the modes where
+    the engine has more, the one is taken under which the latency model expects the tightest TPOT of the running batch
+    to be kept with `margin`, and most for prefill; `dwell_ms` and a gain threshold keep it from flapping. While no
+    prompt waits, the shares stay: the engine then gives decode the whole device by itself.
+
+    Options: `batch_ms`, a fixed time for a batch instead; `ahead_ms` (default 8); `margin`, percent of each wish that
+    is kept in reserve (10); `dwell_ms` (250).
+    """
+
+    name: ClassVar[str] = "adaptive"
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        super().__init__(options)
+        read = Options(self.name, options)
+        self._batch_s = read.number("batch_ms", default=0.0, above=0.0, high=10_000.0) / 1000
+        self._ahead_s = read.number("ahead_ms", default=8.0, above=0.0, high=10_000.0) / 1000
+        self._margin = read.number("margin", default=10.0, above=0.0, high=90.0) / 100
+        self._hysteresis = Hysteresis(read.number("dwell_ms", default=250.0, above=0.0, high=60_000.0) / 1000)
+        read.finish()
+        self._forecast = Forecast()
+        self._slack = BySlack(self._forecast, self._margin)
+        self._shares, self._mode = SPLITS[2], Mode.SPLIT
+        self._since_s = float("-inf")
+
+    def admit(self, given: AdmitInput) -> Admission:
+        snapshot, sequence = given.snapshot, given.sequence
+        if sequence.deadline_s is None:
+            return Admission()
+        self._forecast.see(snapshot)
+        seconds = self._forecast.work(snapshot)
+        own = seconds(sequence)
+        due = due_s(sequence, own)
+        ahead = sum(work for w in snapshot.waiting for work in (seconds(w),) if due_s(w, work) <= due)
+        needed = self._forecast.in_flight_s(snapshot) + self._forecast.launch_s() + ahead + own
+        left = sequence.deadline_s - snapshot.now_s
+        if CERTAIN * needed <= left:
+            return Admission()
+        return Admission(
+            accept=False,
+            why=f"the first token is expected in {needed:.2f} s and the deadline is in {left:.2f} s",
+            retry_after_s=max(0.1, needed - left),
+        )
+
+    def order(self, given: OrderInput) -> Order:
+        return self._slack.order(given.snapshot)
+
+    def place(self, given: PlaceInput) -> Plan:
+        snapshot = given.snapshot
+        if not snapshot.waiting or not snapshot.running:
+            chunk = self._chunk(snapshot)
+            return Plan(prefill=self._fill(snapshot, given.order, chunk), mode=self._mode_of(snapshot))
+        choice = self._choose(snapshot)
+        return Plan(prefill=self._fill(snapshot, given.order, choice.chunk), shares=choice.shares, mode=choice.mode)
+
+    def _fill(self, snapshot: Snapshot, order: Order, chunk: int) -> tuple[Chunk, ...]:
+        """Nothing while the worker is busy for long: what comes in the meantime may have to be first."""
+        if self._forecast.in_flight_s(snapshot) > self._ahead_s:
+            return ()
+        chunks = fill_batch(snapshot, order, chunk)
+        self._slack.planned(chunks, snapshot)
+        return chunks
+
+    def _chunk(self, snapshot: Snapshot) -> int:
+        """Prompt tokens that take about the time for a batch, under the shares as they are."""
+        model, other = self._forecast.model, other_share(snapshot)
+        share = effective(snapshot).prefill
+        fixed = model.batch_s * model.scales.prefill(other > 0)
+        token_s = model.prompt_s(1000, 0, share=share, other=other) / 1000
+        tokens = round((self._batch_time_s(snapshot) - fixed) / token_s / QUANTUM) * QUANTUM
+        return min(LARGEST_CHUNK, max(SMALLEST_CHUNK, tokens))
+
+    def _batch_time_s(self, snapshot: Snapshot) -> float:
+        if self._batch_s:
+            return self._batch_s
+        slos = [w.slo for w in snapshot.waiting[:RECENT]] + [f.slo for f in snapshot.observed.first_tokens[-RECENT:]]
+        wishes = sorted(slo.ttft_s for slo in slos if slo.ttft_s is not None)
+        tight = wishes[len(wishes) // 10] if wishes else ASSUMED_TTFT_S
+        return min(LONGEST_BATCH_S, max(self._forecast.launch_s(), tight * BATCH_OF_WISH))
+
+    def _mode_of(self, snapshot: Snapshot) -> Mode:
+        return self._mode if self._mode in snapshot.limits.modes else Mode.SPLIT
+
+    def _choose(self, snapshot: Snapshot) -> Choice:
+        model, limits, now = self._forecast.model, snapshot.limits, snapshot.now_s
+        load = self._load(snapshot)
+        wanted = best(model, load, limits)
+        if self._mode_of(snapshot) is Mode.SPLIT:
+            present = split_choice(model, load, self._shares)
+        else:
+            same = [c for c in choices(model, load, limits) if c.mode is self._mode]
+            present = max(same, key=lambda c: (c.decode_s <= load.pace_s, c.prefill_rate))
+        settled = self._hysteresis.settle(present, wanted, load, now - self._since_s)
+        if (settled.shares, settled.mode) != (self._shares, self._mode):
+            self._shares, self._mode, self._since_s = settled.shares, settled.mode, now
+        return settled
+
+    def _load(self, snapshot: Snapshot) -> Load:
+        """The running batch, and the prompts with the worker that will join it."""
+        joining = [w for w in snapshot.waiting if w.in_flight_tokens and not w.remaining_tokens]
+        context = sum(r.context_tokens for r in snapshot.running) + sum(w.prompt_tokens for w in joining)
+        pace = min(self._pace(r, snapshot.now_s) for r in snapshot.running)
+        first = snapshot.waiting[0]
+        return Load(
+            rows=min(len(snapshot.running) + len(joining), snapshot.limits.max_running),
+            context_tokens=context,
+            pace_s=pace,
+            chunk=self._chunk(snapshot),
+            computed=first.computed_tokens,
+        )
+
+    def _pace(self, running: RunningSequence, now_s: float) -> float:
+        """Seconds a token under which its mean stays within its wish, less the margin.
+
+        A sequence that fell behind is to make up for it over HORIZON tokens, unless that were more than twice as fast.
+        """
+        wish = running.slo.tpot_s if running.slo.tpot_s is not None else ASSUMED_TPOT_S
+        wish *= 1 - self._margin
+        behind = (running.last_token_s - running.first_token_s) - wish * (running.output_tokens - 1)
+        if behind <= 0:
+            return wish
+        faster = wish - behind / HORIZON
+        return faster if faster > wish / 2 else wish

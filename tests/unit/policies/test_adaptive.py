@@ -1,0 +1,186 @@
+"""The split, the mode, the chunks and the door of the adaptive policy."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+
+from semipd.core.partition import FULL, Mode
+from semipd.core.plan import AdmitInput
+from semipd.core.request import Slo
+from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, WaitingSequence
+from semipd.policies.adaptive import Adaptive
+from semipd.policies.choice import SPLITS, Choice, Hysteresis, Load, best, split_choice
+from semipd.policies.contract import Policy
+from semipd.policies.latency import LatencyModel, split
+from semipd.policies.static import Static
+from semipd.policies.testing import Arrival, Settings, World
+from semipd.policies.testing.draws import poisson
+
+MODEL = LatencyModel()
+SPLIT_ONLY = Limits(8192, 512)
+LOAD = Load(rows=64, context_tokens=64 * 1024, pace_s=0.033, chunk=512)
+
+
+def waits(number: int, tokens: int, computed: int = 0, flying: int = 0, ttft_s: float | None = 0.2) -> WaitingSequence:
+    return WaitingSequence(number, f"r{number}", 10.0, tokens, computed, flying, 0, 100, 0, Slo(ttft_s, 0.04), None)
+
+
+def runs(number: int, tpot_s: float | None = 0.0367, took_s: float = 0.1, context: int = 1024) -> RunningSequence:
+    """Eleven tokens, the last ten of them in `took_s`."""
+    return RunningSequence(number, f"r{number}", 8.0, 8.5, 8.5 + took_s, context, 11, 100, 0, Slo(0.2, tpot_s))
+
+
+def moment(waiting: list[WaitingSequence], running: list[RunningSequence], **changes: object) -> Snapshot:
+    plain = Snapshot(10.0, tuple(waiting), tuple(running), PageUse(9000, 10_000, 16), SPLIT_ONLY, shares=split(48))
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+class TestChoice:
+    def test_the_smallest_decode_share_that_keeps_the_pace(self) -> None:
+        chosen = best(MODEL, LOAD, SPLIT_ONLY)
+        smaller = [s for s in SPLITS if s.decode < chosen.shares.decode]
+        assert smaller
+        assert chosen.decode_s <= LOAD.pace_s
+        assert all(split_choice(MODEL, LOAD, s).decode_s > LOAD.pace_s for s in smaller)
+
+    def test_a_tighter_pace_takes_more(self) -> None:
+        shares = [best(MODEL, replace(LOAD, pace_s=p), SPLIT_ONLY).shares.decode for p in (0.03, 0.02, 0.013)]
+        assert shares == sorted(shares)
+        assert shares[0] < shares[-1]
+
+    def test_where_no_split_keeps_the_pace_the_nearest_is_taken(self) -> None:
+        chosen = best(MODEL, replace(LOAD, pace_s=0.001), SPLIT_ONLY)
+        assert chosen.decode_s == min(split_choice(MODEL, LOAD, s).decode_s for s in SPLITS)
+
+    def test_only_what_the_engine_can_do_is_chosen(self) -> None:
+        loose = replace(LOAD, pace_s=0.06)
+        assert best(MODEL, loose, SPLIT_ONLY).mode is Mode.SPLIT
+        assert best(MODEL, loose, replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.TURNS}))).mode is Mode.TURNS
+        assert best(MODEL, loose, replace(SPLIT_ONLY, modes=frozenset(Mode))).mode is Mode.MIXED
+
+    def test_turns_are_no_longer_than_the_pace(self) -> None:
+        chosen = best(MODEL, replace(LOAD, pace_s=0.06), Limits(8192, 512, frozenset({Mode.SPLIT, Mode.TURNS})))
+        turn = MODEL.prefill_s(chosen.chunk, chosen.chunk) + MODEL.decode_s(LOAD.rows, LOAD.context_tokens)
+        assert chosen.decode_s == pytest.approx(turn)
+        assert turn <= 0.06
+
+
+class TestHysteresis:
+    RULE = Hysteresis(dwell_s=1.0, gain=0.03)
+
+    def at(self, sms: int, load: Load = LOAD) -> Choice:
+        return split_choice(MODEL, load, split(sms))
+
+    def test_decode_gets_more_at_once_when_its_pace_is_lost(self) -> None:
+        load = replace(LOAD, pace_s=0.015)
+        assert self.RULE.settle(self.at(16, load), self.at(64, load), load, 0.0).shares == split(64)
+
+    def test_prefill_gets_more_only_after_a_while(self) -> None:
+        assert self.RULE.settle(self.at(64), self.at(32), LOAD, 0.5).shares == split(64)
+        assert self.RULE.settle(self.at(64), self.at(32), LOAD, 1.5).shares == split(32)
+
+    def test_what_barely_keeps_the_pace_is_not_worth_a_change(self) -> None:
+        barely = replace(LOAD, pace_s=self.at(32).decode_s * 1.01)
+        assert self.RULE.settle(self.at(64, barely), self.at(32, barely), barely, 9.0).shares == split(64)
+
+    def test_a_steady_load_changes_little(self) -> None:
+        arrivals = poisson(random.Random(2), 40.0, 300, lambda at: Arrival(at, 230, 120, Slo(0.1, 0.0367)))
+        world = World(Adaptive({}), arrivals)
+        world.run()
+        shares = [plan.shares for _, plan in world.plans if plan.shares is not None]
+        assert sum(a != b for a, b in itertools.pairwise(shares)) <= 12
+
+
+class TestPlace:
+    def test_while_no_prompt_waits_the_shares_stay(self) -> None:
+        assert Adaptive({}).plan(moment([], [runs(1)])).shares is None
+
+    def test_the_tightest_running_wish_decides(self) -> None:
+        batch = [runs(n) for n in range(64)]
+        loose = Adaptive({}).plan(moment([waits(100, 500)], batch)).shares
+        tight = Adaptive({}).plan(moment([waits(100, 500)], [*batch, runs(64, tpot_s=0.014)])).shares
+        assert loose is not None
+        assert tight is not None
+        assert tight.decode > loose.decode
+
+    def test_who_fell_behind_is_helped_to_catch_up(self) -> None:
+        batch = [runs(n, took_s=0.1) for n in range(64)]
+        behind = [*batch[1:], runs(64, took_s=1.3)]
+        fine, helped = (Adaptive({}).plan(moment([waits(100, 500)], b)).shares for b in (batch, behind))
+        assert fine is not None
+        assert helped is not None
+        assert helped.decode > fine.decode
+
+    def test_a_long_prompt_is_cut_so_that_a_batch_is_short(self) -> None:
+        (chunk,) = Adaptive({}).plan(moment([waits(1, 4000, ttft_s=0.1)], [runs(2)])).prefill
+        assert chunk.tokens < 1000
+        (longer,) = Adaptive({"batch_ms": "80"}).plan(moment([waits(1, 4000, ttft_s=0.1)], [runs(2)])).prefill
+        assert longer.tokens > chunk.tokens
+
+    def test_the_next_batch_is_held_back_until_the_worker_is_nearly_free(self) -> None:
+        policy = Adaptive({})
+        policy.plan(moment([waits(1, 4000)], [runs(3)]))
+        busy = moment([waits(1, 4000, 0, 512), waits(2, 100)], [runs(3)], prefill_batches=1)
+        assert policy.plan(replace(busy, now_s=10.005)).prefill == ()
+        assert policy.plan(replace(busy, now_s=10.020)).prefill != ()
+
+    def test_a_mode_that_the_engine_has_is_asked_for(self) -> None:
+        limits = Limits(8192, 512, frozenset({Mode.SPLIT, Mode.TURNS}))
+        batch = [runs(n, tpot_s=0.08) for n in range(64)]
+        plan = Adaptive({}).plan(moment([waits(100, 5000)], batch, limits=limits))
+        assert (plan.mode, plan.shares) == (Mode.TURNS, FULL)
+
+
+class TestAdmit:
+    def ask(self, deadline_s: float | None, queue: int = 20) -> tuple[bool, float | None]:
+        waiting = [waits(n, 4000) for n in range(queue)]
+        newcomer = replace(waits(99, 400, ttft_s=5.0), deadline_s=deadline_s)
+        answer = Adaptive({}).admit(AdmitInput(moment(waiting, []), newcomer))
+        return answer.accept, answer.retry_after_s
+
+    def test_an_slo_alone_never_refuses(self) -> None:
+        assert self.ask(None) == (True, None)
+
+    def test_a_deadline_that_can_be_met_is_accepted(self) -> None:
+        assert self.ask(10.0 + 60.0)[0]
+        assert self.ask(10.0 + 0.5, queue=0)[0]
+
+    def test_a_deadline_that_cannot_is_refused_with_a_time_to_come_again(self) -> None:
+        accepted, retry_s = self.ask(10.0 + 0.001)
+        assert not accepted
+        assert retry_s is not None
+        assert retry_s > 0
+
+
+def goodput(policy: Policy, rate: float) -> float:
+    """Of chat with one long prompt in twenty, each with an SLO of 7.5 times its own latency."""
+    draw = random.Random(11)
+
+    def one(at: float) -> Arrival:
+        tokens = draw.randint(3500, 4500) if draw.random() < 0.05 else draw.randint(20, 500)
+        return Arrival(at, tokens, draw.randint(20, 300), Slo(7.5 * MODEL.prefill_s(tokens, tokens), 0.0367))
+
+    lives = World(policy, poisson(draw, rate, 400, one)).run()
+    return sum(life.in_time for life in lives) / len(lives)
+
+
+def test_more_requests_are_in_time_than_under_any_fixed_split() -> None:
+    fixed = [Static({"prefill": str(s.prefill), "decode": str(s.decode)}) for s in SPLITS[:4]]
+    assert goodput(Adaptive({}), 38.0) >= max(goodput(policy, 38.0) for policy in fixed) - 0.01
+
+
+def test_order_by_slack_is_worth_more_than_arrival() -> None:
+    options = {"prefill": "70", "decode": "30"}
+    assert goodput(Static(options), 30.0) > goodput(Static({**options, "order": "fcfs"}), 30.0) + 0.1
+
+
+def test_a_device_with_slower_decode_is_learned_and_its_pace_kept() -> None:
+    slow = replace(MODEL, weights_s=MODEL.weights_s * 1.8, kv_s=MODEL.kv_s * 1.8, row_s=MODEL.row_s * 1.8)
+    arrivals = poisson(random.Random(3), 20.0, 200, lambda at: Arrival(at, 400, 100, Slo(1.0, 0.0367)))
+    lives = World(Adaptive({}), arrivals, Settings(model=slow)).run()
+    paces = [life.tpot_s for life in lives if life.tpot_s is not None]
+    assert sum(pace <= 0.0367 for pace in paces) / len(paces) > 0.95
