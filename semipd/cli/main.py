@@ -12,7 +12,7 @@ from semipd.cli.demo import demo
 from semipd.cli.doctor import doctor
 from semipd.cli.generate import generate
 from semipd.cli.kernels import kernels_app
-from semipd.cli.policies import policies
+from semipd.cli.policies import policies_app
 from semipd.cli.serve import serve
 
 app = typer.Typer(
@@ -36,9 +36,10 @@ def root(
         raise typer.Exit
 
 
-for command in (serve, generate, chat, demo, top, doctor, policies):
+for command in (serve, generate, chat, demo, top, doctor):
     app.command()(command)
 app.add_typer(bench_app, name="bench")
+app.add_typer(policies_app, name="policies")
 app.add_typer(kernels_app, name="kernels")
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 from fake_server import FakeServer
 from typer.testing import CliRunner
 
 from semipd.cli.main import app
 from semipd.policies.registry import discover
+from semipd_client._proto.semipd.v1 import admin_pb2
 
 
 def test_what_is_installed(runner: CliRunner) -> None:
@@ -34,3 +37,51 @@ def test_those_of_a_server_and_the_one_at_work(runner: CliRunner, server: FakeSe
 
 def test_no_server_there(runner: CliRunner) -> None:
     assert runner.invoke(app, ["policies", "--port", "1"]).exit_code == 3
+
+
+def test_a_server_is_given_another_policy(runner: CliRunner, server: FakeServer) -> None:
+    answer = server.answer
+    server.answer = lambda question, context: (
+        admin_pb2.SetPolicyResponse(previous="fcfs")
+        if isinstance(question, admin_pb2.SetPolicyRequest)
+        else answer(question, context)
+    )
+    result = runner.invoke(
+        app,
+        ["policies", "use", "mine", "--policy-option", "step=2", "--target", server.address],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0
+    assert result.stdout == "mine is at work; before it was fcfs\n"
+    (asked,) = [q for q in server.seen if isinstance(q, admin_pb2.SetPolicyRequest)]
+    assert (asked.name, dict(asked.options)) == ("mine", {"step": "2"})
+
+
+def test_an_option_without_a_value_is_wrong_usage(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["policies", "use", "mine", "--policy-option", "step"])
+    assert result.exit_code == 2
+    assert "NAME=VALUE" in result.stderr
+
+
+def test_a_new_policy_is_begun(runner: CliRunner, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["policies", "new", "my-policy", "--folder", str(tmp_path / "mine")])
+    assert result.exit_code == 0
+    assert {f.name for f in (tmp_path / "mine").iterdir()} == {"pyproject.toml", "my_policy.py", "test_my_policy.py"}
+    assert "semipd serve --policy my-policy" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("My Policy", "small letters"), ("../evil", "small letters"), ("fcfs", "installed already")],
+)
+def test_a_name_that_cannot_be_is_refused(runner: CliRunner, tmp_path: Path, name: str, said: str) -> None:
+    result = runner.invoke(app, ["policies", "new", name, "--folder", str(tmp_path / "mine")])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(runner: CliRunner, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["policies", "new", "my-policy", "--folder", str(tmp_path)])
+    assert result.exit_code == 2
+    assert not list(tmp_path.iterdir())
