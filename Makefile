@@ -16,7 +16,7 @@ test: dev  ## the tests that need no GPU
 	@$(BIN)/python -m pytest -q
 
 test-gpu: dev  ## the tests of the GPU back end; needs a GPU, a CUDA build of torch and the extra `cuda` (docs/gpu.md)
-	@$(BIN)/python -m pytest -q -m gpu tests/gpu
+	@PYTHON=$(BIN)/python bash scripts/test_gpu.sh
 
 check: dev lint  ## what CI checks besides the tests
 

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.gpu
 
 SEQUENCES = 200
 RUNNING = 64
+"""The rigs' own limit."""
 PAGES = 900
 SPLITS = (32, 64, 96)
 """SMs, besides all of them."""
@@ -105,7 +106,7 @@ def shortfalls(made, wanted, tokens):
 )
 def test_what_is_disturbed_says_what_the_undisturbed_says(family, dtype, rig, device):
     wanted = wishes()
-    made = divided(rig, device, family, dtype, pages=PAGES, max_running=RUNNING, capture=True)
+    made = divided(rig, device, family, dtype, pages=PAGES, capture=True)
 
     tokens, cancelled = disturbed(made, wanted)
 

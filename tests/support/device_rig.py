@@ -74,7 +74,7 @@ class Rig:
         **limits: Any,
     ) -> None:
         """`capture`: passes run as CUDA graphs, where there are any. `limits`: of the GPU's engine, max_batch_tokens,
-        max_running, max_context and sms_choices."""
+        max_running, max_context and sms_choices; a test that changes one has kernels compiled for it alone."""
         self.model = read_model_config(directory)
         self.device, self._fill = device, fill
         loaded = {spec.name: torch.empty(spec.shape, dtype=dtype) for spec in weight_layout(self.model, "")}
