@@ -50,7 +50,7 @@ class Forecast:
 
     def launch_s(self) -> float:
         """The least that any batch takes."""
-        return self.model.launch_s * self.model.scales.prefill(False)
+        return self.model.floor_s()
 
     def work(self, snapshot: Snapshot) -> Work:
         """Seconds that the rest of a prompt adds, under the shares as they are."""

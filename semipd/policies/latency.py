@@ -34,6 +34,8 @@ class Scales:
     prefill_shared: float | None = None
     decode_alone: float | None = None
     decode_shared: float | None = None
+    launch: float | None = None
+    """Of `launch_s`; None: as prefill."""
 
     def prefill(self, shared: bool) -> float:
         """What was not observed follows the phase's other case."""
@@ -82,7 +84,11 @@ class LatencyModel:
             return 0.0
         pairs = tokens * max(context_tokens - tokens / 2, tokens / 2) / max(1, sequences)
         work = (tokens * self.token_s + pairs * self.attention_s) * _prefill_slowdown(share, other)
-        return max(self.launch_s, self.batch_s + work) * self.scales.prefill(other > 0)
+        return max(self.floor_s(other), (self.batch_s + work) * self.scales.prefill(other > 0))
+
+    def floor_s(self, other: float = 0.0) -> float:
+        """The least that a prefill batch takes, whatever is in it."""
+        return self.launch_s * (self.scales.prefill(other > 0) if self.scales.launch is None else self.scales.launch)
 
     def prompt_s(self, tokens: int, computed: int, *, share: float = 100.0, other: float = 0.0) -> float:
         """What the next `tokens` tokens of one prompt add to batches that run anyway."""
@@ -153,17 +159,28 @@ def refitted(model: LatencyModel, steps: Sequence[Step]) -> LatencyModel:
     """The model with its scale factors fitted to `steps`, oldest first as the server observes them.
 
     Each factor is the median of observed over predicted of the latest steps of its kind, so that a few outliers move
-    nothing, and is bounded. A kind that too few steps are of keeps the factor that it had.
+    nothing, and is bounded. A kind that too few steps are of keeps the factor that it had. Small prefill batches, which
+    take as long as their launch, say how long that is, once larger ones say how long the work is.
     """
     plain = replace(model, scales=Scales())
     ratios: dict[tuple[Phase, bool], list[float]] = {(p, c): [] for p in Phase for c in (False, True)}
+    small: list[tuple[bool, float]] = []  # batches that only their launch makes so long, it is thought
     for step, company in reversed(with_company(steps)):
-        kind = ratios[step.phase, company]
-        if len(kind) < FITTED_TO and step.duration_s > 0:
-            expected = expected_s(plain, step, company)
-            if expected > 0:
-                kind.append(step.duration_s / expected)
+        expected = expected_s(plain, step, company)
+        if expected <= 0 or step.duration_s <= 0:
+            continue
+        ratio, kind = step.duration_s / expected, ratios[step.phase, company]
+        if step.phase is Phase.PREFILL and expected <= plain.launch_s:
+            small.append((company, ratio))
+        elif len(kind) < FITTED_TO:
+            kind.append(ratio)
     before = model.scales
+    launch = before.launch
+    if max(len(ratios[Phase.PREFILL, company]) for company in (False, True)) >= FEWEST:
+        launch = _factor([ratio for _, ratio in small[:FITTED_TO]], before.launch)
+    elif launch is None:  # nothing but small ones: they tell of all, as nobody else does
+        for company, ratio in small[: 2 * FITTED_TO]:
+            ratios[Phase.PREFILL, company].append(ratio)
     return replace(
         model,
         scales=Scales(
@@ -171,6 +188,7 @@ def refitted(model: LatencyModel, steps: Sequence[Step]) -> LatencyModel:
             prefill_shared=_factor(ratios[Phase.PREFILL, True], before.prefill_shared),
             decode_alone=_factor(ratios[Phase.DECODE, False], before.decode_alone),
             decode_shared=_factor(ratios[Phase.DECODE, True], before.decode_shared),
+            launch=launch,
         ),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.plan import Chunk, Plan
@@ -362,16 +362,3 @@ def _as_running(life: Life) -> RunningSequence:
         priority=life.arrival.priority,
         slo=life.arrival.slo,
     )
-
-
-def slower(settings: Settings, times: float) -> Settings:
-    """The same server on a device so many times slower."""
-    s = settings.model.scales
-    scales = replace(
-        s,
-        prefill_alone=s.prefill(False) * times,
-        prefill_shared=s.prefill(True) * times,
-        decode_alone=s.decode(False) * times,
-        decode_shared=s.decode(True) * times,
-    )
-    return replace(settings, model=replace(settings.model, scales=scales))

@@ -109,6 +109,24 @@ def test_the_fit_is_bounded() -> None:
     assert max(v for v in (fitted.prefill_shared, fitted.decode_shared) if v) <= BOUND
 
 
+def test_faster_launches_are_learned_from_small_batches_and_the_work_from_large_ones() -> None:
+    truth = replace(MODEL, launch_s=4e-3, scales=Scales(prefill_alone=1.5, launch=1.0))
+    steps, at = [], 0.0
+    for i in range(100):
+        tokens = (32, 1024)[i % 2]
+        took = truth.prefill_s(tokens, tokens)
+        at += took
+        steps.append(Step(Phase.PREFILL, at, took, 1, tokens, tokens, split(48)))
+    fitted = refitted(MODEL, steps)
+    assert fitted.prefill_s(32, 32) == pytest.approx(truth.prefill_s(32, 32), rel=0.05)
+    assert fitted.prefill_s(1024, 1024) == pytest.approx(truth.prefill_s(1024, 1024), rel=0.05)
+
+
+def test_a_device_that_sees_only_small_batches_is_learned_from_them() -> None:
+    steps = [Step(Phase.PREFILL, i * 0.2, 0.118, 1, 64, 64, split(48)) for i in range(1, 50)]
+    assert refitted(MODEL, steps).prefill_s(64, 64) == pytest.approx(0.118)
+
+
 def test_company_is_seen_where_the_phases_overlap() -> None:
     def step(phase: Phase, start: float, end: float) -> Step:
         return Step(phase, end, end - start, 1, 1, 1, split(48))
