@@ -26,6 +26,7 @@ class DecodeBatch:
         self._decoder = decoder
         self._attention = attention
         self._rotary = rotary
+        self._left: list[int] = []
         self._row: dict[int, int] = {}
         self._leases: list[int] = []
         self._samplers: list[Sampler] = []
@@ -79,6 +80,21 @@ class DecodeBatch:
             for column in (self._tokens, self._contexts, self._positions, self._pages, self._tables):
                 column[row] = column[last]
         del self._leases[last], self._samplers[last]
+        self._left.append(lease)
+
+    @property
+    def flying(self) -> int:
+        """Steps whose outcomes are still to come: on a CPU none."""
+        return 0
+
+    def quiet(self) -> list[int]:
+        """Leases that have left since the last call and whose pages nothing computes on: on a CPU all that left."""
+        left, self._left = self._left, []
+        return left
+
+    def drain(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
+        """Outcomes still to come."""
+        return []
 
     def wanting_pages(self) -> list[int]:
         """Leases whose next token has no page to put its KV into. A step leaves them out."""

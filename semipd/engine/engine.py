@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from semipd.engine.paged_cpu import PagedCpu
 from semipd.engine.rope import Rotary
 from semipd.engine.sampling import Sampler, choose
 
-__all__ = ["DecodeBatch", "Draw", "Engine", "Failed", "PrefillItem", "Sampled"]
+__all__ = ["DecodeBatch", "Draw", "Engine", "Failed", "Flight", "PrefillItem", "Sampled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,19 @@ class PrefillItem:
     `max_position_embeddings` alone (see `rope`); None: each token is rotated for the sequence up to it."""
 
 
+class Flight(Protocol):
+    """Chunks that are being computed."""
+
+    def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
+        """As `Engine.prefill`; once."""
+        ...
+
+
 class Engine:
-    """Computes on the device of its tensors. Not for several threads at once."""
+    """Computes on the CPU. Not for several threads at once. `semipd.engine.cuda.engine` has the same doors on a GPU."""
+
+    passes_ahead = 0
+    """Flights that may be begun before the one before them is finished."""
 
     def __init__(self, model: ModelConfig, weights: Mapping[str, torch.Tensor], pool: torch.Tensor) -> None:
         """Tensors as `layout` says; `pool` is of the weights' type or another floating one.
@@ -65,6 +77,14 @@ class Engine:
             logits = self._forward(items, pulse)
             drawing = [item for item in items if item.draw is not None]
             return self._sample(items, logits) if drawing else [None] * len(items)
+
+    def begin_prefill(self, items: Sequence[PrefillItem]) -> Flight:
+        """`prefill` in two parts: what is launched now, and what is waited for."""
+        return Computed(self, items)
+
+    def use_sms(self, sms: int) -> int:
+        """A CPU has none: 0."""
+        return 0
 
     def decode_batch(self) -> DecodeBatch:
         """An empty one. A worker has one."""
@@ -103,3 +123,14 @@ class Engine:
         positions = [len(d.output) for d in draws]
         choices = iter(zip(choose(logits, samplers, positions), samplers, positions, strict=True))
         return [None if item.draw is None else settle(*next(choices)) for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A flight of a CPU, which does nothing beside: it is computed when it is waited for."""
+
+    engine: Engine
+    items: Sequence[PrefillItem]
+
+    def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
+        return self.engine.prefill(self.items, pulse)

@@ -6,29 +6,36 @@ The imports are where the seconds of a start go; a spare has spent them before i
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 
 import structlog
 
 from semipd.core.config import ServerConfig
-from semipd.engine.engine import Engine
+from semipd.core.model import ModelConfig
 from semipd.engine.loading import read_model_config
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
+from semipd.memory.nvml import survey_driver
 from semipd.wire.logging import configure_logging
 from semipd.wire.process import die_with_parent, started_by
 from semipd.wire.sockets import RunDir
-from semipd.workers.attach import attach
+from semipd.workers.attach import Attached, attach
 from semipd.workers.decode import DecodeWorker
+from semipd.workers.device_failure import DEVICE_FAILED, is_device_failure
 from semipd.workers.link import Link
+from semipd.workers.on_cpu import OnCpu
 from semipd.workers.prefill import PrefillWorker
-from semipd.workers.shares import Shares
 from semipd.workers.sizing import model_directory
 
 log = structlog.get_logger()
 
 ROLE = {wk.WORKER_ROLE_PREFILL: Role.PREFILL, wk.WORKER_ROLE_DECODE: Role.DECODE}
+
+ACTIVE_THREADS = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
+FLASHINFER_ARCHITECTURES = "FLASHINFER_CUDA_ARCH_LIST"
 
 
 def main() -> int:
@@ -39,13 +46,21 @@ def main() -> int:
     die_with_parent(started_by())
     config = ServerConfig.from_json(RunDir(given.run_dir).config.read_text())
     configure_logging(config, f"worker.{given.incarnation}")
+    if config.device == "cuda":
+        import_for_gpu()
+    failed = False
     with Link(given.run_dir, given.incarnation) as link:
         try:
             return work(link, config, given.run_dir, given.incarnation)
         except Exception as error:
             log.exception("worker fails")
             link.send(wk.FromWorker(failed=wk.Failed(error=type(error).__name__)))
-            return 1
+            failed = is_device_failure(error)
+    if failed:
+        # At once: what would be freed on the way out is on a device that answers nothing but errors.
+        sys.stderr.flush()
+        os._exit(DEVICE_FAILED)
+    return 1
 
 
 def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> int:
@@ -55,17 +70,54 @@ def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> i
         return 0
     me = Holder(ROLE[appoint.role], incarnation)
     structlog.contextvars.bind_contextvars(process=f"{me.role.name.lower()}.{incarnation}")
+    if appoint.active_thread_percentage:
+        os.environ[ACTIVE_THREADS] = str(appoint.active_thread_percentage)  # read when the device is opened, not later
     model = read_model_config(model_directory(config))
-    shares = Shares(me.role, model)
-    shares.compute_on(appoint.cpus)
     with attach(run_dir) as attached:
-        engine = Engine(model, attached.weights, attached.pool)
-        worker = (PrefillWorker if me.role is Role.PREFILL else DecodeWorker)(
-            link, engine, attached.account, me, shares
-        )
+        worker = open_worker(link, config, model, me, attached, appoint)
         link.send(wk.FromWorker(ready=wk.Ready()))
         worker.run()
     return 0
+
+
+def open_worker(
+    link: Link, config: ServerConfig, model: ModelConfig, me: Holder, attached: Attached, appoint: wk.Appoint
+) -> PrefillWorker | DecodeWorker:
+    """With its engine, on the device that the server computes on."""
+    if config.device == "cuda":
+        from semipd.workers.on_gpu import OnGpu  # noqa: PLC0415  what it needs is not there without a GPU
+
+        gpu = OnGpu(link, config, model, me.role, attached, appoint, say_captured)
+        if me.role is Role.DECODE:
+            return DecodeWorker(link, gpu.batch(), attached.account, me, gpu)
+        return PrefillWorker(link, gpu.engine, attached.account, me, gpu)
+    cpu = OnCpu(link, model, me.role, attached, appoint)
+    if me.role is Role.DECODE:
+        return DecodeWorker(link, cpu.engine.decode_batch(), attached.account, me, cpu)
+    return PrefillWorker(link, cpu.engine, attached.account, me, cpu)
+
+
+def import_for_gpu() -> None:
+    """What takes seconds, now, so that a spare has it behind it; without opening the device, whose share is not known.
+
+    FlashInfer asks the device which it is when it is imported, unless it is told.
+    """
+    gpus = survey_driver().gpus
+    if gpus:
+        major, minor = gpus[0].capability
+        os.environ.setdefault(FLASHINFER_ARCHITECTURES, f"{major}.{minor}{'a' if major >= 9 else ''}")
+    import cupy  # noqa: F401, PLC0415  not there without a GPU
+
+    import semipd.workers.on_gpu  # noqa: F401, PLC0415
+    from semipd.engine.flashinfer_kernels import flashinfer_version  # noqa: PLC0415
+
+    if flashinfer_version() is not None:
+        import flashinfer  # noqa: F401, PLC0415
+
+
+def say_captured(done: int, total: int) -> None:
+    """To the parent, who shows a bar: one JSON object a line."""
+    print(json.dumps({"event": "capturing", "done": done, "total": total}), flush=True)
 
 
 def wait_for_appointment(link: Link) -> wk.Appoint | None:

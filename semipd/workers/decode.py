@@ -1,4 +1,8 @@
-"""The decode worker: continuous batching, one step after another; it never waits for the coordinator inside a step."""
+"""The decode worker: continuous batching, one step after another; it never waits for the coordinator inside a step.
+
+On a GPU a step is launched before the one before it is answered for, so a sequence that has left may still be in one
+that is on the device: its pages are released when the batch says that they are quiet.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,18 @@ from dataclasses import dataclass
 
 import structlog
 
-from semipd.engine.engine import Engine, Failed, Sampled
+from semipd.engine.engine import Failed, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Holder, PageAccount
+from semipd.memory.account import Holder, PageAccount, Role
 from semipd.memory.errors import StaleLease
 from semipd.wire.codec import end_to_wire, logprob_to_wire
+from semipd.workers.compute import Batch, Compute, Outcomes
 from semipd.workers.draw import draw_from_wire
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
-from semipd.workers.shares import Shares
 
 log = structlog.get_logger()
+
+COORDINATOR = Holder(Role.COORDINATOR, 0)
 
 STARVED_WAIT_S = 0.005
 """Between two looks at a pool that has no page for anybody here; the coordinator frees some meanwhile."""
@@ -31,29 +37,40 @@ class Standing:
 
 
 class DecodeWorker:
-    def __init__(self, link: Link, engine: Engine, account: PageAccount, me: Holder, shares: Shares) -> None:
+    def __init__(self, link: Link, batch: Batch, account: PageAccount, me: Holder, compute: Compute) -> None:
         self._link = link
-        self._batch = engine.decode_batch()
+        self._batch = batch
         self._account = account
         self._me = me
-        self._shares = shares
+        self._compute = compute
         self._standing: dict[int, Standing] = {}
+        self._leaving: set[int] = set()
+        """Have left the batch; their pages may still be written by the device."""
         self._adopted = 0
         self._steps = 0
         self._report = wk.StepDone()
         """What the next message says: leases that were dropped or preempted since the last."""
         self._pulse = Pulse(link, self._describe)
         self._over = False
+        self._resigns = False
+        self._told_s = 0.0
 
     def run(self) -> None:
         """Until it is told to end."""
         while True:
-            self._hear(wait_s=0.0 if self._standing else HEARTBEAT_S)
+            work = bool(self._standing or self._batch.flying)
+            self._compute.busy(work)
+            self._hear(wait_s=0.0 if work or self._compute.has_spare_work() else HEARTBEAT_S)
             if self._over:
                 return
-            if self._standing:
+            if self._resigns:
+                self._resign()
+                return
+            if self._standing or self._batch.flying:
                 self._find_pages()
                 self._step()
+            elif not work:
+                self._compute.do_spare_work()
             self._send_report()
             self._pulse.report()
 
@@ -69,8 +86,9 @@ class DecodeWorker:
                     for lease in message.drop.leases:
                         self._drop(lease)
                 case "set_shares":
-                    self._shares.compute_on(message.set_shares.cpus)
-                    self._link.send(wk.FromWorker(shares_applied=wk.SharesApplied(change=message.set_shares.change)))
+                    self._compute.set_shares(message.set_shares)
+                case "resign":
+                    self._resigns = True
                 case "shutdown":
                     self._over = True
             message = self._link.receive()
@@ -89,9 +107,21 @@ class DecodeWorker:
 
     def _drop(self, lease: int) -> None:
         if self._standing.pop(lease, None) is not None:
-            self._batch.remove(lease)
-        self._release(lease)
+            self._leave(lease)
+        elif lease not in self._leaving:
+            self._release(lease)
         self._report.dropped.append(lease)
+
+    def _leave(self, lease: int) -> None:
+        """Out of the batch; its pages follow when the device has done with them, mostly at once."""
+        self._batch.remove(lease)
+        self._leaving.add(lease)
+        self._release_quiet()
+
+    def _release_quiet(self) -> None:
+        for lease in self._batch.quiet():
+            self._leaving.discard(lease)
+            self._release(lease)
 
     def _release(self, lease: int) -> None:
         try:
@@ -108,6 +138,8 @@ class DecodeWorker:
             if lease not in self._standing:
                 continue  # gave way to a more important one
             while not self._grow(lease):
+                if self._leaving:
+                    return  # pages are on their way: nobody need give way, the step goes on without those that want
                 yielding = max(self._standing, key=self._rank)
                 if yielding == lease and len(self._standing) == 1:
                     self._report.starved = True
@@ -134,25 +166,29 @@ class DecodeWorker:
 
     def _preempt(self, lease: int) -> None:
         del self._standing[lease]
-        self._batch.remove(lease)
-        self._release(lease)
+        self._leave(lease)
         self._report.preempted.append(lease)
 
     def _forget(self, lease: int) -> None:
         """Its pages are no longer ours."""
         del self._standing[lease]
-        self._batch.remove(lease)
+        self._leave(lease)
         self._report.dropped.append(lease)
 
     # --- the step ---------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        if not self._standing:
-            return
         start = time.perf_counter()
+        self._compute.choose_share()
         rows = self._batch.step(self._pulse)
-        if not rows:
+        if not rows and not self._batch.flying and self._standing:
             time.sleep(STARVED_WAIT_S)
+        self._tell(rows, start)
+        self._release_quiet()
+
+    def _tell(self, rows: Outcomes, start: float) -> None:
+        """Into the report: what a step made."""
+        if not rows:
             return
         report = self._report
         self._steps += 1
@@ -176,7 +212,9 @@ class DecodeWorker:
         report.leases.extend(leases)
         report.tokens.extend(tokens)
         report.positions.extend(positions)
-        report.seconds = time.perf_counter() - start
+        # From one step's end to the next one's: with steps launched ahead, that is what a step takes.
+        now = time.perf_counter()
+        report.seconds, self._told_s = now - max(start, self._told_s), now
 
     def _note(self, row: int, outcome: Sampled) -> None:
         if outcome.end is not None:
@@ -187,13 +225,25 @@ class DecodeWorker:
     def _end(self, lease: int) -> None:
         """It has left the batch by itself."""
         del self._standing[lease]
-        self._release(lease)
+        self._leaving.add(lease)
 
     def _send_report(self) -> None:
         report = self._report
         if report.leases or report.dropped or report.preempted or report.failures or report.starved:
             self._link.send(wk.FromWorker(step_done=report))
             self._report = wk.StepDone()
+
+    def _resign(self) -> None:
+        """Reports what is on the device, then gives every lease to the coordinator, who has a successor for us."""
+        self._tell(self._batch.drain(self._pulse), time.perf_counter())
+        self._release_quiet()
+        for lease in self._standing:
+            try:
+                self._account.hand_over(lease, self._me, COORDINATOR)
+            except StaleLease:
+                self._report.dropped.append(lease)
+        self._send_report()
+        self._link.send(wk.FromWorker(resigned=wk.Resigned()))
 
     def _describe(self, beat: wk.Heartbeat) -> None:
         beat.leases.extend(self._standing)

@@ -1,46 +1,69 @@
-"""The prefill worker: runs the batches that the coordinator sends, one plan ahead of itself."""
+"""The prefill worker: runs the batches that the coordinator sends, on a GPU one ahead of the device."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
+from dataclasses import dataclass
 
 import structlog
 import torch
 
 from semipd.core.config import PAGE_SIZE
-from semipd.engine.engine import Engine, Failed, PrefillItem, Sampled
+from semipd.engine.engine import Failed, Flight, PrefillItem, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.memory.errors import StaleLease
+from semipd.workers.compute import Compute, PrefillEngine
 from semipd.workers.draw import draw_from_wire, sampled_to_wire
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
-from semipd.workers.shares import Shares
 
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A batch on the device, or next for it. `places`: of its items among the chunks."""
+
+    batch: wk.PrefillBatch
+    answers: list[wk.ChunkDone]
+    items: list[PrefillItem]
+    places: list[int]
+    flight: Flight | None
+    """None: nothing to compute, or it has to be tried again chunk by chunk."""
+    start_s: float
+
+
 class PrefillWorker:
-    def __init__(self, link: Link, engine: Engine, account: PageAccount, me: Holder, shares: Shares) -> None:
+    def __init__(self, link: Link, engine: PrefillEngine, account: PageAccount, me: Holder, compute: Compute) -> None:
         self._link = link
         self._engine = engine
         self._account = account
         self._me = me
-        self._shares = shares
+        self._compute = compute
         self._plans: deque[wk.PrefillBatch] = deque()
+        self._begun: deque[Begun] = deque()
         self._dropped: set[int] = set()
         self._answered = 0
+        self._done_s = 0.0
         self._pulse = Pulse(link, self._describe)
         self._over = False
 
     def run(self) -> None:
         """Until it is told to end."""
         while True:
-            self._hear(wait_s=0.0 if self._plans else HEARTBEAT_S)
+            work = bool(self._plans or self._begun)
+            self._compute.busy(work)
+            self._hear(wait_s=0.0 if work or self._compute.has_spare_work() else HEARTBEAT_S)
             if self._over:
                 return
-            if self._plans:
-                self._compute(self._plans.popleft())
+            if self._plans and len(self._begun) <= self._engine.passes_ahead:
+                self._begun.append(self._begin(self._plans.popleft()))
+            if self._begun and (not self._plans or len(self._begun) > self._engine.passes_ahead):
+                self._finish(self._begun.popleft())
+            if not work:
+                self._compute.do_spare_work()
             self._pulse.report()
 
     def _hear(self, wait_s: float) -> None:
@@ -52,14 +75,13 @@ class PrefillWorker:
                 case "drop":
                     self._dropped.update(message.drop.leases)
                 case "set_shares":
-                    self._shares.compute_on(message.set_shares.cpus)
-                    self._link.send(wk.FromWorker(shares_applied=wk.SharesApplied(change=message.set_shares.change)))
+                    self._compute.set_shares(message.set_shares)
                 case "shutdown":
                     self._over = True
             message = self._link.receive()
 
-    def _compute(self, batch: wk.PrefillBatch) -> None:
-        """Computes every chunk that has its pages, in one forward pass, and answers for all."""
+    def _begin(self, batch: wk.PrefillBatch) -> Begun:
+        """Launches every chunk that has its pages, in one forward pass."""
         start = time.perf_counter()
         answers = [wk.ChunkDone(lease=chunk.lease) for chunk in batch.chunks]
         items: list[PrefillItem] = []
@@ -69,12 +91,26 @@ class PrefillWorker:
             if item is not None:
                 items.append(item)
                 places.append(place)
-        for place, item, outcome in zip(places, items, self._prefill(items), strict=True):
-            _fill(answers[place], item, outcome)
-            log.debug("prefilled", request_id=batch.chunks[place].request_id, start=item.start, tokens=len(item.tokens))
-        self._dropped.difference_update(chunk.lease for chunk in batch.chunks)
-        self._answered = max(self._answered, batch.batch)
-        done = wk.PrefillDone(batch=batch.batch, chunks=answers, seconds=time.perf_counter() - start)
+        flight = None
+        if items:
+            self._compute.choose_share()
+            with contextlib.suppress(torch.OutOfMemoryError, MemoryError):
+                flight = self._engine.begin_prefill(items)
+        return Begun(batch, answers, items, places, flight, start)
+
+    def _finish(self, begun: Begun) -> None:
+        """Answers for all chunks of a batch."""
+        outcomes = self._outcomes(begun.flight, begun.items)
+        for place, item, outcome in zip(begun.places, begun.items, outcomes, strict=True):
+            _fill(begun.answers[place], item, outcome)
+            request_id = begun.batch.chunks[place].request_id
+            log.debug("prefilled", request_id=request_id, start=item.start, tokens=len(item.tokens))
+        self._dropped.difference_update(chunk.lease for chunk in begun.batch.chunks)
+        self._answered = max(self._answered, begun.batch.batch)
+        now = time.perf_counter()
+        # A batch that was begun behind another had the device to itself from that one's end on.
+        seconds, self._done_s = now - max(begun.start_s, self._done_s), now
+        done = wk.PrefillDone(batch=begun.batch.batch, chunks=begun.answers, seconds=seconds)
         self._link.send(wk.FromWorker(prefill_done=done))
 
     def _item(self, chunk: wk.Chunk, answer: wk.ChunkDone) -> PrefillItem | None:
@@ -97,21 +133,21 @@ class PrefillWorker:
         draw = draw_from_wire(chunk.continuation) if chunk.HasField("continuation") else None
         return PrefillItem(chunk.lease, list(chunk.tokens), chunk.start, table, draw, chunk.prompt_tokens)
 
-    def _prefill(self, items: list[PrefillItem]) -> list[Sampled | Failed | None]:
+    def _outcomes(self, flight: Flight | None, items: list[PrefillItem]) -> list[Sampled | Failed | None]:
         """Where memory runs out, the chunks are tried one by one, and who does not fit alone fails alone."""
         if not items:
             return []
         try:
-            return self._engine.prefill(items, self._pulse)
+            return (flight or self._engine.begin_prefill(items)).finish(self._pulse)
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(items) == 1:
                 log.error("out of memory", error=str(error))
                 return [Failed("the device has not enough memory for this prompt")]
-        return [outcome for item in items for outcome in self._prefill([item])]
+        return [outcome for item in items for outcome in self._outcomes(None, [item])]
 
     def _describe(self, beat: wk.Heartbeat) -> None:
         beat.answered_through = self._answered
-        beat.idle = not self._plans
+        beat.idle = not self._plans and not self._begun
 
 
 def _fill(answer: wk.ChunkDone, item: PrefillItem, outcome: Sampled | Failed | None) -> None:

@@ -330,6 +330,16 @@ class CudaDecodeBatch:
 
         forward.run(Fed(tokens, contexts, slots), self._rotation, attend)
 
+    def warm(self) -> None:
+        """Compiles and loads what a step launches beside its graph. Touches no sequence."""
+        self._say_nothing()
+        with self._lanes.on():
+            given = self._command.device
+            feeding.update(self._words, torch.full_like(given["updates"][0], -1), given["updates"][1])
+            self.graphs.run(self.graphs.least)
+            self._drawer.draw(self._forward.logits[:1], given["rows"][:1], given, [], self._fed)
+            self._lanes.stream.synchronize()
+
     def capture(self, budget_s: float, progress: Any = lambda done, total: None) -> None:
         """Captures graphs, as `Graphs.capture`; only between steps."""
         self._say_nothing()

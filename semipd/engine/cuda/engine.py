@@ -1,4 +1,4 @@
-"""The engine's doors on a GPU: those of `semipd.engine.engine`, and what only a GPU has: lanes, graphs, passes ahead."""
+"""The engine's doors on a GPU: those of `semipd.engine.engine`, and what a GPU adds: lanes, graphs, passes ahead."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class CudaEngine:
 
     A worker opens one side: `prefill` and what begins with it, or `decode_batch`. Buffers are made for what is used.
     """
+
+    passes_ahead = 1
 
     def __init__(
         self,

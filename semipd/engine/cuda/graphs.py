@@ -30,6 +30,11 @@ class Graphs:
         at = bisect.bisect_left(self._buckets, size)
         return self._buckets[at] if at < len(self._buckets) else None
 
+    @property
+    def least(self) -> int:
+        """The smallest bucket."""
+        return self._buckets[0]
+
     def run(self, bucket: int) -> None:
         """On the current lane, in its stream."""
         graph = self._graphs.get((bucket, self._lanes.current))

@@ -32,6 +32,7 @@ from semipd.engine.rope import Rotary
 
 BUCKETS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Tokens of a captured pass."""
+WARM_TOKENS = 2048
 GRAPH_PROMPTS = 64
 """Prompts in a captured pass, at most."""
 GRAPH_CONTEXT = 4
@@ -150,6 +151,17 @@ class CudaPrefill:
             self._lanes.stream.synchronize()
         return found
 
+    def warm(self) -> None:
+        """Compiles and loads what a pass launches, captured or not. Touches no sequence."""
+        self._say_nothing()
+        tokens = min(self._forward.most_tokens, WARM_TOKENS)
+        nobody = PrefillItem(0, [0] * tokens, 0, np.zeros(-(-tokens // PAGE_SIZE), np.int32))
+        with self._lanes.on():
+            self._launch([nobody], tokens, 1, self._rotation)  # reads page 0, and writes nowhere
+            given = self._command.device
+            self._drawer.draw(self._forward.logits[:1], given["rows"][:1], given, [], self._drawer.fed)
+            self._lanes.stream.synchronize()
+
     def capture(self, budget_s: float, progress: Any = lambda done, total: None) -> None:
         """Captures graphs, as `Graphs.capture`; only between passes."""
         self._say_nothing()
@@ -163,9 +175,10 @@ class CudaPrefill:
     def _say_nothing(self) -> None:
         """A command of padding alone: what is launched to warm up and to capture touches no sequence."""
         say = self._command.next()
-        for name in ("tokens", "positions", "wanted", "count"):
+        for name in ("tokens", "positions", "wanted", "count", "pages"):
             say[name][:] = 0
         say["slots"][:] = -1
+        say["rows"][:] = -1
         with self._lanes.on():
             self._command.send()
 

@@ -1,0 +1,37 @@
+"""Computing on CPUs: the share is a set of them."""
+
+from __future__ import annotations
+
+from semipd.core.model import ModelConfig
+from semipd.engine.engine import Engine
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import Role
+from semipd.workers.attach import Attached
+from semipd.workers.link import Link
+from semipd.workers.shares import Shares
+
+
+class OnCpu:
+    """A `Compute`."""
+
+    def __init__(self, link: Link, model: ModelConfig, role: Role, attached: Attached, appoint: wk.Appoint) -> None:
+        self._link = link
+        self._shares = Shares(role, model)
+        self._shares.compute_on(appoint.cpus)
+        self.engine = Engine(model, attached.weights, attached.pool)
+
+    def busy(self, work: bool) -> None:
+        """The system's scheduler sees it."""
+
+    def choose_share(self) -> None:
+        """It came as a message."""
+
+    def set_shares(self, message: wk.SetShares) -> None:
+        self._shares.compute_on(message.cpus)
+        self._link.send(wk.FromWorker(shares_applied=wk.SharesApplied(change=message.change)))
+
+    def has_spare_work(self) -> bool:
+        return False
+
+    def do_spare_work(self) -> None:
+        """There is none."""

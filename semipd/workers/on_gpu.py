@@ -1,0 +1,98 @@
+"""Computing on a GPU: the share is a number of SMs, read from the control block before each pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+import torch
+
+from semipd.core.config import ServerConfig
+from semipd.core.model import ModelConfig
+from semipd.core.sms import decode_choices, prefill_choices
+from semipd.engine.cuda.engine import CudaEngine
+from semipd.engine.cuda.lanes import Side
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import Role
+from semipd.workers.attach import Attached
+from semipd.workers.compute import Batch
+from semipd.workers.link import Link
+from semipd.workers.sizing import context_limit
+
+log = structlog.get_logger()
+
+REPLACEMENT_BUDGET_S = 0.7
+"""For graphs, where requests wait for this worker; the rest comes when it is idle."""
+SPARE_BUDGET_S = 0.001
+"""One graph at a time, some ten milliseconds: a request that comes meanwhile waits no longer than that."""
+
+OTHER = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
+
+
+class OnGpu:
+    """A `Compute`, with graphs captured as far as the budget goes. Device 0 of this process must be the one meant."""
+
+    def __init__(
+        self,
+        link: Link,
+        config: ServerConfig,
+        model: ModelConfig,
+        role: Role,
+        attached: Attached,
+        appoint: wk.Appoint,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._link, self._role, self._control = link, role, attached.control
+        total = torch.cuda.get_device_properties(0).multi_processor_count
+        choices = decode_choices(total) if role is Role.DECODE else prefill_choices(total)
+        self.engine = CudaEngine(
+            model,
+            attached.weights,
+            attached.pool,
+            max_batch_tokens=config.max_batch_tokens,
+            max_running=config.max_running,
+            max_context=context_limit(config, model),
+            side=Side.FIRST if role is Role.DECODE else Side.LAST,
+            sms_choices=choices if config.partition == "green" else (),
+        )
+        self._batch = self.engine.decode_batch() if role is Role.DECODE else None
+        self._captured = self._batch or self.engine.open_prefill()
+        self._busy: bool | None = None
+        self._change = self._control.split().change
+        budget_s = REPLACEMENT_BUDGET_S if appoint.replacement else config.capture_budget_s
+        start = time.monotonic()
+        self._captured.warm()
+        self._captured.capture(budget_s, progress)
+        graphs = self._captured.graphs
+        log.info("graphs captured", graphs=graphs.captured, of=graphs.total, seconds=time.monotonic() - start)
+
+    def batch(self) -> Batch:
+        """The decode worker's one."""
+        assert self._batch is not None, "a prefill worker has none"
+        return self._batch
+
+    def busy(self, work: bool) -> None:
+        if work != self._busy:
+            self._busy = work
+            self._control.mark(self._role, busy=work)
+
+    def choose_share(self) -> None:
+        split = self._control.split()
+        alone = not self._control.busy(OTHER[self._role])
+        sms = self.engine.use_sms(0 if alone else split.of(self._role))
+        if split.change != self._change:
+            self._change = split.change
+            delay_s = (time.monotonic_ns() - self._control.decided_ns()) / 1e9
+            applied = wk.SharesApplied(change=split.change, delay_s=delay_s, sms=sms)
+            self._link.send(wk.FromWorker(shares_applied=applied))
+
+    def set_shares(self, message: wk.SetShares) -> None:
+        """Shares of a GPU come by the control block, or with the appointment."""
+
+    def has_spare_work(self) -> bool:
+        return self._captured.graphs.captured < self._captured.graphs.total
+
+    def do_spare_work(self) -> None:
+        if self.has_spare_work():
+            self._captured.capture(SPARE_BUDGET_S)
