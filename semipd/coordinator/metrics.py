@@ -40,7 +40,7 @@ class Metrics:
         self.share = Gauge("semipd:partition_share", "Percent granted.", ["phase"], registry=r)
         self.switches = Counter("semipd:partition_switches", "Changes of the shares.", registry=r)
         self.split_delay = Histogram(
-            "semipd:split_delay_seconds", "Decision to first step under a split.", buckets=_SPLIT_S, registry=r
+            "semipd:split_delay_seconds", "Decision to first step under it.", ["role"], buckets=_SPLIT_S, registry=r
         )
         self.attainment = Gauge("semipd:slo_attainment", "Share of requests within their SLOs, 30 s.", registry=r)
         self.refused_total = 0

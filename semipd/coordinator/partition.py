@@ -165,7 +165,7 @@ class PartitionDesk:
             sms=message.sms,
         )
         if message.sms:
-            self._floor.metrics.split_delay.observe(message.delay_s)
+            self._floor.metrics.split_delay.labels(role.name.lower()).observe(message.delay_s)
 
     def _show(self) -> None:
         self._floor.shares = self._divided.granted

@@ -70,8 +70,10 @@ def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> i
         return 0
     me = Holder(ROLE[appoint.role], incarnation)
     structlog.contextvars.bind_contextvars(process=f"{me.role.name.lower()}.{incarnation}")
+    # Read when the device is opened, not later. Green contexts can't be made by a client that has not the whole of it.
+    os.environ.pop(ACTIVE_THREADS, None)
     if appoint.active_thread_percentage:
-        os.environ[ACTIVE_THREADS] = str(appoint.active_thread_percentage)  # read when the device is opened, not later
+        os.environ[ACTIVE_THREADS] = str(appoint.active_thread_percentage)
     model = read_model_config(model_directory(config))
     with attach(run_dir) as attached:
         worker = open_worker(link, config, model, me, attached, appoint)

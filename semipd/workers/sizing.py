@@ -13,9 +13,9 @@ from semipd.models import BUNDLED
 SHARE_OF_MEMORY = 0.5
 """Of a CPU's available memory, at most, where nothing is said: others live there too."""
 
-GPU_RESERVE_BYTES = 6_000_000_000
+GPU_RESERVE_BYTES = 7_000_000_000
 """Of a GPU's free memory, what is left to the two workers where nothing is said: a CUDA context, workspaces, captured
-graphs and activations of each."""
+graphs and activations of each. A device that is full to the brim launches graphs kernel by kernel: twice as slow."""
 
 
 def model_directory(config: ServerConfig) -> Path:

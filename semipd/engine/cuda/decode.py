@@ -35,7 +35,6 @@ UPDATES = 4096
 """New pages and first tokens that one command carries; more take another."""
 LEAVING = 64
 """Slots beyond the batch's own, for rows that have left and are still in a step on the device."""
-PROGRAMS_AN_SM = 2
 
 
 def buckets_for(most_rows: int) -> list[int]:
@@ -75,7 +74,7 @@ class CudaDecodeBatch:
         self._forward, self._rotation, self._lanes = forward, rotation, lanes
         self._most_rows = most_rows
         self._windows = sorted(set(model.windows), key=lambda w: w or 0)
-        self._programs = PROGRAMS_AN_SM * lanes.all
+        self._programs = decode_attention.PROGRAMS_AN_SM * lanes.all
         slots = most_rows + LEAVING
         width = -(-most_context // PAGE_SIZE) + 1
         self._words = torch.zeros(slots * width + slots, dtype=torch.int32, device=device)
@@ -297,9 +296,12 @@ class CudaDecodeBatch:
         """New pages and first tokens, before anything reads them."""
         if not self._updates:
             return
-        where = np.concatenate([w for w, _ in self._updates])
-        values = np.concatenate([v for _, v in self._updates])
+        where = np.concatenate([w for w, _ in self._updates])[::-1]
+        values = np.concatenate([v for _, v in self._updates])[::-1]
         self._updates.clear()
+        # A slot may have changed hands since the last step. What was put last counts, and the device keeps no order.
+        where, first = np.unique(where, return_index=True)
+        values = values[first]
         given = self._command.device["updates"]
         for start in range(0, len(where), UPDATES):
             part = slice(start, start + UPDATES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import structlog
 import torch
 
 from semipd.core.config import PAGE_SIZE
@@ -15,11 +16,13 @@ from semipd.engine.cuda.lanes import Lanes, Side
 from semipd.engine.cuda.prefill import CudaPrefill, Pass
 from semipd.engine.decoder import Pulse
 from semipd.engine.engine import PrefillItem
-from semipd.engine.flashinfer_kernels import load, ready_kernel
+from semipd.engine.flashinfer_kernels import Kernel, KernelError, load, ready_kernel
 from semipd.engine.outcome import Failed, Sampled
 from semipd.engine.rope import Rotary
 
-MOST_DRAWS = 512
+log = structlog.get_logger()
+
+MOST_DRAWS = 128
 """Prompts that end in one pass; a batch with more takes several."""
 
 
@@ -95,13 +98,21 @@ class CudaEngine:
             flashinfer = None
             kernel = ready_kernel(model, str(pool.dtype).removeprefix("torch."), capability)
             if kernel is not None:
-                load(kernel, capability)
-                flashinfer = FlashInferPrefill(model, pool.device, kernel.backend)
+                flashinfer = self._flashinfer(kernel, capability)
             rows = min(MOST_DRAWS, self._max_batch_tokens)
             forward = Forward(model, self._weights, pool, self._max_batch_tokens, rows)
             self._prefill = CudaPrefill(forward, self._rotation, rotary, self.lanes, flashinfer, self._max_context)
             torch.cuda.synchronize(pool.device)
         return self._prefill
+
+    def _flashinfer(self, kernel: Kernel, capability: tuple[int, int]) -> FlashInferPrefill | None:
+        """None: the kernel's file is of no use, and our own takes its part."""
+        try:
+            load(kernel, capability)
+        except KernelError as error:
+            log.warning("long prompts are slower than they could be", why=str(error))
+            return None
+        return FlashInferPrefill(self._model, self._pool.device, kernel.backend)
 
     def _parts(self, items: Sequence[PrefillItem]) -> Iterable[list[PrefillItem]]:
         """Cut where a pass would have more prompts, tokens or pages than its buffers hold."""

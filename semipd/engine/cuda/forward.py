@@ -19,6 +19,10 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor], None]
 """(layer, queries, out), [tokens, heads, head_dim] each; the layer's keys and values are in the pool."""
 
 
+MLP_ROWS = 4096
+"""Tokens that go through an MLP at once: as fast as more, and its buffers are the largest of all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fed:
     """The tokens of a pass, [tokens] int32 each: ids, positions, and where in the pool their keys and values go."""
@@ -73,11 +77,15 @@ class Forward:
         heads, kv_heads, dim = model.heads, model.kv_heads, model.head_dim
         self._x = buffer(most_tokens, model.hidden_size)
         self._normed = buffer(most_tokens, model.hidden_size)
-        self._qkv = buffer(most_tokens, (heads + 2 * kv_heads) * dim)
-        self._queries = buffer(most_tokens, heads, dim)
-        self._attended = buffer(most_tokens, heads, dim)
-        self._gate_up = buffer(most_tokens, 2 * model.intermediate_size)
-        self._inner = buffer(most_tokens, model.intermediate_size)
+        self._mlp_rows = min(most_tokens, MLP_ROWS)
+        # What attention needs is over when the MLP begins: both have the same memory.
+        parts = [most_tokens * width for width in ((heads + 2 * kv_heads) * dim, heads * dim, heads * dim)]
+        wide = buffer(max(sum(parts), self._mlp_rows * 2 * model.intermediate_size))
+        qkv, queries, attended = torch.split(wide[: sum(parts)], parts)
+        self._qkv = qkv.view(most_tokens, -1)
+        self._queries, self._attended = queries.view(most_tokens, heads, dim), attended.view(most_tokens, heads, dim)
+        self._gate_up = wide[: self._mlp_rows * 2 * model.intermediate_size].view(self._mlp_rows, -1)
+        self._inner = buffer(self._mlp_rows, model.intermediate_size)
         self._last_x = buffer(rows, model.hidden_size)
         self._last_attended = buffer(rows, heads * dim)
         self.logits = buffer(rows, model.vocab_size)
@@ -129,12 +137,17 @@ class Forward:
 
     def _finish(self, index: int, x: torch.Tensor, attended: torch.Tensor) -> None:
         """The output projection and the MLP, added to `x` in place."""
-        of, count = self.layers[index], len(x)
-        normed, gate_up, inner = self._normed[:count], self._gate_up[:count], self._inner[:count]
+        of, normed = self.layers[index], self._normed[: len(x)]
         torch.addmm(x, attended, of.o, out=x)
         if of.o_bias is not None:
             x += of.o_bias
         rms_norm(x, of.mlp_norm, self.model.rms_norm_eps, normed)
+        for start in range(0, len(x), self._mlp_rows):
+            rows = slice(start, start + self._mlp_rows)
+            self._mlp(of, x[rows], normed[rows])
+
+    def _mlp(self, of: Layer, x: torch.Tensor, normed: torch.Tensor) -> None:
+        gate_up, inner = self._gate_up[: len(x)], self._inner[: len(x)]
         torch.mm(normed, of.gate_up, out=gate_up)
         if of.gate_up_bias is not None:
             gate_up += of.gate_up_bias

@@ -71,7 +71,7 @@ def test_the_delay_of_a_split_is_a_metric_where_there_are_multiprocessors() -> N
     for sms in (64, 0):
         applied = wk.SharesApplied(change=1, delay_s=0.0002, sms=sms)
         stage.coordinator.hear_worker(stage.decode, wk.FromWorker(shares_applied=applied))
-    counted = stage.floor.metrics.registry.get_sample_value("semipd:split_delay_seconds_count")
+    counted = stage.floor.metrics.registry.get_sample_value("semipd:split_delay_seconds_count", {"role": "decode"})
     assert counted == 1
 
 

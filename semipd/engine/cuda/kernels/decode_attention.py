@@ -15,8 +15,11 @@ import triton.language as tl
 
 from semipd.core.config import PAGE_SIZE
 
-LEAST_CHUNK = 64
-"""Tokens of an item, at least."""
+GRAIN = 64
+"""Items are cut at multiples of so many tokens."""
+PROGRAMS_AN_SM = 6
+"""Of BLOCK tokens in flight each; measured on an H200, together with BLOCK, STAGES and WARPS."""
+BLOCK, STAGES, WARPS = 32, 3, 2
 ITEM_FIELDS = 3
 """Row of the batch, first token, end."""
 ROUNDS = 4
@@ -52,11 +55,16 @@ def _attend(
         for start in tl.range(first, end, block, num_stages=stages):
             token = start + step
             there = token < end
-            page = tl.load(table + token // page_size, mask=there, other=0).to(tl.int64)
-            at = page * 2 * side + (token % page_size) * kv_heads * dim + kv_head * dim
-            mask = there[:, None] & (d[None, :] < dim)
-            key = tl.load(pool + at[:, None] + d[None, :], mask=mask, other=0.0)
-            value = tl.load(pool + at[:, None] + side + d[None, :], mask=mask, other=0.0)
+            # Beyond the end: the last token again, whose score is thrown away, so that keys are loaded without a mask.
+            near = tl.minimum(token, end - 1)
+            page = tl.load(table + near // page_size).to(tl.int64)
+            at = page * 2 * side + (near % page_size) * kv_heads * dim + kv_head * dim
+            if dim == dim_block:
+                key = tl.load(pool + at[:, None] + d[None, :])
+                value = tl.load(pool + at[:, None] + side + d[None, :])
+            else:
+                key = tl.load(pool + at[:, None] + d[None, :], mask=d[None, :] < dim, other=0.0)
+                value = tl.load(pool + at[:, None] + side + d[None, :], mask=d[None, :] < dim, other=0.0)
             score = tl.dot(query, tl.trans(key), input_precision=precision) * scale
             score = tl.where(there[None, :], score, -float("inf"))
             higher = tl.maximum(best, tl.max(score, 1))
@@ -108,27 +116,28 @@ def cut(
     """
     ends = contexts + 1
     firsts = np.zeros_like(ends) if window is None else np.maximum(ends - window, 0)
-    lengths = ends - firsts
-    chunk = chunk_of(int(lengths.sum()), len(contexts), kv_heads, programs)
-    pieces = -(-lengths // chunk)
+    grains = -(-(ends - firsts) // GRAIN)
+    chunk = -(-int(grains.sum()) // wanted_items(kv_heads, programs))
+    each = -(-grains // -(-grains // chunk))  # a row's items are of one length, as nearly as may be
+    pieces = -(-grains // each)
     begins = np.zeros(len(ends) + 1, np.int32)
     np.cumsum(pieces, out=begins[1:])
     place = np.repeat(np.arange(len(ends)), pieces)
     nth = np.arange(int(begins[-1])) - begins[place]
-    first = firsts[place] + nth * chunk
-    items = np.stack((place, first, np.minimum(first + chunk, ends[place]))).astype(np.int32)
+    length = each[place] * GRAIN
+    first = firsts[place] + nth * length
+    items = np.stack((place, first, np.minimum(first + length, ends[place]))).astype(np.int32)
     return items, begins
 
 
-def chunk_of(tokens: int, rows: int, kv_heads: int, programs: int) -> int:
-    """Tokens of an item, such that each program finds ROUNDS of them."""
-    wanted = max(1, ROUNDS * programs // kv_heads)
-    return max(LEAST_CHUNK, -(-tokens // (wanted * LEAST_CHUNK)) * LEAST_CHUNK)
+def wanted_items(kv_heads: int, programs: int) -> int:
+    """Such that each program finds ROUNDS of them."""
+    return max(1, ROUNDS * programs // kv_heads)
 
 
 def item_capacity(rows: int, kv_heads: int, programs: int) -> int:
     """Items that `cut` makes of so many rows, at most."""
-    return rows + max(1, ROUNDS * programs // kv_heads) + 1
+    return rows + wanted_items(kv_heads, programs) + 1
 
 
 class DecodeScratch:
@@ -166,7 +175,7 @@ def attend(
         queries, pool, tables, rows, items, count, out, scratch.partial, scratch.lse, alone, scale,
         items.shape[1], tables.shape[1], heads, kv_heads, dim, dim_block,
         max(16, triton.next_power_of_2(heads // kv_heads)), PAGE_SIZE,
-        32 if wide or dim_block > 128 else 64, "ieee" if wide else "tf32", 2 if wide or dim_block > 128 else 3,
-        num_warps=4,
+        BLOCK, "ieee" if wide else "tf32", 1 if wide or dim_block > 128 else STAGES,
+        num_warps=WARPS,
     )  # fmt: skip
     _merge[(places, heads)](scratch.partial, scratch.lse, begins, out, heads, dim, dim_block, num_warps=1)
