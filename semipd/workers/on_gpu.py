@@ -57,7 +57,7 @@ class OnGpu:
             sms_choices=choices if config.partition == "green" else (),
         )
         self._batch = self.engine.decode_batch() if role is Role.DECODE else None
-        self._captured = self._batch or self.engine.open_prefill()
+        self._captured = self.engine.open_prefill() if self._batch is None else self._batch
         self._busy: bool | None = None
         self._change = self._control.split().change
         budget_s = REPLACEMENT_BUDGET_S if appoint.replacement else config.capture_budget_s

@@ -39,7 +39,7 @@ def test_on_a_gpu_the_pool_takes_all_but_what_is_kept_for_the_workers(model: Mod
     config = ServerConfig(device="cuda", max_running=64)
     assert pool_pages(config, model, 2, GPU_RESERVE_BYTES + 100 * 2048 * 2) == 100
     assert pool_pages(config, model, 2, 140 * GB) == 64 * 512 // 16
-    with pytest.raises(StartError, match=r"5\.0 GB of free GPU memory, less 6 GB for the workers, leave room for 0"):
+    with pytest.raises(StartError, match=r"5\.0 GB of free GPU memory, less 7 GB for the workers, leave room for 0"):
         pool_pages(config, model, 2, 5 * GB)
 
 
