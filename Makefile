@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # The CPU build that is tested. On a machine with a GPU: make demo TORCH='torch>=2.11'
 TORCH  ?= torch==2.13.0
+# In which the tests of the GPU's kernels run on a CPU. A CUDA build of torch brings the version that it needs.
+TRITON ?= triton==3.6.0 ; platform_system == 'Linux' and platform_machine == 'x86_64'
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-gpu check lint protos released install dev clean
@@ -51,6 +53,7 @@ $(VENV)/.installed: $(VENV)/.venv pyproject.toml clients/python/pyproject.toml c
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) "$(TRITON)"
 	@$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
