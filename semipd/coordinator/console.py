@@ -9,6 +9,9 @@ class ServeConsole(Protocol):
     def loading(self, done: int, total: int) -> None:
         """Bytes of weights in memory, of all. Called with done == total at the end."""
 
+    def capturing(self, done: int, total: int) -> None:
+        """Graphs captured, of all that both workers have; some may be left when the server is ready."""
+
     def note(self, text: str) -> None:
         """One line worth knowing."""
 

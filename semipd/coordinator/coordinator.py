@@ -17,6 +17,7 @@ from semipd.coordinator.prefill_desk import PrefillDesk
 from semipd.coordinator.recovery import worker_died, worker_retired
 from semipd.core.config import PAGE_SIZE
 from semipd.core.errors import Reason, Unavailable
+from semipd.core.partition import Mode
 from semipd.core.plan import Plan
 from semipd.core.snapshot import Limits, PageUse, Snapshot
 from semipd.internal.v1 import gateway_pb2 as gw
@@ -41,7 +42,7 @@ class Coordinator:
         self.prefill = PrefillDesk(floor)
         self.decode = DecodeDesk(floor)
         self.admin = AdminDesk(floor, host, partition, model, roll)
-        self._limits = Limits(floor.config.max_batch_tokens, floor.config.max_running)
+        self._limits = Limits(floor.config.max_batch_tokens, floor.config.max_running, partition.modes)
         self._reviewed_s = 0.0
         self._gauges_s = 0.0
         self._state: gw.ServerState | None = None
@@ -150,6 +151,7 @@ class Coordinator:
         self._follow(plan)
 
     def _follow(self, plan: Plan) -> None:
+        self.partition.take_turns(plan.mode is Mode.TURNS)
         if plan.shares is not None:
             self.partition.wish(plan.shares)
         self.decode.limit = plan.decode_limit or self.floor.config.max_running
@@ -179,6 +181,7 @@ class Coordinator:
             pages=PageUse(counts.free if counts else 0, counts.total if counts else 0, PAGE_SIZE),
             limits=self._limits,
             shares=floor.shares,
+            mode=floor.mode,
             prefill_batches=self.prefill.batches,
             observed=floor.observations.observed(),
         )

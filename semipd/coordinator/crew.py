@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 WIRE_ROLE = {Role.DECODE: wk.WORKER_ROLE_DECODE, Role.PREFILL: wk.WORKER_ROLE_PREFILL}
 START_LIMIT_S = 120.0
-"""For an appointed worker to be ready: on a GPU it captures graphs, and does not show progress meanwhile."""
+"""For an appointed worker to be ready: on a GPU it compiles kernels and captures graphs."""
 RETIRE_S = 10.0
 """For a worker that was told to end to do so."""
 CUDA_FAULT = 86
@@ -50,6 +50,8 @@ class WorkerProcess:
     """Since when it has nothing and is to end; it isn't listened to any more."""
     ending: bool = False
     """It was killed, and is not buried yet."""
+    captured: tuple[int, int] = (0, 0)
+    """Of its graphs those that it has captured, and all, as far as it has said while the server started."""
 
 
 class Crew:
@@ -117,7 +119,9 @@ class Crew:
         if self._mps.attend():
             self.end_clients(abandoned=False)
         for incarnation, process in list(self._workers.items()):
-            process.child.events()
+            for event in process.child.events():
+                if event.get("event") == "capturing" and not self._served:
+                    process.captured = int(event["done"]), int(event["total"])
             if process.child.exit_code() is not None:
                 self._bury_worker(incarnation, process)
             else:
@@ -252,6 +256,13 @@ class Crew:
         """What each is, its process id and incarnation."""
         for incarnation, process in self._workers.items():
             yield self._title(process), process.child.pid, incarnation
+
+    @property
+    def captured(self) -> tuple[int, int]:
+        """Graphs captured and graphs in all, over the workers, until the server has served: what comes later, for a
+        replacement or when idle, is nothing to wait for."""
+        done, total = zip((0, 0), *(process.captured for process in self._workers.values()), strict=True)
+        return sum(done), sum(total)
 
     def _title(self, process: WorkerProcess) -> str:
         if process.worker is None:

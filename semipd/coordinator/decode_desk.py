@@ -110,7 +110,7 @@ class DecodeDesk:
             floor.metrics.generation_tokens.inc(len(message.leases))
             count = len(message.leases)
             floor.observations.step(
-                Step(Phase.DECODE, now, message.seconds, count, count, message.context_tokens, floor.shares)
+                Step(Phase.DECODE, now, message.seconds, count, count, message.context_tokens, floor.shares, floor.mode)
             )
         self._exceptions(message)
 

@@ -12,7 +12,7 @@ from semipd.coordinator.observations import Observations
 from semipd.core.clock import Clock
 from semipd.core.config import ServerConfig
 from semipd.core.errors import RequestError
-from semipd.core.partition import FULL, Shares
+from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.request import Delta
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import worker_pb2 as wk
@@ -71,6 +71,7 @@ class Floor:
     workers: dict[Role, Worker] = field(default_factory=dict)
     shares: Shares = FULL
     """As granted."""
+    mode: Mode = Mode.SPLIT
     draining: bool = False
 
     @property

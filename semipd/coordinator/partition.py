@@ -12,7 +12,7 @@ import structlog
 
 from semipd.coordinator.floor import Floor
 from semipd.core.cores import CoreSplit, split_cores
-from semipd.core.partition import FULL, Shares
+from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.sms import SmSplit, split_sms, whole_percents
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
@@ -130,6 +130,25 @@ class PartitionDesk:
             self._wish = shares
             self.set(shares)
 
+    def take_turns(self, turns: bool) -> None:
+        """What the policy asks for; only where `modes` has it, and the policy host sees to that."""
+        mode = Mode.TURNS if turns else Mode.SPLIT
+        if mode is not self._floor.mode:
+            self._floor.mode = mode
+            self._tell_mode()
+            log.info("mode changed", mode=mode.value)
+
+    def _tell_mode(self) -> None:
+        if self._floor.control is not None:
+            self._floor.control.take_turns(self._floor.mode is Mode.TURNS)
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        """How the phases can use the device. Turns need workers that each can have all of it, and one pass at a time on
+        it: not a CPU, whose passes end when they end, nor shares for life."""
+        turns = self._floor.config.device == "cuda" and self.backend in ("green", "none")
+        return frozenset({Mode.SPLIT, Mode.TURNS} if turns else {Mode.SPLIT})
+
     def set(self, shares: Shares) -> Shares:
         """Grants what is nearest; that."""
         self._asked = shares
@@ -145,6 +164,7 @@ class PartitionDesk:
         """The resident is ready: what was asked for until now can be granted."""
         self._divided.device_known(sms)
         self._divided.change(self._asked, self._changes)
+        self._tell_mode()
         self._show()
 
     def charge(self, appoint: wk.Appoint) -> None:

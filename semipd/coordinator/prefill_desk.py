@@ -120,7 +120,14 @@ class PrefillDesk:
             self._take(sequence, chunk, now)
         if computed:
             step = Step(
-                Phase.PREFILL, now, message.seconds, len(batch.chunks), computed, batch.context_tokens, floor.shares
+                Phase.PREFILL,
+                now,
+                message.seconds,
+                len(batch.chunks),
+                computed,
+                batch.context_tokens,
+                floor.shares,
+                floor.mode,
             )
             floor.observations.step(step)
             floor.metrics.prompt_tokens.inc(computed)

@@ -57,6 +57,7 @@ class Supervisor:
         self._listening: dict[str, int] = {}
         self._gateway_incarnations: dict[str, int] = {}
         self._resident_incarnation = 0
+        self._told_captured = (0, 0)
         self.on_port: Callable[[int], None] = lambda _port: None
         self.console: ServeConsole | None = None
 
@@ -83,6 +84,7 @@ class Supervisor:
         """Hears the children, notices the dead, and fills what is vacant. Raises StartError where there is no way."""
         self._attend_resident()
         self.crew.attend()
+        self._tell_captured()
         for name, gateway in list(self._gateways.items()):
             self._attend_gateway(name, gateway)
         self.crew.fill_vacancies()
@@ -122,6 +124,12 @@ class Supervisor:
             self._floor.control = self._attached.control
             self._partition.device_known(int(event.get("sms", 0)))
             log.info("resident ready", **{k: v for k, v in event.items() if k != "event"})
+
+    def _tell_captured(self) -> None:
+        captured = self.crew.captured
+        if captured != self._told_captured and self.console is not None:
+            self.console.capturing(*captured)
+        self._told_captured = captured
 
     def _attend_gateway(self, name: str, gateway: Child) -> None:
         for event in gateway.events():

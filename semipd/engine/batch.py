@@ -110,8 +110,14 @@ class DecodeBatch:
         self._tables[row, held : held + len(pages)] = pages
         self._pages[row] += len(pages)
 
-    def step(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
-        """One token for each sequence that has room for it. Those that end or fail with it have left the batch."""
+    def prepare(self) -> None:
+        """What of the next step can be done before the device is free: on a CPU nothing."""
+
+    def step(self, pulse: Pulse, *, ahead: bool = True) -> list[tuple[int, Sampled | Failed]]:
+        """One token for each sequence that has room for it. Those that end or fail with it have left the batch.
+
+        `ahead`: a device may be left with work when this returns; a CPU never is.
+        """
         rows = self._ready()
         contexts = self._contexts[rows]
         if not len(contexts):

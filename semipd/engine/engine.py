@@ -41,7 +41,11 @@ class PrefillItem:
 
 
 class Flight(Protocol):
-    """Chunks that are being computed."""
+    """Chunks that are being computed, or about to be."""
+
+    def launch(self) -> None:
+        """What `Engine.begin_prefill` does at once, and the maker of a prepared flight when it is time."""
+        ...
 
     def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
         """As `Engine.prefill`; once."""
@@ -80,6 +84,10 @@ class Engine:
 
     def begin_prefill(self, items: Sequence[PrefillItem]) -> Flight:
         """`prefill` in two parts: what is launched now, and what is waited for."""
+        return Computed(self, items)
+
+    def prepare_prefill(self, items: Sequence[PrefillItem]) -> Flight:
+        """In three: what can be done before the device is free, `launch`, and `finish`."""
         return Computed(self, items)
 
     def use_sms(self, sms: int) -> int:
@@ -131,6 +139,9 @@ class Computed:
 
     engine: Engine
     items: Sequence[PrefillItem]
+
+    def launch(self) -> None:
+        """Nothing is computed before it is waited for."""
 
     def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
         return self.engine.prefill(self.items, pulse)

@@ -1,8 +1,8 @@
 """A few words of shared memory that say, without a message, who computes on what: read before each step.
 
-One word has one writer (the split: the coordinator; each busy word: the worker in that office, and the coordinator on
-its death). A word of 8 aligned bytes is written and read whole on every machine that this runs on, and nothing here
-needs two words to agree.
+One word has one writer (split and mode: the coordinator; each busy word: the worker in that office, and the coordinator
+on its death; the turn: whoever has it). A word of 8 aligned bytes is written and read whole on every machine that this
+runs on, and nothing here needs two words to agree.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 from semipd.memory.account import Role
 
 CONTROL_BYTES = 4096
-_SPLIT, _DECIDED = 0, 1
+_SPLIT, _DECIDED, _TAKE_TURNS = 0, 1, 2
 _BUSY = {Role.PREFILL: 8, Role.DECODE: 16}
+_TURN = 24
 """A cache line each: they are written at every step."""
 
 
@@ -56,3 +57,17 @@ class ControlBlock:
 
     def busy(self, role: Role) -> bool:
         return bool(self._words[_BUSY[role]])
+
+    def take_turns(self, turns: bool) -> None:
+        """Whether the phases compute one at a time, each on the whole device, while both are busy."""
+        self._words[_TAKE_TURNS] = turns
+
+    def turns(self) -> bool:
+        return bool(self._words[_TAKE_TURNS])
+
+    def give_turn(self, role: Role) -> None:
+        """What decides nothing but speed: two who both believe that it is theirs compute side by side."""
+        self._words[_TURN] = int(role)
+
+    def has_turn(self, role: Role) -> bool:
+        return int(self._words[_TURN]) == int(role)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from semipd.core.partition import FULL, Phase, Shares
+from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.snapshot import Observed, Snapshot, WaitingSequence
 from semipd.policies.deadlines import Work
 from semipd.policies.latency import LatencyModel, refitted
 
 REFIT_S = 0.1
 """The model is refitted at most so often: it takes about a millisecond."""
+TURN_TOKENS = 768
+"""Of a batch where the phases take turns, about."""
 
 
 class Forecast:
@@ -45,6 +47,7 @@ class Forecast:
             tokens, context, share=shares.prefill, other=other_share(snapshot), sequences=len(flying)
         )
         total += max(0, snapshot.prefill_batches - 1) * self.model.batch_s * self.model.scales.prefill(False)
+        total += snapshot.prefill_batches * self._between_s(snapshot)
         begun = max(self._idle_s, self._answered_s)
         return max(0.0, total - max(0.0, snapshot.now_s - begun))
 
@@ -52,12 +55,19 @@ class Forecast:
         """The least that any batch takes."""
         return self.model.floor_s()
 
+    def _between_s(self, snapshot: Snapshot) -> float:
+        """The decode step that comes between two prefill batches, where the phases take turns."""
+        if snapshot.mode is not Mode.TURNS or not snapshot.running:
+            return 0.0
+        return self.model.decode_s(len(snapshot.running), sum(r.context_tokens for r in snapshot.running))
+
     def work(self, snapshot: Snapshot) -> Work:
         """Seconds that the rest of a prompt adds, under the shares as they are."""
         model, share, other = self.model, effective(snapshot).prefill, other_share(snapshot)
         factor = (
             model.prompt_s(1000, 0, share=share, other=other) / model.prompt_s(1000, 0) * (model.scales.prefill(False))
         )
+        factor *= 1 + self._between_s(snapshot) / model.prefill_s(TURN_TOKENS, TURN_TOKENS)
         token_s, attention_s = model.token_s * factor, model.attention_s * factor
 
         def seconds(w: WaitingSequence) -> float:
@@ -68,10 +78,10 @@ class Forecast:
 
 
 def effective(snapshot: Snapshot) -> Shares:
-    """What prefill works under: all of the device while nothing decodes."""
-    return snapshot.shares if snapshot.running else FULL
+    """What prefill works under: all of the device while nothing decodes, and where the phases take turns."""
+    return snapshot.shares if snapshot.running and snapshot.mode is not Mode.TURNS else FULL
 
 
 def other_share(snapshot: Snapshot) -> float:
-    """Decode's share where it computes, else 0."""
-    return snapshot.shares.decode if snapshot.running else 0.0
+    """Decode's share where it computes at the same time, else 0."""
+    return snapshot.shares.decode if snapshot.running and snapshot.mode is not Mode.TURNS else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from semipd.core.partition import Shares
+from semipd.core.partition import Mode, Shares
 from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
 from semipd.policies.contract import Policy
 from semipd.policies.options import Options
@@ -19,7 +19,9 @@ class Static(Policy):
 
     Options: `prefill` and `decode`, percent of the device (default 50 and 50); `chunk`, the most prompt tokens in one
     prefill batch (default 512: hardly slower than larger ones on an H200, and no short prompt waits long for a batch to
-    end); `order`, `slack` (the default, see semipd.policies.deadlines) or `fcfs`.
+    end); `order`, `slack` (the default, see semipd.policies.deadlines) or `fcfs`; `mode`, `split` (the default) or
+    `turns`: where the engine can, each phase computes on the whole device while both have work, one batch and one step
+    after the other. Turns do more where prompts are many and tokens are not in a hurry; a split where they are.
     """
 
     name: ClassVar[str] = "static"
@@ -30,6 +32,7 @@ class Static(Policy):
         prefill = read.number("prefill", default=50.0, above=0.0, high=100.0)
         decode = read.number("decode", default=50.0, above=0.0, high=100.0)
         self._prompts = Prompts(read, order="slack", chunk=CHUNK)
+        self._turns = read.choice("mode", default="split", among=("split", "turns")) == "turns"
         read.finish()
         self._shares = Shares(prefill, decode)
 
@@ -37,4 +40,9 @@ class Static(Policy):
         return self._prompts.order(given.snapshot)
 
     def place(self, given: PlaceInput) -> Plan:
-        return Plan(prefill=self._prompts.fill(given.snapshot, given.order), shares=self._shares)
+        turns = self._turns and Mode.TURNS in given.snapshot.limits.modes
+        return Plan(
+            prefill=self._prompts.fill(given.snapshot, given.order),
+            shares=self._shares,
+            mode=Mode.TURNS if turns else Mode.SPLIT,
+        )

@@ -17,6 +17,7 @@ class PrefillEngine(Protocol):
     passes_ahead: int
 
     def begin_prefill(self, items: Sequence[PrefillItem]) -> Flight: ...
+    def prepare_prefill(self, items: Sequence[PrefillItem]) -> Flight: ...
 
 
 class Batch(Protocol):
@@ -30,7 +31,8 @@ class Batch(Protocol):
     def quiet(self) -> list[int]: ...
     def wanting_pages(self) -> list[int]: ...
     def grow(self, lease: int, pages: Sequence[int] | Pages) -> None: ...
-    def step(self, pulse: Pulse) -> Outcomes: ...
+    def prepare(self) -> None: ...
+    def step(self, pulse: Pulse, *, ahead: bool = True) -> Outcomes: ...
     def drain(self, pulse: Pulse) -> Outcomes: ...
 
 
@@ -46,6 +48,18 @@ class Compute(Protocol):
 
     def choose_share(self) -> None:
         """Before each pass: takes the share that holds now."""
+
+    def alternates(self) -> bool:
+        """Whether the phases take turns now: one pass of this one, one of the other."""
+
+    def my_turn(self) -> bool:
+        """Whether a pass may be launched now; always where the phases don't alternate."""
+
+    def wait_for_turn(self, glance: Pulse) -> None:
+        """Until it is this one's turn, or for too long; `glance` is called again and again."""
+
+    def end_turn(self) -> None:
+        """This one's pass is over."""
 
     def set_shares(self, message: wk.SetShares) -> None:
         """The share came as a message."""

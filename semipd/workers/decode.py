@@ -178,9 +178,18 @@ class DecodeWorker:
     # --- the step ---------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
+        alternates = self._compute.alternates()
+        if alternates and not self._compute.my_turn():
+            self._tell(self._batch.drain(self._pulse), time.perf_counter())  # launched when nobody else was there
+            self._send_report()
+            self._release_quiet()
+            self._batch.prepare()
+            self._compute.wait_for_turn(self._pulse.report)
         start = time.perf_counter()
         self._compute.choose_share()
-        rows = self._batch.step(self._pulse)
+        rows = self._batch.step(self._pulse, ahead=not alternates)
+        if alternates:
+            self._compute.end_turn()
         if not rows and not self._batch.flying and self._standing:
             time.sleep(STARVED_WAIT_S)
         self._tell(rows, start)

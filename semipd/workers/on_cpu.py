@@ -7,6 +7,7 @@ from semipd.engine.engine import Engine
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
 from semipd.workers.attach import Attached
+from semipd.workers.compute import Pulse
 from semipd.workers.link import Link
 from semipd.workers.shares import Shares
 
@@ -25,6 +26,18 @@ class OnCpu:
 
     def choose_share(self) -> None:
         """It came as a message."""
+
+    def alternates(self) -> bool:
+        return False
+
+    def my_turn(self) -> bool:
+        return True
+
+    def wait_for_turn(self, glance: Pulse) -> None:
+        """There are no turns."""
+
+    def end_turn(self) -> None:
+        """There are no turns."""
 
     def set_shares(self, message: wk.SetShares) -> None:
         self._shares.compute_on(message.cpus)

@@ -13,10 +13,11 @@ from semipd.core.model import ModelConfig
 from semipd.core.sms import decode_choices, prefill_choices
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.lanes import Side
+from semipd.engine.cuda.waiting import GLANCE_S
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
 from semipd.workers.attach import Attached
-from semipd.workers.compute import Batch
+from semipd.workers.compute import Batch, Pulse
 from semipd.workers.link import Link
 from semipd.workers.sizing import context_limit
 
@@ -26,6 +27,9 @@ REPLACEMENT_BUDGET_S = 0.7
 """For graphs, where requests wait for this worker; the rest comes when it is idle."""
 SPARE_BUDGET_S = 0.001
 """One graph at a time, some ten milliseconds: a request that comes meanwhile waits no longer than that."""
+
+TURN_LIMIT_S = 0.25
+"""Longer than any pass that a policy would plan where the phases take turns."""
 
 OTHER = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 
@@ -75,11 +79,30 @@ class OnGpu:
     def busy(self, work: bool) -> None:
         if work != self._busy:
             self._busy = work
+            if work and self._role is Role.PREFILL:
+                self._control.give_turn(self._role)  # decode has had the device to itself meanwhile
             self._control.mark(self._role, busy=work)
+
+    def alternates(self) -> bool:
+        return self._control.turns() and self._control.busy(OTHER[self._role])
+
+    def my_turn(self) -> bool:
+        return not self.alternates() or self._control.has_turn(self._role)
+
+    def wait_for_turn(self, glance: Pulse) -> None:
+        until = time.monotonic() + TURN_LIMIT_S
+        while not self.my_turn():
+            if time.monotonic() > until:  # who has it is stopped, or gone
+                self._control.give_turn(self._role)
+            glance()
+            time.sleep(GLANCE_S)
+
+    def end_turn(self) -> None:
+        self._control.give_turn(OTHER[self._role])
 
     def choose_share(self) -> None:
         split = self._control.split()
-        alone = not self._control.busy(OTHER[self._role])
+        alone = self._control.turns() or not self._control.busy(OTHER[self._role])
         sms = self.engine.use_sms(0 if alone else split.of(self._role))
         if split.change != self._change:
             self._change = split.change

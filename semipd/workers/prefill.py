@@ -22,7 +22,7 @@ from semipd.workers.link import HEARTBEAT_S, Link, Pulse
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Begun:
     """A batch on the device, or next for it. `places`: of its items among the chunks."""
 
@@ -30,9 +30,9 @@ class Begun:
     answers: list[wk.ChunkDone]
     items: list[PrefillItem]
     places: list[int]
-    flight: Flight | None
+    flight: Flight | None = None
     """None: nothing to compute, or it has to be tried again chunk by chunk."""
-    start_s: float
+    start_s: float = 0.0
 
 
 class PrefillWorker:
@@ -58,13 +58,33 @@ class PrefillWorker:
             self._hear(wait_s=0.0 if work or self._compute.has_spare_work() else HEARTBEAT_S)
             if self._over:
                 return
-            if self._plans and len(self._begun) <= self._engine.passes_ahead:
-                self._begun.append(self._begin(self._plans.popleft()))
-            if self._begun and (not self._plans or len(self._begun) > self._engine.passes_ahead):
-                self._finish(self._begun.popleft())
+            if self._compute.alternates():
+                self._take_turn()
+            else:
+                self._go_on()
             if not work:
                 self._compute.do_spare_work()
             self._pulse.report()
+
+    def _go_on(self) -> None:
+        """A batch is begun ahead of the one on the device, where the device allows for it."""
+        if self._plans and len(self._begun) <= self._engine.passes_ahead:
+            begun = self._prepare(self._plans.popleft())
+            self._launch(begun)
+            self._begun.append(begun)
+        if self._begun and (not self._plans or len(self._begun) > self._engine.passes_ahead):
+            self._finish(self._begun.popleft())
+
+    def _take_turn(self) -> None:
+        """One batch, when it is our turn; everything that can be done before is done before."""
+        while self._begun:
+            self._finish(self._begun.popleft())
+        if self._plans:
+            begun = self._prepare(self._plans.popleft())
+            self._compute.wait_for_turn(self._pulse.report)
+            self._launch(begun)
+            self._finish(begun)
+        self._compute.end_turn()
 
     def _hear(self, wait_s: float) -> None:
         message = self._link.receive(wait_s)
@@ -80,9 +100,8 @@ class PrefillWorker:
                     self._over = True
             message = self._link.receive()
 
-    def _begin(self, batch: wk.PrefillBatch) -> Begun:
-        """Launches every chunk that has its pages, in one forward pass."""
-        start = time.perf_counter()
+    def _prepare(self, batch: wk.PrefillBatch) -> Begun:
+        """Every chunk that has its pages, for one forward pass."""
         answers = [wk.ChunkDone(lease=chunk.lease) for chunk in batch.chunks]
         items: list[PrefillItem] = []
         places: list[int] = []
@@ -91,12 +110,20 @@ class PrefillWorker:
             if item is not None:
                 items.append(item)
                 places.append(place)
-        flight = None
+        begun = Begun(batch, answers, items, places)
         if items:
-            self._compute.choose_share()
             with contextlib.suppress(torch.OutOfMemoryError, MemoryError):
-                flight = self._engine.begin_prefill(items)
-        return Begun(batch, answers, items, places, flight, start)
+                begun.flight = self._engine.prepare_prefill(items)
+        return begun
+
+    def _launch(self, begun: Begun) -> None:
+        begun.start_s = time.perf_counter()
+        if begun.flight is not None:
+            self._compute.choose_share()
+            try:
+                begun.flight.launch()
+            except (torch.OutOfMemoryError, MemoryError):
+                begun.flight = None
 
     def _finish(self, begun: Begun) -> None:
         """Answers for all chunks of a batch."""

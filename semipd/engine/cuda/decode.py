@@ -116,6 +116,8 @@ class CudaDecodeBatch:
             "seed": np.zeros(most_rows, np.uint64),
             **{name: np.zeros(most_rows, kind) for name, kind in COLUMNS.items() if name != "chance"},
         }
+        self._prepared: tuple[npt.NDArray[np.intp], int] | None = None
+        """Places and bucket of a step that the device has been told of."""
         self._steps = 0
         self._collected = 0
         self._flying: deque[Step] = deque()
@@ -170,6 +172,7 @@ class CudaDecodeBatch:
     def remove(self, lease: int) -> None:
         """Raises KeyError where it is not in the batch. Its pages are the device's until `quiet` says otherwise."""
         row = self._row.pop(lease)
+        self._prepared = None
         last = self._rows.pop()
         if last is not row:
             for column in self._columns.values():
@@ -204,20 +207,23 @@ class CudaDecodeBatch:
 
     def _put(self, at: int, words: Sequence[int] | Pages) -> None:
         """Before the next step, on the device."""
+        self._prepared = None
         values = np.asarray(words, np.int32)
         self._updates.append((np.arange(at, at + len(values), dtype=np.int32), values))
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
-    def step(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
+    def step(self, pulse: Pulse, *, ahead: bool = True) -> list[tuple[int, Sampled | Failed]]:
         """Launches a step of all that have room, and answers for the one before, as `DecodeBatch.step` does.
 
-        Nothing to launch: answers for what is on the device. The first step of all answers nothing.
+        Nothing to launch: answers for what is on the device. The first step of all answers nothing. Not `ahead`: waits
+        for the step that it launches, too, and answers for it.
         """
         launched = self._launch()
-        if len(self._flying) > launched:
-            return self._collect(pulse)
-        return []
+        found = []
+        while len(self._flying) > (launched and ahead):
+            found += self._collect(pulse)
+        return found
 
     def drain(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
         """The outcomes of all steps on the device."""
@@ -226,18 +232,28 @@ class CudaDecodeBatch:
             found += self._collect(pulse)
         return found
 
+    def prepare(self) -> None:
+        """Tells the device of the next step, so that nothing but its launch is left for the moment when it may begin.
+        Another prepare, or any change of the batch, makes it void."""
+        if self._prepared is None:
+            c, count = self._columns, len(self)
+            ready = (c["context"][:count] < c["pages"][:count] * PAGE_SIZE) & (c["left"][:count] > 0)
+            places = np.flatnonzero(ready)
+            if len(places):
+                with self._lanes.on():
+                    self._send_updates()
+                    self._prepared = places, self._fill(places)
+                    self._command.send()
+
     def _launch(self) -> bool:
-        c, count = self._columns, len(self)
-        ready = (c["context"][:count] < c["pages"][:count] * PAGE_SIZE) & (c["left"][:count] > 0)
-        places = np.flatnonzero(ready)
-        if not len(places):
+        self.prepare()
+        if self._prepared is None:
             return False
+        (places, bucket), self._prepared = self._prepared, None
         with self._lanes.on():
-            self._send_updates()
-            bucket = self._fill(places)
-            self._command.send()
             self.graphs.run(bucket)
             self._fly(places)
+        c = self._columns
         c["context"][places] += 1
         c["position"][places] += 1
         c["left"][places] -= 1

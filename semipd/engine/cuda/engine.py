@@ -13,7 +13,7 @@ from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import Forward, rotation_table
 from semipd.engine.cuda.lanes import Lanes, Side
-from semipd.engine.cuda.prefill import CudaPrefill, Pass
+from semipd.engine.cuda.prefill import CudaPrefill
 from semipd.engine.decoder import Pulse
 from semipd.engine.engine import PrefillItem
 from semipd.engine.flashinfer_kernels import Kernel, KernelError, load, ready_kernel
@@ -83,8 +83,13 @@ class CudaEngine:
 
     def begin_prefill(self, items: Sequence[PrefillItem]) -> Flight:
         """Launches the chunks and returns at once. One flight ahead of another may be begun, not more."""
-        prefill = self.open_prefill()
-        return Flight(prefill, [prefill.begin(part) for part in self._parts(items)])
+        flight = self.prepare_prefill(items)
+        flight.launch()
+        return flight
+
+    def prepare_prefill(self, items: Sequence[PrefillItem]) -> Flight:
+        """As far as can be before the device is free. To be launched before another is prepared."""
+        return Flight(self.open_prefill(), list(self._parts(items)))
 
     def logits(self, items: Sequence[PrefillItem]) -> torch.Tensor:
         """[tokens, vocab] float32: what the model says after each token of the items (teacher forcing)."""
@@ -140,11 +145,18 @@ class CudaEngine:
 
 
 class Flight:
-    """Chunks on the device."""
+    """Chunks that the device knows of; those that are too many for one pass take several."""
 
-    def __init__(self, prefill: CudaPrefill, passes: Sequence[Pass]) -> None:
+    def __init__(self, prefill: CudaPrefill, parts: Sequence[Sequence[PrefillItem]]) -> None:
         self._prefill = prefill
-        self._passes = passes
+        self._parts = parts
+        self._passes = [prefill.prepare(part) for part in parts[:1]]
+
+    def launch(self) -> None:
+        for number, part in enumerate(self._parts):
+            if number:
+                self._passes.append(self._prefill.prepare(part))
+            self._prefill.launch(self._passes[number])
 
     def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
         """Waits; an item with a `draw` is answered with its next token, others with None."""

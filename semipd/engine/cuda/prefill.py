@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,13 +41,17 @@ GRAPH_CONTEXT = 4
 
 @dataclass(slots=True)
 class Pass:
-    """A pass on the device. `draws`: the items that are sampled after, in the order of their rows."""
+    """A pass. `draws`: the items that are sampled after, in the order of their rows."""
 
     items: Sequence[PrefillItem]
     draws: list[PrefillItem]
     rules: list[Rules]
-    drawn: Drawn | None
-    done: torch.cuda.Event
+    tokens: int
+    bucket: int | None
+    """Of the captured pass; None: launch by launch."""
+    rotation: Rotation
+    drawn: Drawn | None = None
+    done: torch.cuda.Event = field(default_factory=torch.cuda.Event)
 
 
 class CudaPrefill:
@@ -93,28 +97,31 @@ class CudaPrefill:
 
     # --- a pass -----------------------------------------------------------------------------------------------------
 
-    def begin(self, items: Sequence[PrefillItem]) -> Pass:
-        """Launches a pass of at most the forward's tokens and rows, and `most_pages`; begin at most one ahead."""
+    def prepare(self, items: Sequence[PrefillItem]) -> Pass:
+        """Tells the device of a pass: at most the forward's tokens and rows, and `most_pages`. To be launched before
+        another is prepared; may be prepared while one is on the device."""
         draws = [item for item in items if item.draw is not None]
         tokens = sum(len(item.tokens) for item in items)
         with self._lanes.on():
             rules = [self._rules(item) for item in draws]
             rotation = self._own_rotation(items)
             bucket = self._bucket(items, tokens, len(draws)) if rotation is None else None
-            say = self._command.next()
-            pages = self._fill(say, items, draws, rules, bucket or tokens)
+            pages = self._fill(self._command.next(), items, draws, rules, bucket or tokens)
             self._command.send(pages)
-            if bucket is not None:
-                self.graphs.run(bucket)
-                logits = self._forward.logits[: len(draws)]
+        return Pass(items, draws, rules, tokens, bucket, rotation or self._rotation)
+
+    def launch(self, flown: Pass) -> None:
+        with self._lanes.on():
+            draws = len(flown.draws)
+            if flown.bucket is not None:
+                self.graphs.run(flown.bucket)
+                logits = self._forward.logits[:draws]
             else:
-                logits = self._launch(items, tokens, len(draws), rotation or self._rotation)
-            drawn = self._draw(logits, draws, rules) if draws else None
-            done = torch.cuda.Event()
-            done.record()
-        for each in rules:
+                logits = self._launch(flown.items, flown.tokens, draws, flown.rotation)
+            flown.drawn = self._draw(logits, flown.draws, flown.rules) if draws else None
+            flown.done.record()
+        for each in flown.rules:
             self._drawer.forget(each.history)  # the next pass comes after this one on the device
-        return Pass(items, draws, rules, drawn, done)
 
     def finish(self, flown: Pass, pulse: Pulse) -> list[Sampled | Failed | None]:
         """Waits for it. An item with a draw is answered with its token, others with None."""

@@ -40,3 +40,15 @@ def test_busy_words_are_apart() -> None:
     assert not other.busy(Role.DECODE)
     assert other.busy(Role.PREFILL)
     assert other.split() == Split(132, 132, 2**32 - 1)
+
+
+def test_turns() -> None:
+    one, other = two_views()
+    assert not other.turns()
+    one.take_turns(True)
+    one.give_turn(Role.DECODE)
+    assert other.turns()
+    assert other.has_turn(Role.DECODE)
+    assert not other.has_turn(Role.PREFILL)
+    one.take_turns(False)
+    assert not other.turns()
