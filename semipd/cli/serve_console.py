@@ -1,18 +1,74 @@
-"""Tells the person who started a server how it goes: a bar where there is a terminal, lines where there is none."""
+"""Tells the person who started a server how it goes: bars where there is a terminal, lines where there is none."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 STEP = 0.25
-"""Where there is no terminal, one line each time that so much more of the weights is loaded."""
+"""Where there is no terminal, one line each time that so much more is done."""
+
+
+class Advance:
+    """How far one thing is: a bar that goes away at its end, or a few lines."""
+
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        columns: Callable[[], tuple[ProgressColumn, ...]],
+        size: Callable[[int], str],
+    ) -> None:
+        """`columns`: behind the bar; `size`: the total in words."""
+        self._console = console
+        self._title = title
+        self._columns = columns
+        self._size = size
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._told = 0.0
+
+    def move(self, done: int, total: int) -> None:
+        if self._console.is_terminal:
+            self._move_bar(done, total)
+        else:
+            share = done / total if total else 1.0
+            if share >= self._told + STEP or (share >= 1.0 > self._told):
+                self._told = share
+                self._console.print(Text(f"{self._title}: {share:.0%} of {self._size(total)}"))
+
+    def end(self) -> None:
+        """What is moved after this begins again."""
+        self._told = 0.0
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _move_bar(self, done: int, total: int) -> None:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn(self._title), BarColumn(), *self._columns(), console=self._console, transient=True
+            )
+            self._progress.start()
+            self._task = self._progress.add_task("", total=total)
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
 
 
 class RichServeConsole:
@@ -21,26 +77,29 @@ class RichServeConsole:
     def __init__(self, console: Console, announce_fd: int | None = None) -> None:
         self._console = console
         self._announce_fd = announce_fd
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._told = 0.0
+        self._loading = Advance(
+            console,
+            "loading weights",
+            lambda: (DownloadColumn(), TransferSpeedColumn()),
+            lambda total: f"{total / 1e6:.1f} MB",
+        )
+        self._capturing = Advance(console, "capturing graphs", lambda: (MofNCompleteColumn(),), str)
 
     def loading(self, done: int, total: int) -> None:
-        if self._console.is_terminal:
-            self._move_bar(done, total)
-        else:
-            share = done / total if total else 1.0
-            if share >= self._told + STEP or (share >= 1.0 > self._told):
-                self._told = share
-                self._say(f"loading weights: {share:.0%} of {total / 1e6:.1f} MB")
+        self._loading.move(done, total)
         if done >= total:
-            self._told = 0.0  # a server whose resident is lost loads again
+            self._loading.end()  # a server whose resident is lost loads again
+
+    def capturing(self, done: int, total: int) -> None:
+        # Not at its end when done is total: the other worker may not have said yet how many it has.
+        self._loading.end()
+        self._capturing.move(done, total)
 
     def note(self, text: str) -> None:
         self._say(text)
 
     def ready(self, address: str) -> None:
-        self._end_bar()
+        self._end_bars()
         self._say(f"ready: gRPC at {address}", style="bold green")
         self._say(f'try:   semipd generate --target {address} "What is prefill?"', style="dim")
         self._say("stop:  Ctrl-C lets running requests finish; a second one ends them", style="dim")
@@ -49,27 +108,9 @@ class RichServeConsole:
     def _say(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style=style))
 
-    def _move_bar(self, done: int, total: int) -> None:
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("loading weights"),
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task("", total=total)
-        if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
-        if done >= total:
-            self._end_bar()
-
-    def _end_bar(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def _end_bars(self) -> None:
+        self._loading.end()
+        self._capturing.end()
 
     def _announce(self, what: dict[str, str]) -> None:
         if self._announce_fd is not None:
@@ -83,4 +124,4 @@ class RichServeConsole:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_bar()
+        self._end_bars()

@@ -51,7 +51,7 @@ class WorkerProcess:
     ending: bool = False
     """It was killed, and is not buried yet."""
     captured: tuple[int, int] = (0, 0)
-    """Of its graphs those that it has captured, and all, as far as it has said while the server started."""
+    """Of its graphs those that it has captured, and all, as far as it has said."""
 
 
 class Crew:
@@ -120,7 +120,7 @@ class Crew:
             self.end_clients(abandoned=False)
         for incarnation, process in list(self._workers.items()):
             for event in process.child.events():
-                if event.get("event") == "capturing" and not self._served:
+                if event.get("event") == "capturing":
                     process.captured = int(event["done"]), int(event["total"])
             if process.child.exit_code() is not None:
                 self._bury_worker(incarnation, process)
@@ -259,10 +259,10 @@ class Crew:
 
     @property
     def captured(self) -> tuple[int, int]:
-        """Graphs captured and graphs in all, over the workers, until the server has served: what comes later, for a
-        replacement or when idle, is nothing to wait for."""
-        done, total = zip((0, 0), *(process.captured for process in self._workers.values()), strict=True)
-        return sum(done), sum(total)
+        """Graphs captured and graphs in all, over the workers that have said so. (0, 0) once the server has served:
+        what comes later, for a replacement or when idle, is nothing to wait for."""
+        said = [] if self._served else [process.captured for process in self._workers.values()]
+        return sum(done for done, _ in said), sum(total for _, total in said)
 
     def _title(self, process: WorkerProcess) -> str:
         if process.worker is None:

@@ -126,10 +126,10 @@ class Supervisor:
             log.info("resident ready", **{k: v for k, v in event.items() if k != "event"})
 
     def _tell_captured(self) -> None:
-        captured = self.crew.captured
-        if captured != self._told_captured and self.console is not None:
-            self.console.capturing(*captured)
-        self._told_captured = captured
+        done, total = self.crew.captured
+        if self.console is not None and total and (done, total) != self._told_captured:
+            self._told_captured = done, total
+            self.console.capturing(done, total)
 
     def _attend_gateway(self, name: str, gateway: Child) -> None:
         for event in gateway.events():

@@ -23,6 +23,8 @@ class PlayedChild(Child):
     def __init__(self, name: str) -> None:
         self.name = name
         self.code: int | None = None
+        self.said: list[dict[str, Any]] = []
+        """Its next events."""
         self.lingers = False
         """Killed, it is there until the test gives it a code."""
         self.pidfd = self._fd = -1
@@ -33,7 +35,8 @@ class PlayedChild(Child):
         return 1
 
     def events(self) -> list[dict[str, Any]]:
-        return []
+        said, self.said = self.said, []
+        return said
 
     def exit_code(self) -> int | None:
         return self.code
@@ -77,9 +80,9 @@ class PlayedMps(Mps):
 
 
 class CrewStage(Stage):
-    """Prefill and decode workers are ready at the start, and the spares have said hello."""
+    """Prefill and decode workers are ready at the start, and the spares have said hello; unless `settled` is False."""
 
-    def __init__(self, partition: str = "mps", mps: Mps | None = None, **config: Any) -> None:
+    def __init__(self, partition: str = "mps", mps: Mps | None = None, *, settled: bool = True, **config: Any) -> None:
         super().__init__(partition=partition, **config)
         self.floor.workers.clear()
         self.mps = mps or PlayedMps()
@@ -87,7 +90,8 @@ class CrewStage(Stage):
         self._said_ready: set[int] = set()
         self.crew = Crew(self.floor, self.children, self.coordinator, self.partition, self.mps)
         self.crew.start()
-        self.settle()
+        if settled:
+            self.settle()
 
     def round(self) -> None:
         """What the server's tick does, but for hearing."""

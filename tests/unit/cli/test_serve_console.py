@@ -49,6 +49,36 @@ def test_on_a_terminal_loading_is_a_bar_that_goes_away_at_its_end(written: io.St
     assert written.getvalue().rstrip().endswith("policy x is replaced")
 
 
+def test_without_a_terminal_capturing_is_a_few_lines(written: io.StringIO) -> None:
+    with RichServeConsole(Console(file=written)) as console:
+        for done in range(1, 41):
+            console.capturing(done, 40)
+    assert lines(written) == [f"capturing graphs: {share}% of 40" for share in (25, 50, 75, 100)]
+
+
+def test_graphs_of_a_worker_that_says_later_how_many_it_has_are_told_in_as_few_lines(written: io.StringIO) -> None:
+    with RichServeConsole(Console(file=written)) as console:
+        for done in range(1, 11):
+            console.capturing(done, 10)
+        for done in range(11, 31):
+            console.capturing(done, 30)
+    assert len(lines(written)) == 4
+
+
+def test_on_a_terminal_capturing_is_a_bar_that_goes_away_when_the_server_is_ready(written: io.StringIO) -> None:
+    """Also where the time for it was over before all were captured."""
+    terminal = Console(file=written, force_terminal=True, width=100)
+    with RichServeConsole(terminal) as console:
+        console.loading(1, 1)
+        console.capturing(3, 40)
+        console.capturing(10, 60)
+        console.ready("127.0.0.1:4242")
+    before, _, after = written.getvalue().partition("ready: gRPC")
+    assert "capturing graphs" in before
+    assert "10/60" in before
+    assert "capturing graphs" not in after
+
+
 def test_a_server_that_fails_while_loading_leaves_the_terminal_as_it_was(written: io.StringIO) -> None:
     terminal = Console(file=written, force_terminal=True, width=100)
 

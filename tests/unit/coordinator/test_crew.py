@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from semipd.coordinator.crew import CUDA_FAULT, FAILED_STARTS, START_LIMIT_S
 from semipd.coordinator.doubts import OVER_S
 from semipd.coordinator.recovery import CRASH_STRIKES, KILL_STRIKES
+from semipd.coordinator.supervisor import Supervisor
 from semipd.memory.account import Role
 from support.crew import CrewStage, PlayedMps
 
@@ -190,3 +193,54 @@ def test_a_dead_workers_busy_word_is_cleared() -> None:
     stage.end(stage.decode)
     stage.round()
     assert not stage.control.busy(Role.DECODE)
+
+
+class Listener:
+    """Of a console, what tells of graphs."""
+
+    def __init__(self) -> None:
+        self.captured: list[tuple[int, int]] = []
+
+    def capturing(self, done: int, total: int) -> None:
+        self.captured.append((done, total))
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *_: None
+
+
+def watched(stage: CrewStage) -> tuple[Supervisor, Listener]:
+    supervisor = Supervisor(stage.floor, Path(), stage.children, stage.coordinator, stage.partition, stage.mps)
+    supervisor.crew, supervisor.console = stage.crew, (console := Listener())
+    return supervisor, console
+
+
+def capture(stage: CrewStage, incarnation: int, done: int, total: int) -> None:
+    stage.children.started[incarnation].said.append({"event": "capturing", "done": done, "total": total})
+
+
+def test_while_a_server_starts_the_console_is_told_how_many_graphs_both_workers_have_captured() -> None:
+    stage = CrewStage(partition="green", settled=False)
+    supervisor, console = watched(stage)
+    stage.hello()
+    supervisor.attend()
+    first, second = stage.appointed()
+    capture(stage, first, 1, 20)
+    supervisor.attend()
+    capture(stage, first, 2, 20)
+    capture(stage, second, 1, 10)
+    capture(stage, second, 3, 10)
+    supervisor.attend()
+    supervisor.attend()
+    assert console.captured == [(1, 20), (5, 30)]
+
+
+def test_of_graphs_that_are_captured_after_the_server_has_served_nothing_is_told() -> None:
+    stage = on_gpu()
+    supervisor, console = watched(stage)
+    stage.end(stage.decode)
+    supervisor.attend()
+    supervisor.attend()
+    for incarnation in stage.appointed():
+        capture(stage, incarnation, 1, 20)
+    supervisor.attend()
+    assert console.captured == []
