@@ -65,7 +65,8 @@ def main() -> None:
         run_dir.config.write_text(config.to_json())
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = bind_router(context, run_dir.gateway_endpoint)
-        command = [sys.executable, "-m", "semipd.gateway", "--run-dir", folder, "--name", "gateway.0"]
+        module = ["-m", "semipd.wire.child", "semipd.gateway"]
+        command = [sys.executable, *module, "--run-dir", folder, "--name", "gateway.0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as gateway:
             assert gateway.stdout is not None
             said = json.loads(gateway.stdout.readline())

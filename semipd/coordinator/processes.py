@@ -23,7 +23,7 @@ class Child:
     """A Python module that runs in its own process.
 
     It may print JSON objects, one a line, on standard output; `events` returns those that came. Standard error is the
-    server's. Children die with the server (each asks the kernel for it), so nothing is left behind by a SIGKILL.
+    server's. Children die with the server (`semipd.wire.child` sees to it), so nothing is left behind by a SIGKILL.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Child:
     ) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", "semipd.wire.child", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env={**SETTINGS, **os.environ, PARENT: str(os.getpid()), **(environment or {})},

@@ -1,4 +1,4 @@
-"""A gateway process: `python -m semipd.gateway --run-dir DIR --name gateway.0`, a child of the coordinator.
+"""A gateway process, a child of the coordinator: `python -m semipd.wire.child semipd.gateway --run-dir DIR --name X`.
 
 Says on standard output, as JSON, that it listens and where, or why it can't. SIGTERM lets the streams finish; the end
 of the coordinator ends it at once.
@@ -22,7 +22,7 @@ from semipd.core.config import ServerConfig
 from semipd.core.errors import StartError
 from semipd.gateway.server import Gateway
 from semipd.wire.logging import configure_logging
-from semipd.wire.process import die_with_parent
+from semipd.wire.process import started_by
 from semipd.wire.sockets import RunDir
 
 log = structlog.get_logger()
@@ -32,12 +32,11 @@ PARENT_S = 0.5
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m semipd.gateway", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="semipd.gateway", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--name", required=True)
     given = parser.parse_args()
-    parent = os.getppid()
-    die_with_parent()
+    parent = started_by() or os.getppid()
     # Threads of the tokenizer's own would compete with the workers; ours are enough.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

@@ -20,7 +20,6 @@ from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.memory.nvml import survey_driver
 from semipd.wire.logging import configure_logging
-from semipd.wire.process import die_with_parent, started_by
 from semipd.wire.sockets import RunDir
 from semipd.workers.attach import Attached, attach
 from semipd.workers.decode import DecodeWorker
@@ -43,7 +42,6 @@ def main() -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--incarnation", type=int, required=True)
     given = parser.parse_args()
-    die_with_parent(started_by())
     config = ServerConfig.from_json(RunDir(given.run_dir).config.read_text())
     configure_logging(config, f"worker.{given.incarnation}")
     if config.device == "cuda":

@@ -4,7 +4,7 @@ whoever connects.
 It computes nothing after loading and outlives every worker. On a GPU it is no MPS client, so that a worker's illegal
 access, which ends all clients, leaves it alone.
 
-usage: python -m semipd.workers.resident --run-dir DIR      (started by the coordinator)
+usage: python -m semipd.wire.child semipd.workers.resident --run-dir DIR      (started by the coordinator)
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from semipd.memory.manifest import (
     send,
 )
 from semipd.memory.tensors import DTYPES, lay_out, pool_bytes, weights_over
-from semipd.wire.process import die_with_parent, started_by
 from semipd.wire.sockets import RunDir
 from semipd.workers.resident_memory import Memory, memory_of
 from semipd.workers.sizing import model_directory, pool_pages
@@ -145,7 +144,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
     run_dir = RunDir(parser.parse_args().run_dir)
-    die_with_parent(started_by())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ExitStack() as stack:
         try:

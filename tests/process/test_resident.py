@@ -198,10 +198,10 @@ def has_ended(process: psutil.Process) -> bool:
 
 def test_it_ends_with_its_parent(checkpoint: Path, run_dir: Path) -> None:
     (run_dir / "config.json").write_text(resolve(ServerConfig(model=str(checkpoint)), "cpu").to_json())
+    command = [sys.executable, "-m", "semipd.wire.child", "semipd.workers.resident", "--run-dir", str(run_dir)]
     parent = f"""
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-m", "semipd.workers.resident", "--run-dir", {str(run_dir)!r}],
-                         stdout=subprocess.PIPE)
+import subprocess, time
+child = subprocess.Popen({command!r}, stdout=subprocess.PIPE)
 while b"ready" not in child.stdout.readline():
     pass
 print(child.pid, flush=True)

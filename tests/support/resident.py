@@ -17,7 +17,7 @@ class Resident:
     def __init__(self, folder: Path, device: str = "cpu", **config: Any) -> None:
         self.folder = folder
         folder.joinpath("config.json").write_text(resolve(ServerConfig(**config), device).to_json())
-        command = [sys.executable, "-m", "semipd.workers.resident", "--run-dir", str(folder)]
+        command = [sys.executable, "-m", "semipd.wire.child", "semipd.workers.resident", "--run-dir", str(folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.events: list[dict[str, Any]] = []
         assert self.process.stdout is not None

@@ -23,7 +23,16 @@ PATIENCE_S = 30.0
 @contextmanager
 def gateway_process(run_dir: RunDir, config: ServerConfig) -> Iterator[subprocess.Popen[bytes]]:
     run_dir.config.write_text(config.to_json())
-    command = [sys.executable, "-m", "semipd.gateway", "--run-dir", str(run_dir.path), "--name", "gateway.0"]
+    command = [
+        sys.executable,
+        "-m",
+        "semipd.wire.child",
+        "semipd.gateway",
+        "--run-dir",
+        str(run_dir.path),
+        "--name",
+        "gateway.0",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             yield process
@@ -60,7 +69,16 @@ def test_what_can_t_start_says_why(tmp_path: Path):
 
 def test_it_does_not_outlive_its_parent(checkpoint: Path, tmp_path: Path):
     RunDir(tmp_path).config.write_text(ServerConfig(model=str(checkpoint), port=0).to_json())
-    command = [sys.executable, "-m", "semipd.gateway", "--run-dir", str(tmp_path), "--name", "gateway.0"]
+    command = [
+        sys.executable,
+        "-m",
+        "semipd.wire.child",
+        "semipd.gateway",
+        "--run-dir",
+        str(tmp_path),
+        "--name",
+        "gateway.0",
+    ]
     parent = (
         "import os, subprocess, sys\n"
         f"child = subprocess.Popen({command!r}, stdout=subprocess.PIPE)\n"
