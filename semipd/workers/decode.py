@@ -63,6 +63,7 @@ class DecodeWorker:
             self._hear(wait_s=0.0 if work or self._compute.has_spare_work() else HEARTBEAT_S)
             if self._over:
                 return
+            self._compute.busy(bool(self._standing or self._batch.flying))
             if self._resigns:
                 self._resign()
                 return

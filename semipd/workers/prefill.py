@@ -58,6 +58,7 @@ class PrefillWorker:
             self._hear(wait_s=0.0 if work or self._compute.has_spare_work() else HEARTBEAT_S)
             if self._over:
                 return
+            self._compute.busy(bool(self._plans or self._begun))
             if self._compute.alternates():
                 self._take_turn()
             else:
