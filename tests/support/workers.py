@@ -1,0 +1,281 @@
+"""A worker on a stage: its loop and the page account are real; the wire, the device and the clock's passing are played.
+
+A test's play is a generator: it yields what the worker hears before its next pass, and looks around when that pass is
+over. When the play ends, the worker is told to end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from semipd.core.config import PAGE_SIZE
+from semipd.core.request import End, EndReason, SamplingParams, StoppingParams
+from semipd.engine.attention import Pages
+from semipd.engine.engine import Draw, Failed, PrefillItem, Sampled
+from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import Holder, PageAccount, Role
+from semipd.wire.codec import sampling_to_wire, stopping_to_wire
+from semipd.workers.compute import Outcomes, Pulse
+from semipd.workers.link import Link
+
+Play = Iterator[Sequence[wk.ToWorker]]
+COORDINATOR = Holder(Role.COORDINATOR, 0)
+
+
+def new_account(pages: int) -> PageAccount:
+    leases = 40
+    return PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(pages, leases))), pages, leases)
+
+
+class PlayedLink(Link):
+    def __init__(self, play: Play) -> None:
+        self._play = play
+        self._inbox: deque[wk.ToWorker] | None = None
+        self.played = False
+        """To its end."""
+        self.said: list[wk.FromWorker] = []
+
+    def receive(self, wait_s: float = 0.0) -> wk.ToWorker | None:
+        if self._inbox is None:  # a pass begins
+            self._inbox = deque(self._next())
+        if self._inbox:
+            return self._inbox.popleft()
+        self._inbox = None
+        return None
+
+    def _next(self) -> Sequence[wk.ToWorker]:
+        try:
+            return next(self._play)
+        except StopIteration:
+            self.played = True
+            return [wk.ToWorker(shutdown=wk.Shutdown())]
+
+    def send(self, message: wk.FromWorker) -> None:
+        copy = wk.FromWorker()
+        copy.CopyFrom(message)
+        self.said.append(copy)
+
+    def steps(self) -> list[wk.StepDone]:
+        return [m.step_done for m in self.said if m.HasField("step_done")]
+
+    def prefilled(self) -> list[wk.PrefillDone]:
+        return [m.prefill_done for m in self.said if m.HasField("prefill_done")]
+
+
+@dataclass
+class PlayedCompute:
+    """A `Compute`. With `turns` the phases alternate, and each pass of ours has to be waited for."""
+
+    turns: bool = False
+    log: list[str] = field(default_factory=list)
+    marked: list[bool] = field(default_factory=list)
+
+    def busy(self, work: bool) -> None:
+        self.marked.append(work)
+
+    def choose_share(self) -> None:
+        pass
+
+    def alternates(self) -> bool:
+        return self.turns
+
+    def my_turn(self) -> bool:
+        return not self.turns
+
+    def wait_for_turn(self, glance: Pulse) -> None:
+        self.log.append("wait for turn")
+
+    def end_turn(self) -> None:
+        self.log.append("end turn")
+
+    def set_shares(self, message: wk.SetShares) -> None:
+        pass
+
+    def has_spare_work(self) -> bool:
+        return True  # so that nobody waits for messages
+
+    def do_spare_work(self) -> None:
+        pass
+
+
+# --- decode ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    lease: int
+    context: int
+    position: int
+    left: int
+    pages: int
+    last_step: int = 0
+
+
+class LateBatch:
+    """As a GPU's decode batch: `step` answers for the step before, and who has left is quiet when its last step is
+    over. What the device writes is checked against the account: a page of somebody else's is never touched.
+
+    `ends`: output position of a sequence's stop token, by lease; `fails`: leases whose next token can't be drawn.
+    """
+
+    def __init__(self, account: PageAccount, me: Holder, log: list[str]) -> None:
+        self._account, self._me, self._log = account, me, log
+        self._rows: dict[int, Row] = {}
+        self._left: list[Row] = []
+        self._flying: deque[tuple[int, list[tuple[Row, int]]]] = deque()
+        self._launched = self._collected = 0
+        self.ends: dict[int, int] = {}
+        self.fails: set[int] = set()
+        self.seized: set[int] = set()
+        """Taken away from this worker: who did so answers for the pages."""
+
+    @property
+    def flying(self) -> int:
+        return len(self._flying)
+
+    def leases(self) -> list[int]:
+        return list(self._rows)
+
+    def context_tokens(self) -> int:
+        return sum(row.context for row in self._rows.values())
+
+    def add(self, lease: int, context: int, table: Pages, draw: Draw) -> None:
+        assert lease not in self._rows
+        left = draw.stopping.max_tokens - len(draw.output)
+        self._rows[lease] = Row(lease, context, len(draw.output), left, len(table))
+
+    def remove(self, lease: int) -> None:
+        self._left.append(self._rows.pop(lease))
+
+    def quiet(self) -> list[int]:
+        done = [row for row in self._left if row.last_step <= self._collected]
+        self._left = [row for row in self._left if row not in done]
+        return [row.lease for row in done]
+
+    def wanting_pages(self) -> list[int]:
+        return [row.lease for row in self._rows.values() if row.context >= row.pages * PAGE_SIZE and row.left > 0]
+
+    def grow(self, lease: int, pages: Sequence[int] | Pages) -> None:
+        self._rows[lease].pages += len(pages)
+
+    def prepare(self) -> None:
+        self._log.append("prepare")
+
+    def step(self, pulse: Pulse, *, ahead: bool = True) -> Outcomes:
+        ready = [row for row in self._rows.values() if row.context < row.pages * PAGE_SIZE and row.left > 0]
+        if ready:
+            self._log.append("step")
+            self._launched += 1
+            self._flying.append((self._launched, [(row, row.position) for row in ready]))
+        for row in ready:
+            row.context, row.position, row.left = row.context + 1, row.position + 1, row.left - 1
+            row.last_step = self._launched
+        found = []
+        while len(self._flying) > (bool(ready) and ahead):
+            found += self._collect()
+        return found
+
+    def drain(self, pulse: Pulse) -> Outcomes:
+        found = []
+        while self._flying:
+            found += self._collect()
+        return found
+
+    def _collect(self) -> Outcomes:
+        number, rows = self._flying.popleft()
+        for row, _ in rows:
+            held = self._account.holder(row.lease) == self._me
+            assert held or row.lease in self.seized, f"step {number} writes to pages that lease {row.lease} gave back"
+        self._collected = number
+        return [self._outcome(row, position) for row, position in rows if row.lease in self._rows]
+
+    def _outcome(self, row: Row, position: int) -> tuple[int, Sampled | Failed]:
+        end: End | None = None
+        if row.lease in self.fails:
+            self.remove(row.lease)
+            return row.lease, Failed("the model's output is not finite")
+        if self.ends.get(row.lease) == position:
+            end = End(EndReason.STOP_TOKEN, 2)
+        elif row.left == 0 and row.position == position + 1:
+            end = End(EndReason.LENGTH)
+        if end is not None:
+            self.remove(row.lease)
+        return row.lease, Sampled(100 + position, position, None, end)
+
+
+def continuation(output: int = 1, max_tokens: int = 100) -> wk.Continuation:
+    return wk.Continuation(
+        sampling=sampling_to_wire(SamplingParams(temperature=0.0)),
+        stopping=stopping_to_wire(StoppingParams(max_tokens)),
+        output=range(output),
+    )
+
+
+def adopt(lease: int, context: int, *, priority: int = 0, sequence: int = 0, max_tokens: int = 100) -> wk.ToWorker:
+    """With one token of output."""
+    return wk.ToWorker(
+        adopt=wk.Adopt(
+            lease=lease,
+            context=context,
+            continuation=continuation(max_tokens=max_tokens),
+            priority=priority,
+            sequence=sequence,
+            ordinal=1,
+        )
+    )
+
+
+def drop(*leases: int) -> wk.ToWorker:
+    return wk.ToWorker(drop=wk.Drop(leases=leases))
+
+
+# --- prefill --------------------------------------------------------------------------------------------------------
+
+
+class PlayedEngine:
+    """Notes what is launched and waited for, by lease. `too_much(leases)`: whether memory runs out for these together;
+    `where`: at which call."""
+
+    def __init__(self, ahead: int, log: list[str]) -> None:
+        self.passes_ahead = ahead
+        self.log = log
+        self.items: list[PrefillItem] = []
+        """All that were computed."""
+        self.too_much: Callable[[list[int]], bool] = lambda _leases: False
+        self.where = "launch"
+
+    def begin_prefill(self, items: Sequence[PrefillItem]) -> PlayedFlight:
+        flight = self.prepare_prefill(items)
+        flight.launch()
+        return flight
+
+    def prepare_prefill(self, items: Sequence[PrefillItem]) -> PlayedFlight:
+        flight = PlayedFlight(self, items)
+        flight.note("prepare")
+        return flight
+
+    def done(self) -> list[str]:
+        """Without what is told of preparing."""
+        return [line for line in self.log if not line.startswith("prepare")]
+
+
+class PlayedFlight:
+    def __init__(self, engine: PlayedEngine, items: Iterable[PrefillItem]) -> None:
+        self._engine = engine
+        self._items = list(items)
+
+    def note(self, what: str) -> None:
+        leases = [item.lease for item in self._items]
+        self._engine.log.append(" ".join([what, *map(str, leases)]))
+        if self._engine.where == what and self._engine.too_much(leases):
+            raise MemoryError(what)
+
+    def launch(self) -> None:
+        self.note("launch")
+
+    def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
+        self.note("finish")
+        self._engine.items += self._items
+        return [None if item.draw is None else Sampled(7, len(item.draw.output), None, None) for item in self._items]
