@@ -47,7 +47,7 @@ AIMS: Mapping[str, Aim] = {
     "fault_lost": Aim("illegal address under load: requests lost", "fault", "", 0, 0),
     "fault_reloads": Aim("illegal address under load: times that weights were loaded again", "fault", "", 0, 0),
     "fault_pause_p99_s": Aim("illegal address under load: p99 pause of a running stream", "fault", "s", 10, 3),
-    "memory_overhead_gb": Aim("device memory beyond weights and pool", "memory", "GB", 4, 4),
+    "memory_workers_gb": Aim("device memory of both workers together", "memory", "GB", 4, 4),
 }
 
 

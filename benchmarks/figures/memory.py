@@ -29,7 +29,7 @@ def memory(bench: Bench, page: Page) -> None:
     weights = model.parameters * width
     token = 2 * model.layers * model.kv_heads * model.head_dim * width
     pool = info.total_pages * info.page_size * token
-    overhead = used - before - weights - pool
+    overhead = used - before - weights - pool  # with the resident's own context, and the MPS server's
     roles = {p.pid: p.role for p in info.processes}
     page.result |= {
         "used_gb": used / GB,
@@ -44,7 +44,9 @@ def memory(bench: Bench, page: Page) -> None:
         ],
         "server_started_in_s": served.started_in_s,
     }
-    page.figures["memory_overhead_gb"] = overhead / GB
+    workers = [p["used_gb"] for p in page.result["processes"] if p["role"] in ("prefill", "decode")]
+    if len(workers) == 2 and all(workers):
+        page.figures["memory_workers_gb"] = sum(workers)
 
 
 def by_process() -> list[tuple[int, Any]]:

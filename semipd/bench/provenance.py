@@ -61,10 +61,10 @@ def provenance() -> Provenance:
 
 def _commit() -> tuple[str, bool]:
     """And whether what runs differs from it."""
-    if (ROOT / ".git").exists():
+    told = os.environ.get(COMMIT, "")  # of a copy, which may have come with another history, or none
+    if not told and (ROOT / ".git").exists():
         changes = _said("git", "status", "--porcelain", "--untracked-files=no", "--", ".")
         return _said("git", "rev-parse", "HEAD"), bool(changes)
-    told = os.environ.get(COMMIT, "")
     return told.removesuffix("-dirty"), told.endswith("-dirty")
 
 
