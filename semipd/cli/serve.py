@@ -39,7 +39,10 @@ def serve(
         Literal["auto", "float32", "bfloat16", "float16"],
         panel(MODEL, "Number format of weights and KV. auto: float32 on a CPU, the checkpoint's own on a GPU."),
     ] = "auto",
-    device: Annotated[Literal["auto", "cpu", "cuda"], panel(MODEL, "auto: a GPU where there is one.")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        panel(MODEL, "auto: a GPU where there is one that can be used; `semipd doctor`."),
+    ] = "auto",
     max_context: Annotated[
         int, panel(MODEL, "Prompt and answer together, in tokens. 0: as long as the model can.")
     ] = 0,
@@ -95,12 +98,12 @@ def serve(
         panel(
             SCHEDULING,
             "The MPS daemon that lets two processes compute on a GPU at once. auto: the server starts its own where it "
-            "can; own: or refuses to start; adopt: the one of CUDA_MPS_PIPE_DIRECTORY; off: the phases take turns.",
+            "can; own: or refuses to start; adopt: the one of CUDA_MPS_PIPE_DIRECTORY; off: one process computes at a time.",
         ),
     ] = "auto",
     capture_budget_s: Annotated[
         float,
-        panel(SCHEDULING, "On a GPU: seconds for capturing CUDA graphs at start; the rest is captured when idle."),
+        panel(SCHEDULING, "On a GPU: seconds for capturing CUDA graphs at start; the others follow when idle."),
     ] = 20.0,
     max_running: Annotated[
         int, panel(SCHEDULING, "Answers in the decode batch at once. 0: 64 on a CPU, 512 on a GPU.")
@@ -118,7 +121,7 @@ def serve(
     ] = 2.0,
     stall_replace_s: Annotated[float, panel(FAULTS, "For so long: the worker is replaced.")] = 8.0,
     spare_worker: Annotated[
-        bool, panel(FAULTS, "Keep a process warm, so that a dead worker is replaced in milliseconds.")
+        bool, panel(FAULTS, "Keep a process warm (two for a GPU), so that a dead worker is replaced at once.")
     ] = True,
     log_format: Annotated[
         Literal["console", "json"], panel(LOGS, "console: for eyes; json: one object a line.")
