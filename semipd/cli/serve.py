@@ -98,7 +98,7 @@ def serve(
         panel(
             SCHEDULING,
             "The MPS daemon that lets two processes compute on a GPU at once. auto: the server starts its own where it "
-            "can; own: or refuses to start; adopt: the one of CUDA_MPS_PIPE_DIRECTORY; off: one process computes at a time.",
+            "can; own: or refuses to start; adopt: the one of CUDA_MPS_PIPE_DIRECTORY; off: one process at a time.",
         ),
     ] = "auto",
     capture_budget_s: Annotated[
