@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -99,14 +100,14 @@ def decode_step_ms(engine: CudaEngine, rows: int, context: int, steps: int = 30,
     return statistics.median(times)
 
 
-_batches: dict[int, CudaDecodeBatch] = {}
+_batches: WeakKeyDictionary[CudaEngine, CudaDecodeBatch] = WeakKeyDictionary()
 
 
 def bench_batch(engine: CudaEngine) -> CudaDecodeBatch:
     """One batch for all measurements of an engine: its graphs are kept."""
-    if id(engine) not in _batches:
-        _batches[id(engine)] = engine.decode_batch()
-    return _batches[id(engine)]
+    if engine not in _batches:
+        _batches[engine] = engine.decode_batch()
+    return _batches[engine]
 
 
 def prefill_ms(engine: CudaEngine, tokens: int, repeats: int = 5, sms: int = 0, start: int = 0) -> float:

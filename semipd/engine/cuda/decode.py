@@ -25,16 +25,16 @@ from semipd.engine.cuda.graphs import Graphs
 from semipd.engine.cuda.kernels import decode_attention, feeding
 from semipd.engine.cuda.kernels.sampling import NOT_FINITE
 from semipd.engine.cuda.lanes import Lanes
+from semipd.engine.cuda.tables import Tables
 from semipd.engine.cuda.waiting import wait_for
 from semipd.engine.decoder import Pulse
 from semipd.engine.outcome import Draw, Failed, Sampled, end_at
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Rows of a captured step. Further apart where a step costs more than the rows that pad it."""
-UPDATES = 4096
-"""New pages and first tokens that one command carries; more take another."""
-LEAVING = 64
-"""Slots beyond the batch's own, for rows that have left and are still in a step on the device."""
+SLOTS = 3
+"""As many for each row of the batch: those that have left keep theirs while a step on the device knows of them, and
+there are two steps at most."""
 
 
 def buckets_for(most_rows: int) -> list[int]:
@@ -75,12 +75,9 @@ class CudaDecodeBatch:
         self._most_rows = most_rows
         self._windows = sorted(set(model.windows), key=lambda w: w or 0)
         self._programs = decode_attention.PROGRAMS_AN_SM * lanes.all
-        slots = most_rows + LEAVING
+        slots = SLOTS * most_rows
         width = -(-most_context // PAGE_SIZE) + 1
-        self._words = torch.zeros(slots * width + slots, dtype=torch.int32, device=device)
-        """Tables [slots, width], then the token that each slot is fed next."""
-        self._tables = self._words[: slots * width].view(slots, width)
-        self._fed = self._words[slots * width :]
+        self._tables = Tables(slots, width, device)
         self._scratch = decode_attention.DecodeScratch(
             most_rows, model.heads, model.kv_heads, model.head_dim, self._programs, device
         )
@@ -95,7 +92,6 @@ class CudaDecodeBatch:
                 "begins": ((kinds, most_rows + 1), np.int32),
                 "items": ((kinds, decode_attention.ITEM_FIELDS, items), np.int32),
                 "alone": ((kinds, items), np.int32),
-                "updates": ((2, UPDATES), np.int32),
             },
             device,
         )
@@ -103,7 +99,6 @@ class CudaDecodeBatch:
         self._slots_fed = torch.full((most_rows,), -1, dtype=torch.int32, device=device)
         self._drawer = Drawer(model.vocab_size, most_rows, device)
         self.graphs = Graphs(lanes, buckets_for(most_rows), self._launch_forward)
-        self._updates: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self._free_slots = list(range(slots))[::-1]
         self._row: dict[int, Row] = {}
         self._rows: list[Row] = []
@@ -144,7 +139,7 @@ class CudaDecodeBatch:
         """As `DecodeBatch.add`. Raises ValueError also where the batch is full."""
         if lease in self._row:
             raise ValueError(f"lease {lease} is in the batch")
-        if not draw.output or not 0 < context <= len(table) * PAGE_SIZE or len(table) > self._tables.shape[1]:
+        if not draw.output or not 0 < context <= len(table) * PAGE_SIZE or len(table) > self._tables.pages.shape[1]:
             raise ValueError(f"lease {lease}: {context} tokens, {len(table)} pages, {len(draw.output)} output tokens")
         if len(self) >= self._most_rows or not self._free_slots:
             raise ValueError(f"lease {lease}: the batch has {len(self)} of {self._most_rows} rows")
@@ -166,8 +161,9 @@ class CudaDecodeBatch:
         }
         for name, value in values.items():
             self._columns[name][row.place] = value
-        self._put(row.slot * self._tables.shape[1], table)
-        self._put(self._tables.numel() + row.slot, [draw.output[-1]])
+        self._tables.put_pages(row.slot, 0, table)
+        self._tables.put_token(row.slot, draw.output[-1])
+        self._prepared = None
 
     def remove(self, lease: int) -> None:
         """Raises KeyError where it is not in the batch. Its pages are the device's until `quiet` says otherwise."""
@@ -202,14 +198,9 @@ class CudaDecodeBatch:
         """Further pages, behind those that it has. Raises KeyError where it is not in the batch."""
         row = self._row[lease]
         held = int(self._columns["pages"][row.place])
-        self._put(row.slot * self._tables.shape[1] + held, pages)
+        self._tables.put_pages(row.slot, held, pages)
         self._columns["pages"][row.place] += len(pages)
-
-    def _put(self, at: int, words: Sequence[int] | Pages) -> None:
-        """Before the next step, on the device."""
         self._prepared = None
-        values = np.asarray(words, np.int32)
-        self._updates.append((np.arange(at, at + len(values), dtype=np.int32), values))
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
@@ -241,7 +232,7 @@ class CudaDecodeBatch:
             places = np.flatnonzero(ready)
             if len(places):
                 with self._lanes.on():
-                    self._send_updates()
+                    self._tables.send()
                     self._prepared = places, self._fill(places)
                     self._command.send()
 
@@ -270,7 +261,7 @@ class CudaDecodeBatch:
             if not row.rules.plain
         ]
         count = len(rows)
-        drawn = self._drawer.draw(self._forward.logits[:count], given["rows"][:count], given, special, self._fed)
+        drawn = self._drawer.draw(self._forward.logits[:count], given["rows"][:count], given, special, self._tables.fed)
         done = torch.cuda.Event()
         done.record()
         self._steps += 1
@@ -308,43 +299,19 @@ class CudaDecodeBatch:
         say["begins"][kind, : len(begins)] = begins
         say["begins"][kind, len(begins) :] = begins[-1]
 
-    def _send_updates(self) -> None:
-        """New pages and first tokens, before anything reads them."""
-        if not self._updates:
-            return
-        where = np.concatenate([w for w, _ in self._updates])[::-1]
-        values = np.concatenate([v for _, v in self._updates])[::-1]
-        self._updates.clear()
-        # A slot may have changed hands since the last step. What was put last counts, and the device keeps no order.
-        where, first = np.unique(where, return_index=True)
-        values = values[first]
-        given = self._command.device["updates"]
-        for start in range(0, len(where), UPDATES):
-            part = slice(start, start + UPDATES)
-            count = len(where[part])
-            say = self._command.next()
-            say["updates"][0, :count] = where[part]
-            say["updates"][0, count:] = -1
-            say["updates"][1, :count] = values[part]
-            self._command.send()
-            if start:
-                # More commands than the ring of host buffers allows for: let the device read this one first.
-                torch.cuda.current_stream().synchronize()
-            feeding.update(self._words, given[0], given[1])
-
     def _launch_forward(self, bucket: int) -> None:
         """What is captured: from the command to logits, for the first `bucket` places."""
         given = self._command.device
         rows, contexts = given["rows"][:bucket], given["contexts"][:bucket]
         tokens, slots = self._tokens[:bucket], self._slots_fed[:bucket]
-        feeding.feed(rows, contexts, self._fed, self._tables, tokens, slots)
+        feeding.feed(rows, contexts, self._tables.fed, self._tables.pages, tokens, slots)
         forward, windows = self._forward, self._forward.model.windows
         kinds = {window: kind for kind, window in enumerate(self._windows)}
 
         def attend(index: int, queries: torch.Tensor, out: torch.Tensor) -> None:
             kind = kinds[windows[index]]
             cuts = given["items"][kind], given["counts"][kind], given["alone"][kind], given["begins"][kind]
-            decode_attention.attend(queries, forward.pool[index], self._tables, rows, cuts, self._scratch, out)
+            decode_attention.attend(queries, forward.pool[index], self._tables.pages, rows, cuts, self._scratch, out)
 
         forward.run(Fed(tokens, contexts, slots), self._rotation, attend)
 
@@ -353,9 +320,9 @@ class CudaDecodeBatch:
         self._say_nothing()
         with self._lanes.on():
             given = self._command.device
-            feeding.update(self._words, torch.full_like(given["updates"][0], -1), given["updates"][1])
+            self._tables.warm()
             self.graphs.run(self.graphs.least)
-            self._drawer.draw(self._forward.logits[:1], given["rows"][:1], given, [], self._fed)
+            self._drawer.draw(self._forward.logits[:1], given["rows"][:1], given, [], self._tables.fed)
             self._lanes.stream.synchronize()
 
     def capture(self, budget_s: float, progress: Any = lambda done, total: None) -> None:
@@ -382,8 +349,7 @@ class CudaDecodeBatch:
 
     def _collect(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
         step = self._flying.popleft()
-        wait_for(step.done, getattr(pulse, "report", lambda: None))
-        pulse()
+        wait_for(step.done, pulse)
         self._collected = step.number
         wanted = {at: row.rules.top_logprobs for at, row in enumerate(step.rows) if row.rules.logprobs}
         logprobs = step.drawn.logprobs(wanted) if wanted else {}

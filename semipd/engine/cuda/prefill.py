@@ -125,8 +125,7 @@ class CudaPrefill:
 
     def finish(self, flown: Pass, pulse: Pulse) -> list[Sampled | Failed | None]:
         """Waits for it. An item with a draw is answered with its token, others with None."""
-        wait_for(flown.done, getattr(pulse, "report", lambda: None))
-        pulse()
+        wait_for(flown.done, pulse)
         if flown.drawn is None:
             return [None] * len(flown.items)
         wanted = {at: rules.top_logprobs for at, rules in enumerate(flown.rules) if rules.logprobs}
