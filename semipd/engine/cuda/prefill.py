@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,8 @@ class Pass:
     """Of the captured pass; None: launch by launch."""
     rotation: Rotation
     drawn: Drawn | None = None
-    done: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+    done: torch.cuda.Event | None = None
+    """None: not launched."""
 
 
 class CudaPrefill:
@@ -119,12 +120,14 @@ class CudaPrefill:
             else:
                 logits = self._launch(flown.items, flown.tokens, draws, flown.rotation)
             flown.drawn = self._draw(logits, flown.draws, flown.rules) if draws else None
+            flown.done = torch.cuda.Event()
             flown.done.record()
         for each in flown.rules:
             self._drawer.forget(each.history)  # the next pass comes after this one on the device
 
     def finish(self, flown: Pass, pulse: Pulse) -> list[Sampled | Failed | None]:
         """Waits for it. An item with a draw is answered with its token, others with None."""
+        assert flown.done is not None, "a pass is launched before it is waited for"
         wait_for(flown.done, pulse)
         if flown.drawn is None:
             return [None] * len(flown.items)

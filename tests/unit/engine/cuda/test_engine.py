@@ -1,0 +1,213 @@
+"""The GPU's engine against the CPU's, request by request: on a CPU, with kernels interpreted and streams played.
+
+What is played is the device's time: every stream is in order and every event is there at once. So this shows what is
+computed and in which steps, not that streams are ordered; `tests/gpu` is for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from semipd.core.model import ModelConfig, parse_model_config
+from semipd.core.request import SamplingParams, StoppingParams
+from semipd.engine.batch import DecodeBatch
+from semipd.engine.cuda import engine as cuda_engine
+from semipd.engine.cuda.decode import CudaDecodeBatch
+from semipd.engine.engine import Engine, PrefillItem
+from semipd.engine.layout import pool_shape, weight_layout
+from semipd.engine.loading import fill_dummy
+from semipd.engine.outcome import Draw, Failed, Sampled
+from support.families import random_model
+
+PAGES = 80
+CHOSEN = (
+    "llama, biases and explicit head_dim",
+    "llama, dynamic rope",
+    "mistral, sliding window",
+    "qwen2, tied, windows above the first layer",
+    "qwen3",
+)
+
+
+class Event:
+    def __init__(self, **_: object) -> None: ...
+    def record(self, *_: object) -> None: ...
+    def query(self) -> bool:
+        return True
+
+
+class Stream:
+    def synchronize(self) -> None: ...
+    def wait_event(self, _: Event) -> None: ...
+
+
+class OneLane:
+    """Lanes of a device that can't be divided."""
+
+    all = current = 4
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.stream = Stream()
+
+    def choices(self) -> tuple[int, ...]:
+        return (self.all,)
+
+    def nearest(self, sms: int) -> int:
+        return self.all
+
+    def use(self, sms: int) -> None: ...
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture(autouse=True)
+def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("tests/gpu has the real thing")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(cuda_engine, "Lanes", OneLane)
+
+
+Wanted = tuple[SamplingParams, StoppingParams]
+PLAIN = SamplingParams(temperature=0.0)
+WANTED: Sequence[Wanted] = (
+    (PLAIN, StoppingParams(max_tokens=9)),
+    (SamplingParams(temperature=1.0, seed=7), StoppingParams(max_tokens=20)),
+    (SamplingParams(temperature=0.9, top_k=20, top_p=0.8, min_p=0.01, seed=3), StoppingParams(max_tokens=14)),
+    (SamplingParams(temperature=0.0, repetition_penalty=1.3, frequency_penalty=0.1), StoppingParams(max_tokens=12)),
+    (SamplingParams(temperature=0.7, seed=5, logit_bias={3: 2.0}), StoppingParams(max_tokens=5)),
+    (SamplingParams(temperature=0.0, logprobs=True, top_logprobs=3), StoppingParams(max_tokens=16)),
+    (PLAIN, StoppingParams(max_tokens=30, min_tokens=4, stop_token_ids=frozenset(range(0, 160, 3)))),
+)
+LENGTHS = (5, 16, 17, 40, 33, 3, 70)
+
+
+class Run:
+    """All requests through one engine, in the same order of events whatever the engine is."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.free = list(range(PAGES))
+        rng = np.random.default_rng(1)
+        self.prompts = [rng.integers(0, 160, n).tolist() for n in LENGTHS]
+        self.answers: dict[int, list[Sampled | Failed]] = {lease: [] for lease in range(len(WANTED))}
+        self.batch: DecodeBatch | CudaDecodeBatch = engine.decode_batch()
+        self.tables: list[np.ndarray[Any, np.dtype[np.int32]]] = []
+
+    def draw(self, lease: int, output: tuple[int, ...] = ()) -> Draw:
+        sampling, stopping = WANTED[lease]
+        return Draw(sampling, stopping, tuple(self.prompts[lease]), output)
+
+    def prefill(self, parts: Sequence[Sequence[tuple[int, int, int]]]) -> None:
+        """Passes of (lease, start, end)."""
+        for prompt in self.prompts:
+            self.tables.append(np.array([self.free.pop() for _ in range(-(-len(prompt) // 16))], np.int32))
+        for part in parts:
+            items = []
+            for lease, start, end in part:
+                prompt = self.prompts[lease]
+                last = end == len(prompt)
+                draw = self.draw(lease) if last else None
+                items.append(PrefillItem(lease, prompt[start:end], start, self.tables[lease], draw, len(prompt)))
+            flight = self.engine.prepare_prefill(items)
+            flight.launch()
+            for item, outcome in zip(items, flight.finish(lambda: None), strict=True):
+                if outcome is not None:
+                    self.answers[item.lease].append(outcome)
+
+    def join(self, lease: int) -> None:
+        [first] = self.answers[lease]
+        assert isinstance(first, Sampled)
+        if first.end is None:
+            self.batch.add(lease, len(self.prompts[lease]), self.tables[lease], self.draw(lease, (first.token,)))
+
+    def step(self, *, ahead: bool) -> None:
+        for lease in self.batch.wanting_pages():
+            self.batch.grow(lease, [self.free.pop()])
+        for lease, outcome in self.batch.step(lambda: None, ahead=ahead):
+            self.answers[lease].append(outcome)
+
+
+def run(engine: Any) -> Run:
+    made = Run(engine)
+    whole = [(lease, 0, n) for lease, n in enumerate(LENGTHS)]
+    made.prefill([whole[:3], [(3, 0, 13), whole[5]], [(3, 13, 40)], [whole[4]], [(6, 0, 64)], [(6, 64, 70)]])
+    for lease in range(4):
+        made.join(lease)
+    for number in range(40):
+        if number == 3:
+            for lease in range(4, len(WANTED)):
+                made.join(lease)
+        if number % 4 == 1:
+            made.batch.prepare()
+        made.step(ahead=number % 3 != 0)
+    assert len(made.batch) == 0
+    return made
+
+
+def said(outcome: Sampled | Failed) -> tuple[object, ...]:
+    assert isinstance(outcome, Sampled)
+    logprob = outcome.logprob and (outcome.logprob.token, pytest.approx(outcome.logprob.logprob, abs=1e-4))
+    return outcome.token, outcome.position, outcome.end, logprob
+
+
+def engines(model: ModelConfig) -> tuple[Engine, cuda_engine.CudaEngine]:
+    """Over the same weights; the GPU's pool is full of NaN."""
+    weights = {spec.name: torch.empty(spec.shape) for spec in weight_layout(model, "float32")}
+    fill_dummy(model, weights, 0)
+    shape = pool_shape(model, PAGES)
+    gpu = cuda_engine.CudaEngine(
+        model, weights, torch.full(shape, torch.nan), max_batch_tokens=64, max_running=7, max_context=160
+    )
+    return Engine(model, weights, torch.zeros(shape)), gpu
+
+
+@pytest.mark.parametrize("family", CHOSEN)
+def test_every_answer_is_the_one_of_the_cpus_engine(family: str) -> None:
+    model = parse_model_config(small_config(family))
+    on_cpu, on_gpu = engines(model)
+    expected, found = run(on_cpu), run(on_gpu)
+    for lease, answers in expected.answers.items():
+        assert [said(a) for a in found.answers[lease]] == [said(a) for a in answers], (lease, family)
+
+
+def small_config(family: str) -> dict[str, Any]:
+    model = random_model(family)
+    config: dict[str, Any] = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    return config
+
+
+def test_a_lease_is_quiet_when_no_step_on_the_device_knows_it() -> None:
+    _, engine = engines(parse_model_config(small_config("llama")))
+    made = Run(engine)
+    made.prefill([[(0, 0, 5), (1, 0, 16)]])
+    made.join(0)
+    made.batch.remove(0)
+    assert made.batch.quiet() == [0], "it was never in a step"
+    made.join(1)
+    made.step(ahead=True)
+    made.batch.remove(1)
+    assert made.batch.quiet() == []
+    assert made.batch.drain(lambda: None) == [], "its token is thrown away"
+    assert made.batch.quiet() == [1]
+
+
+def test_a_full_batch_takes_no_more() -> None:
+    _, engine = engines(parse_model_config(small_config("llama")))
+    batch = engine.decode_batch()
+    draw = Draw(PLAIN, StoppingParams(max_tokens=5), (), (1,))
+    for lease in range(7):
+        batch.add(lease, 3, np.array([lease], np.int32), draw)
+    with pytest.raises(ValueError, match="7 of 7 rows"):
+        batch.add(7, 3, np.array([7], np.int32), draw)
