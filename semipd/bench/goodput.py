@@ -98,7 +98,13 @@ def measure_goodput(
 
 
 def search_goodput(
-    base: RunSettings, search: SearchSettings, *, loose: bool, json_file: Path | None, plot: Path | None
+    base: RunSettings,
+    search: SearchSettings,
+    *,
+    loose: bool,
+    json_file: Path | None,
+    plot: Path | None,
+    runner: Runner = lambda settings: asyncio.run(run(settings)),
 ) -> bool:
     """For a person at a terminal: a line for each rate, the result, its files. Whether it was found."""
     ready_to_write(json_file, plot)
@@ -107,7 +113,7 @@ def search_goodput(
         base,
         search,
         loose=loose,
-        runner=lambda settings: asyncio.run(run(settings)),
+        runner=runner,
         tell=lambda probe: console.print(probe_line(probe, search.target)),
     )
     console.print(said(result))

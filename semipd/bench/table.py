@@ -64,6 +64,8 @@ def _summary(report: RunReport) -> Table:
 
 
 def _client(report: RunReport) -> str:
+    if not report.clients:
+        return "none: in simulated time nobody is late"
     busy = ", ".join(f"{client.busy:.0%}" for client in report.clients)
     late = report.lateness_s
     return (

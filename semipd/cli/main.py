@@ -13,7 +13,9 @@ from semipd.cli.doctor import doctor
 from semipd.cli.generate import generate
 from semipd.cli.kernels import kernels_app
 from semipd.cli.policies import policies_app
+from semipd.cli.profile import profile
 from semipd.cli.serve import serve
+from semipd.cli.simulate import simulate_app
 
 app = typer.Typer(
     name="semipd",
@@ -36,10 +38,11 @@ def root(
         raise typer.Exit
 
 
-for command in (serve, generate, chat, demo, top, doctor):
+for command in (serve, generate, chat, demo, top, doctor, profile):
     app.command()(command)
 app.add_typer(bench_app, name="bench")
 app.add_typer(policies_app, name="policies")
+app.add_typer(simulate_app, name="simulate")
 app.add_typer(kernels_app, name="kernels")
 
 

@@ -1,0 +1,35 @@
+"""`semipd profile`: how long prefill and decode take on this GPU, for the simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from semipd.cli import exits
+
+
+def profile(
+    model: Annotated[Path, typer.Option(help="A model's directory; only the shape in its config.json is used.")],
+    out: Annotated[Path, typer.Option(help="The file to write; rewritten as measurements come in.")],
+    quick: Annotated[bool, typer.Option("--quick", help="A third of the measurements, for a first look.")] = False,
+    seconds: Annotated[float, typer.Option(min=10, help="What is not measured by then is left out.")] = 240.0,
+    dtype: Annotated[str, typer.Option(help="Number format of weights and KV.")] = "bfloat16",
+    mps: Annotated[
+        str, typer.Option(help="own: start an MPS daemon; adopt: use the one that CUDA_MPS_PIPE_DIRECTORY names.")
+    ] = "own",
+) -> None:
+    """Record a latency profile on a GPU: prefill and decode alone and side by side, over batch, context and SMs.
+
+    Nothing else should compute on the GPU meanwhile. The most telling measurements come first and the file is saved
+    after each that makes it more than it was, so an interrupted recording leaves what it has.
+
+    Exit code: 0 a profile was written, 1 it could not be recorded, 2 wrong usage, 130 Ctrl-C (what there is is saved).
+    """
+    from semipd.bench.exits import told
+    from semipd.sim.recorder import record
+
+    with told():
+        whole = record(model, out, quick=quick, seconds=seconds, dtype=dtype, mps=mps)
+    raise typer.Exit(exits.OK if whole else exits.FAILED)

@@ -1,0 +1,213 @@
+"""One phase's engine in a process of its own, for `semipd profile`: measures alone, or beside another such process.
+
+usage: python -m semipd.engine.cuda.profiling prefill|decode      (started by semipd.sim.recorder)
+
+Messages are JSON objects, one a line: asked on standard input, answered on standard output.
+
+    {"do": "open", "config": {...}, "dtype", "max_batch_tokens", "max_running", "pool_tokens"}     -> {"sms"}
+    {"do": "alone", "sms", "rows", "context"} or {..., "tokens", "start"}                          -> {"ms"}
+    {"do": "prepare", "sms", "rows", "context", "seconds"} or {..., "tokens"}                      -> {}
+    {"do": "go", "start", "since", "until", "tail"}: times of time.monotonic()                     -> {"ms"}
+    {"do": "forget"}: what was prepared                                                            -> {}
+
+What can't be done is answered with {"error"}. The process ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from statistics import median
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from semipd.core.config import PAGE_SIZE
+from semipd.core.model import parse_model_config
+from semipd.core.request import SamplingParams, StoppingParams
+from semipd.core.sms import decode_choices, prefill_choices
+from semipd.engine.cuda.bench import bench_batch, decode_step_ms, open_engine, prefill_ms
+from semipd.engine.cuda.engine import CudaEngine
+from semipd.engine.cuda.lanes import Side
+from semipd.engine.engine import PrefillItem
+from semipd.engine.outcome import Draw
+
+FASTEST_STEP_S = 0.002
+"""Bounds how many steps a prepared batch may grow by."""
+FEWEST = 3
+"""Passes within the time that counts, for a median."""
+
+
+def _nothing() -> None:
+    return
+
+
+class Phase(Protocol):
+    """What this process measures."""
+
+    def alone(self, asked: dict[str, Any]) -> float:
+        """Milliseconds."""
+
+    def prepare(self, asked: dict[str, Any]) -> None: ...
+
+    def go(self, until_s: float) -> list[float]:
+        """Runs what was prepared until then; the moments at which passes ended."""
+
+    def forget(self) -> None: ...
+
+
+class Decode:
+    def __init__(self, engine: CudaEngine) -> None:
+        self._engine = engine
+
+    def alone(self, asked: dict[str, Any]) -> float:
+        return decode_step_ms(self._engine, asked["rows"], asked["context"], sms=asked["sms"])
+
+    def prepare(self, asked: dict[str, Any]) -> None:
+        engine, rows, context = self._engine, asked["rows"], asked["context"]
+        each = -(-(context + int(asked["seconds"] / FASTEST_STEP_S) + 16) // PAGE_SIZE)
+        if rows * each > engine.pages:
+            raise ValueError(f"{rows} sequences of {context} tokens need {rows * each} pages; there are {engine.pages}")
+        order = np.random.default_rng(0).permutation(engine.pages).astype(np.int32)
+        batch = bench_batch(engine)
+        engine.use_sms(asked["sms"])
+        draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=1 << 20), (), (1,))
+        for row in range(rows):
+            batch.add(row, context, order[row * each : (row + 1) * each], draw)
+        bucket = batch.graphs.bucket(rows)
+        assert bucket is not None
+        batch.capture_only(bucket, engine.lanes.current)
+        torch.cuda.synchronize()
+
+    def go(self, until_s: float) -> list[float]:
+        batch, ends = bench_batch(self._engine), []
+        while time.monotonic() < until_s:
+            if batch.step(_nothing):  # answers for the step before, when that is done
+                ends.append(time.monotonic())
+        batch.drain(_nothing)
+        return ends
+
+    def forget(self) -> None:
+        batch = bench_batch(self._engine)
+        batch.drain(_nothing)
+        for lease in batch.leases():
+            batch.remove(lease)
+        batch.quiet()
+        self._engine.use_sms(0)
+
+
+class Prefill:
+    def __init__(self, engine: CudaEngine) -> None:
+        self._engine = engine
+        self._item: PrefillItem | None = None
+
+    def alone(self, asked: dict[str, Any]) -> float:
+        return prefill_ms(self._engine, asked["tokens"], sms=asked["sms"], start=asked["start"])
+
+    def prepare(self, asked: dict[str, Any]) -> None:
+        engine, tokens = self._engine, asked["tokens"]
+        needed = -(-tokens // PAGE_SIZE)
+        if needed > engine.pages:
+            raise ValueError(f"{tokens} tokens need {needed} pages; there are {engine.pages}")
+        prefill = engine.open_prefill()
+        engine.use_sms(asked["sms"])
+        bucket = prefill.graphs.bucket(tokens)
+        if bucket is not None:
+            prefill.capture_only(bucket, engine.lanes.current)
+        table = np.random.default_rng(1).permutation(engine.pages)[:needed].astype(np.int32)
+        draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=100), (), ())
+        ids = np.random.default_rng(2).integers(0, 1000, tokens).tolist()
+        self._item = PrefillItem(0, ids, 0, table, draw, tokens)
+        engine.begin_prefill([self._item]).finish(_nothing)
+
+    def go(self, until_s: float) -> list[float]:
+        """One pass ahead of the device, as the worker."""
+        assert self._item is not None
+        flights, ends = deque[Any](), []
+        while time.monotonic() < until_s:
+            flights.append(self._engine.begin_prefill([self._item]))
+            if len(flights) > 1:
+                flights.popleft().finish(_nothing)
+                ends.append(time.monotonic())
+        for flight in flights:
+            flight.finish(_nothing)
+        return ends
+
+    def forget(self) -> None:
+        self._item = None
+        self._engine.use_sms(0)
+
+
+def open_phase(role: str, asked: dict[str, Any]) -> AbstractContextManager[CudaEngine]:
+    total = torch.cuda.get_device_properties(0).multi_processor_count
+    return open_engine(
+        parse_model_config(asked["config"]),
+        max_running=asked["max_running"],
+        max_batch_tokens=asked["max_batch_tokens"],
+        dtype=asked["dtype"],
+        pool_tokens=asked["pool_tokens"],
+        side=Side.FIRST if role == "decode" else Side.LAST,
+        sms_choices=decode_choices(total) if role == "decode" else prefill_choices(total),
+    )
+
+
+def between_ms(ends: Sequence[float], since_s: float, until_s: float) -> float:
+    """Median time from one end to the next, of those within. Raises ValueError where there are too few."""
+    counted = [1e3 * (b - a) for a, b in pairwise(ends) if a >= since_s and b <= until_s]
+    if len(counted) < FEWEST:
+        raise ValueError(f"only {len(counted)} passes ended within {until_s - since_s:.1f} s")
+    return median(counted)
+
+
+def answer(phase: Phase, asked: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for what can't be done, and torch.OutOfMemoryError."""
+    match asked["do"]:
+        case "alone":
+            return {"ms": phase.alone(asked)}
+        case "prepare":
+            try:
+                phase.prepare(asked)
+            except (ValueError, torch.OutOfMemoryError):
+                phase.forget()
+                raise
+            return {}
+        case "go":
+            time.sleep(max(0.0, asked["start"] - time.monotonic()))
+            try:
+                ends = phase.go(asked["until"] + asked["tail"])
+            finally:
+                phase.forget()
+            return {"ms": between_ms(ends, asked["since"], asked["until"])}
+        case "forget":
+            phase.forget()
+            return {}
+    raise ValueError(f"{asked['do']!r} is nothing that can be done here")
+
+
+def main() -> None:
+    role = sys.argv[1]
+    out, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints may get between the answers
+
+    def say(message: dict[str, Any]) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    asked = json.loads(sys.stdin.readline())
+    with open_phase(role, asked) as engine:
+        phase: Phase = Decode(engine) if role == "decode" else Prefill(engine)
+        say({"sms": engine.lanes.all})
+        for line in sys.stdin:
+            try:
+                say(answer(phase, json.loads(line)))
+            except (ValueError, torch.OutOfMemoryError) as error:
+                say({"error": f"{type(error).__name__}: {error}"[:300]})
+
+
+if __name__ == "__main__":
+    main()

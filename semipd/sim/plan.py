@@ -1,0 +1,192 @@
+"""What `semipd profile` measures, in which order, and how a profile is made of the answers. Needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from statistics import median
+from typing import Protocol
+
+from semipd.bench.errors import InputError
+from semipd.bench.provenance import provenance
+from semipd.core.clock import Clock
+from semipd.core.sms import decode_choices
+from semipd.sim.profile import (
+    DecodePoint,
+    DecodeTable,
+    Gpu,
+    ModelShape,
+    Overheads,
+    PrefillPoint,
+    PrefillTable,
+    Profile,
+    Source,
+    check,
+)
+
+OVERHEADS = Overheads(arrive_s=0.0005, turnaround_s=0.0008, prepare_s=0.0008, deliver_s=0.002, handover_s=0.0003)
+"""Of the server on one H200's host: together with the pass they make the TTFT that was measured of a request alone."""
+
+MOST_TOKENS = 560_000
+"""Of a decode batch, context and all: what fits beside two copies of the weights in 139 GiB, for Llama-3-8B."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepAlone:
+    """A decode step of `rows` sequences at `context` tokens each, on so many SMs, prefill idle."""
+
+    sms: int
+    rows: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassAlone:
+    """A prefill pass over `tokens` tokens of one prompt after `start` others, decode idle."""
+
+    sms: int
+    tokens: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Both all the time: decode on the first, prefill on the last so many SMs."""
+
+    decode_sms: int
+    prefill_sms: int
+    rows: int
+    context: int
+    tokens: int
+
+
+Task = StepAlone | PassAlone | Beside
+
+
+class Unfit(Exception):
+    """A task that this device can't do: its size does not fit. The message says why."""
+
+
+class Machine(Protocol):
+    """Does the tasks; milliseconds. Raises Unfit, or BenchError where nothing more can be measured."""
+
+    def step_alone(self, task: StepAlone) -> float: ...
+    def pass_alone(self, task: PassAlone) -> float: ...
+    def beside(self, task: Beside) -> tuple[float, float]:
+        """Of a decode step and of a prefill pass."""
+
+
+def tasks(sms: int, max_context: int, *, quick: bool) -> list[Task]:
+    """The most telling first. What a profile can't do without is before all else."""
+    steps = [(64, 1024), (64, 4096), (1, 512), (16, 1024), (128, 1024), (256, 512), (512, 256)]
+    passes = [(2048, 0), (256, 0), (512, 0), (1024, 0), (512, 3584), (64, 0), (4096, 0), (7680, 0)]
+    mixes = [(64, 1024, 2048), (128, 1024, 512)]
+    if not quick:
+        steps += [(32, 1024), (96, 1024), (192, 512), (8, 4096), (128, 4096), (384, 512), (256, 2048), (16, 256)]
+        passes += [(128, 0), (384, 0), (768, 0), (1536, 0), (3072, 0), (1024, 3072), (2048, 5120), (128, 1024)]
+        mixes += [(64, 4096, 1024), (16, 1024, 256)]
+    steps = [(rows, context) for rows, context in steps if context <= max_context and rows * context <= MOST_TOKENS]
+    passes = [(tokens, start) for tokens, start in passes if tokens + start <= max_context]
+    mixes = [mix for mix in mixes if max(mix[1:]) <= max_context]
+    splits = [(n, sms - n) for n in decode_choices(sms) if n < sms]
+    pairs = [*splits[1::2], *splits[::2], (sms, sms)]
+    if not quick:
+        pairs.append((sms, splits[len(splits) // 2][1]) if splits else (sms, sms))
+    pairs = list(dict.fromkeys(pairs))
+    reference: list[Task] = [StepAlone(sms, *step) for step in steps[:4]]
+    reference += [PassAlone(sms, *one) for one in passes[:5]]
+    beside: list[Task] = [Beside(*pair, *mix) for mix in mixes for pair in pairs]
+    rest: list[Task] = [*(StepAlone(sms, *step) for step in steps[4:]), *(PassAlone(sms, *one) for one in passes[5:])]
+    fewer: list[Task] = [PassAlone(p, *one) for one in ((2048, 0), (256, 0)) for _, p in splits]
+    fewer += [StepAlone(d, *step) for step in steps[:1] + ([] if quick else steps[1:4]) for d, _ in splits]
+    return [*reference, *_alternating(beside, rest), *fewer]
+
+
+def _alternating(first: Sequence[Task], second: Sequence[Task]) -> list[Task]:
+    return [task for both in zip_longest(first, second) for task in both if task is not None]
+
+
+@dataclass
+class Recording:
+    """The answers so far."""
+
+    model: ModelShape
+    gpu: Gpu
+    steps: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)
+    """By SMs of the phase and of the other, then by rows and context: milliseconds."""
+    passes: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    done: int = 0
+
+    def step(self, sms: int, other_sms: int, rows: int, context: int, ms: float) -> None:
+        self.steps.setdefault((sms, other_sms), {}).setdefault((rows, context), []).append(ms)
+
+    def batch(self, sms: int, other_sms: int, tokens: int, start: int, ms: float) -> None:
+        self.passes.setdefault((sms, other_sms), {}).setdefault((tokens, start), []).append(ms)
+
+    def profile(self) -> Profile | None:
+        """None: too little is known yet."""
+        made = Profile(
+            source=Source(
+                recorded=True,
+                how="Recorded by `semipd profile`: medians, alone in one process and side by side in two under MPS. "
+                "Overheads are the server's constants and were not measured here."
+                + (f" Left out: {'; '.join(self.left_out)}." if self.left_out else ""),
+                sources=(),
+                made=provenance(),
+            ),
+            model=self.model,
+            gpu=self.gpu,
+            overheads=OVERHEADS,
+            decode=tuple(
+                DecodeTable(*pair, tuple(DecodePoint(*size, median(ms)) for size, ms in sorted(points.items())))
+                for pair, points in sorted(self.steps.items())
+            ),
+            prefill=tuple(
+                PrefillTable(*pair, tuple(PrefillPoint(*size, median(ms)) for size, ms in sorted(points.items())))
+                for pair, points in sorted(self.passes.items())
+            ),
+        )
+        try:
+            check(made, "")
+        except InputError:
+            return None
+        return made
+
+
+def carry_out(
+    todo: Sequence[Task],
+    machine: Machine,
+    recording: Recording,
+    clock: Clock,
+    until_s: float,
+    tell: Callable[[Task, Recording], None],
+) -> None:
+    """Does one task after another until the clock says `until_s`; `tell` hears of each before and of the last after.
+
+    Raises what the machine raises, but Unfit; the recording has what was measured by then.
+    """
+    for task in todo:
+        if clock.now() >= until_s:
+            left = len(todo) - recording.done - len(recording.left_out)
+            recording.left_out.append(f"{left} of {len(todo)} measurements, for want of time")
+            return
+        tell(task, recording)
+        try:
+            measure(task, machine, recording)
+            recording.done += 1
+        except Unfit as error:
+            recording.left_out.append(f"{task}: {error}")
+
+
+def measure(task: Task, machine: Machine, recording: Recording) -> None:
+    match task:
+        case StepAlone(sms, rows, context):
+            recording.step(sms, 0, rows, context, machine.step_alone(task))
+        case PassAlone(sms, tokens, start):
+            recording.batch(sms, 0, tokens, start, machine.pass_alone(task))
+        case Beside(decode_sms, prefill_sms, rows, context, tokens):
+            step_ms, pass_ms = machine.beside(task)
+            recording.step(decode_sms, prefill_sms, rows, context, step_ms)
+            recording.batch(prefill_sms, decode_sms, tokens, 0, pass_ms)

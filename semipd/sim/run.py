@@ -1,0 +1,176 @@
+"""A simulated run, reported as `semipd bench run` reports a real one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from semipd.bench.arrivals import arrivals
+from semipd.bench.errors import InputError, RunFailed
+from semipd.bench.provenance import provenance
+from semipd.bench.records import UNFINISHED, Outcome, RequestRecord
+from semipd.bench.report import RunReport
+from semipd.bench.score import distribution, score
+from semipd.bench.settings import RunSettings
+from semipd.bench.target import TargetInfo
+from semipd.bench.traces import TraceEntry, load_trace, scaled
+from semipd.core.config import PAGE_SIZE
+from semipd.core.errors import ConfigError
+from semipd.policies.registry import make_policy
+from semipd.sim.life import Life
+from semipd.sim.profile import Profile
+from semipd.sim.replay import Replayed, replay
+from semipd.sim.server import Settings
+from semipd.sim.times import ProfileTimes, Times
+
+TARGET = "simulated time"
+RESERVED_BYTES = 6_000_000_000
+"""Of the GPU's memory, for contexts, workspaces and graphs, as the server reserves them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Laboratory:
+    """What is simulated: a policy on a server on a GPU."""
+
+    policy: str
+    policy_options: Mapping[str, str]
+    profile: Profile
+    pages: int = 0
+    """0: what fits beside the weights."""
+    max_batch_tokens: int = 8192
+    max_running: int = 512
+    max_waiting: int = 512
+    times: Times = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", ProfileTimes(self.profile))
+
+    def settings(self) -> Settings:
+        return Settings(
+            pages=self.pages or fitting_pages(self.profile),
+            sms=self.profile.gpu.sms,
+            overheads=self.profile.overheads,
+            max_batch_tokens=self.max_batch_tokens,
+            max_running=self.max_running,
+            max_waiting=self.max_waiting,
+        )
+
+    def target(self) -> TargetInfo:
+        profile = self.profile
+        options = " ".join(f"{name}={value}" for name, value in self.policy_options.items())
+        return TargetInfo(
+            protocol="simulated",
+            model=profile.model.name,
+            vocab_size=profile.model.vocab_size,
+            max_context=profile.model.max_context,
+            counting="each",
+            server={
+                "device": profile.gpu.name,
+                "policy": " ".join(filter(None, (self.policy, options))),
+                "profile": "recorded" if profile.source.recorded else "not recorded, see its `source`",
+            },
+        )
+
+
+def fitting_pages(profile: Profile) -> int:
+    left = profile.gpu.memory_bytes - profile.model.weight_bytes - RESERVED_BYTES
+    return max(0, left) // (PAGE_SIZE * profile.model.kv_token_bytes)
+
+
+def simulate(laboratory: Laboratory, asked: RunSettings, progress: Callable[[float], None] | None = None) -> RunReport:
+    """A fresh policy under `asked.trace` at `asked.rate`. `progress` is told the simulated seconds now and then.
+
+    Raises InputError where trace, rate, duration, scale, policy, an option or the pool can't be simulated, and
+    RunFailed where not one request was done. A run whose policy was replaced by the fallback is invalid.
+    """
+    trace = load_trace(asked.trace)
+    if not asked.scale > 0:
+        raise InputError(f"the scale must be above 0, not {asked.scale}")
+    if asked.scale != 1.0:
+        trace = scaled(trace, asked.scale)
+    due = arrivals(trace, asked.rate, asked.duration_s, asked.seed)
+    settings = laboratory.settings()
+    check_fit(trace, laboratory.profile, settings)
+    try:
+        policy = make_policy(laboratory.policy, laboratory.policy_options)
+    except ConfigError as error:
+        raise InputError(str(error)) from None
+    done = replay(
+        policy,
+        due,
+        settings,
+        laboratory.times,
+        count_until_s=asked.duration_s,
+        until_s=asked.duration_s + asked.drain_s,
+        progress=progress,
+    )
+    return report(laboratory, asked, done)
+
+
+def check_fit(trace: list[TraceEntry], profile: Profile, settings: Settings) -> None:
+    """Raises InputError where a request is longer than the model's context, or than the pool."""
+    longest = max(trace, key=lambda e: e.prompt_len + e.output_len)
+    tokens = longest.prompt_len + longest.output_len
+    if tokens > profile.model.max_context:
+        raise InputError(
+            f"the trace has a request of {longest.prompt_len} + {longest.output_len} tokens, and the context of "
+            f"{profile.model.name} ends at {profile.model.max_context}; shorten all of them with --scale"
+        )
+    if -(-tokens // PAGE_SIZE) > settings.pages:
+        raise InputError(f"a request of {tokens} tokens does not fit into a pool of {settings.pages} pages")
+
+
+def report(laboratory: Laboratory, asked: RunSettings, done: Replayed) -> RunReport:
+    deliver_s = laboratory.profile.overheads.deliver_s
+    records = tuple(record(life, deliver_s, asked) for life in done.lives)
+    if not any(r.outcome is Outcome.DONE for r in records):
+        raise RunFailed(f"not one of {len(records)} requests was done; is the rate far beyond what the GPU can do?")
+    tokens = done.server.tokens
+    scored = replace(
+        score(records, asked.duration_s),
+        itl_s=done.server.gaps.distribution(),
+        output_tokens_per_s=tokens.output_in_time / asked.duration_s,
+        total_tokens_per_s=(tokens.output_in_time + tokens.prompt_in_time) / asked.duration_s,
+    )
+    lateness = distribution(0.0 for _ in records)
+    assert lateness is not None
+    return RunReport(
+        settings=replace(asked, target=TARGET),
+        target=laboratory.target(),
+        provenance=provenance(),
+        problems=tuple(done.server.failures),
+        score=scored,
+        lateness_s=lateness,
+        clients=(),
+        timeline=done.timeline,
+        records=records,
+    )
+
+
+def record(life: Life, deliver_s: float, asked: RunSettings) -> RequestRecord:
+    """As the client would have written it down. Gaps between tokens are not kept a request, only the longest."""
+    over = asked.duration_s + asked.drain_s
+    end, first = life.end_s, life.first_token_s
+    finished = end is not None and end + deliver_s <= over
+    outcome = Outcome.DONE if finished else Outcome.REFUSED if life.refused else Outcome.FAILED
+    done_s = end + deliver_s if finished and end is not None else life.arrival_s if life.refused else over
+    return RequestRecord(
+        index=life.number,
+        prompt_len=life.prompt_len,
+        output_len=life.output_len,
+        ttft_slo_s=life.slo.ttft_s or sys.float_info.max,
+        tpot_slo_s=life.slo.tpot_s or sys.float_info.max,
+        scheduled_s=life.sent_s,
+        sent_s=life.sent_s,
+        outcome=outcome,
+        reason="" if finished else life.refused or UNFINISHED,
+        tokens=life.output,
+        first_s=None if first is None else first + deliver_s,
+        last_s=None if first is None else life.last_token_s + deliver_s,
+        done_s=done_s,
+        queue_s=None if life.prefill_start_s is None else life.prefill_start_s - life.arrival_s,
+        largest_gap_s=life.largest_gap_s if life.output > 1 else None,
+        gaps_s=(),
+        counts=(),
+    )

@@ -1,0 +1,325 @@
+"""The two workers and the device between them: when which pass runs, on how many SMs, and how long that takes.
+
+As `semipd.workers` does it on a GPU. Decode launches a step while the one before it is on the device, so who is in a
+step is settled one step ahead. While only one phase has work it has all SMs; while both have, each its share (read
+when a pass is launched), or, where they take turns, the whole device for one pass. Prefill takes the turn when it
+becomes busy; decode's steps that are on the device by then run out beside it.
+
+A pass that is under way goes faster or slower when the other phase begins or ends one: what is left of it is rescaled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from semipd.core.config import PAGE_SIZE
+from semipd.core.partition import Mode, Phase
+from semipd.core.sms import SmSplit
+from semipd.sim.life import Life
+from semipd.sim.times import Times
+
+
+@dataclass(slots=True)
+class Pass:
+    """On the device, or next for it. `seconds`: under the company that it has now."""
+
+    sms: int
+    start_s: float = 0.0
+    end_s: float = math.inf
+    seconds: float = 0.0
+    other_sms: int = -1
+    """-1: not begun."""
+
+    def rate(self, now: float, seconds: float, other_sms: int) -> None:
+        """From now on it would take so long in all; what is done stays done."""
+        left = (self.end_s - now) / self.seconds if self.other_sms >= 0 and self.seconds > 0 else 1.0
+        self.end_s = now + left * seconds
+        self.seconds, self.other_sms = seconds, other_sms
+
+
+@dataclass(slots=True)
+class Device:
+    """What both workers see of each other."""
+
+    times: Times
+    sms: int
+    prepare_s: float
+    handover_s: float
+    split: SmSplit
+    mode: Mode = Mode.SPLIT
+    turn: Phase = Phase.PREFILL
+    prefill_busy: bool = False
+    decode_busy: bool = False
+
+    @property
+    def turns(self) -> bool:
+        return self.mode is Mode.TURNS
+
+
+@dataclass(slots=True)
+class Batch:
+    """One prefill plan. `heard_s`: by the worker. `pairs`: of a token and one that it attends to."""
+
+    chunks: list[tuple[Life, int]]
+    tokens: int
+    context_tokens: int
+    pairs: float
+    heard_s: float
+    ready_s: float = math.inf
+    """Its pass may begin from then on: what the host does before that is done. Known once it is the first in line."""
+    run: Pass | None = None
+    alternating: bool = False
+    waited: bool = False
+    """For its turn."""
+
+
+class PrefillWorker:
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.batches: deque[Batch] = deque()
+        """Given out and not answered; only the first can be on the device."""
+
+    @property
+    def end_s(self) -> float:
+        """When the pass on the device ends; infinite where there is none."""
+        return self.batches[0].run.end_s if self.batches and self.batches[0].run is not None else math.inf
+
+    @property
+    def sms(self) -> int:
+        """That are computing now."""
+        return self.batches[0].run.sms if self.batches and self.batches[0].run is not None else 0
+
+    def wake_s(self, now: float) -> float:
+        """When it is ready to begin; infinite where that is now, or where a pass is on the device."""
+        if self.batches and self.batches[0].run is None and self.batches[0].ready_s > now:
+            return self.batches[0].ready_s
+        return math.inf
+
+    def give(self, batch: Batch) -> None:
+        self.batches.append(batch)
+        if len(self.batches) == 1:
+            batch.ready_s = batch.heard_s + self._device.prepare_s
+
+    def begin(self, now: float) -> None:
+        """Begins the next pass, where one may begin."""
+        device = self._device
+        first = self.batches[0] if self.batches else None
+        if first is None or (first.run is None and first.ready_s > now):
+            device.prefill_busy = False
+            return
+        if first.run is not None:
+            return
+        if not device.prefill_busy:
+            device.prefill_busy = True
+            device.turn = Phase.PREFILL  # decode has had the device to itself meanwhile
+        first.alternating = device.turns and device.decode_busy
+        if first.alternating and device.turn is not Phase.PREFILL:
+            first.waited = True
+            return
+        alone = device.turns or not device.decode_busy
+        first.run = Pass(device.sms if alone else device.split.prefill, now)
+
+    def rate(self, now: float, other_sms: int) -> None:
+        """To be called when anything began or ended; `other_sms`: that decode computes on."""
+        batch = self.batches[0] if self.batches else None
+        if batch is None or batch.run is None or batch.run.other_sms == other_sms:
+            return
+        seconds = self._device.times.prefill_s(batch.tokens, batch.pairs, batch.run.sms, other_sms)
+        batch.run.rate(now, seconds + self._device.handover_s * batch.waited, other_sms)
+
+    def finish(self, now: float) -> Batch:
+        """Takes the batch whose pass has ended.
+
+        The worker hears messages between two passes. A plan that came before this pass began is prepared, and goes on
+        at once or waits for its turn; with one that came later it was idle for a moment, and takes the turn again.
+        """
+        batch, device = self.batches.popleft(), self._device
+        assert batch.run is not None
+        if batch.alternating:
+            device.turn = Phase.DECODE
+        following = self.batches[0] if self.batches else None
+        if following is not None and following.heard_s <= batch.run.start_s:
+            following.ready_s = now
+        else:
+            device.prefill_busy = False
+            if following is not None:
+                following.ready_s = max(now, following.heard_s) + device.prepare_s
+        return batch
+
+
+class Step:
+    """A decode step that was launched."""
+
+    __slots__ = ("context_tokens", "dropped", "enders", "joiners", "number", "own_turn", "rows", "run")
+
+    def __init__(self, number: int, rows: int, context_tokens: int, run: Pass) -> None:
+        self.number = number
+        self.rows = rows
+        self.context_tokens = context_tokens
+        """Attended to, over its rows."""
+        self.run = run
+        self.joiners: list[Life] = []
+        """It is the first step of these."""
+        self.enders: list[Life] = []
+        """And the last of these."""
+        self.dropped: list[Life] = []
+        """Left while it was on the device: what it made of them is thrown away."""
+        self.own_turn = False
+
+
+class DecodeWorker:
+    """`take_pages(count)` takes pages out of the pool or says that there are not so many; `preempted` hears of each
+    sequence that had to give its pages back, `joined` of each that came into the batch."""
+
+    def __init__(
+        self,
+        device: Device,
+        take_pages: Callable[[int], bool],
+        preempted: Callable[[Life], None],
+        joined: Callable[[Life], None],
+    ) -> None:
+        self._device = device
+        self._take_pages = take_pages
+        self._preempted = preempted
+        self._joined = joined
+        self.adopted: deque[tuple[float, Life]] = deque()
+        """Handed over, and when the worker hears of it; it has not taken them into the batch."""
+        self.flying: deque[Step] = deque()
+        self.done = 0
+        """The last step that was answered for."""
+        self._launched = 0
+        self._members: dict[int, Life] = {}
+        """Of the next step."""
+        self._context = 0
+        self._growing = [0] * PAGE_SIZE
+        """Members that need another page in a step, by that step's number modulo the size of a page."""
+        self._ending: dict[int, list[Life]] = {}
+        self._joining: list[Life] = []
+        self._prepared = False
+        """Who is in the next step is settled: it waits for its turn."""
+
+    @property
+    def end_s(self) -> float:
+        return self.flying[0].run.end_s if self.flying else math.inf
+
+    @property
+    def sms(self) -> int:
+        return self.flying[0].run.sms if self.flying else 0
+
+    def wake_s(self, now: float) -> float:
+        if self.adopted and not self.flying and not self._members and self.adopted[0][0] > now:
+            return self.adopted[0][0]
+        return math.inf
+
+    def pages_of(self, life: Life, steps: int) -> int:
+        """Held by a member after so many steps."""
+        return -(-(life.computed + steps) // PAGE_SIZE)
+
+    # --- launching --------------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """Launches what may be launched."""
+        device = self._device
+        alternates = device.turns and device.prefill_busy
+        if self._prepared:
+            if not alternates or device.turn is Phase.DECODE:
+                self._take_turn(now)
+        elif alternates:
+            if not self.flying:  # launched when nobody else was there: answered for before anything else is launched
+                self._hear(now)
+                if device.turn is Phase.DECODE:
+                    self._take_turn(now)
+                else:
+                    self._prepared = bool(self._members)
+        elif not (self.flying and self.flying[-1].own_turn):
+            while len(self.flying) < 2:
+                self._hear(now)
+                if not self._launch(now):
+                    break
+        if self.flying and self.flying[0].run.other_sms < 0:
+            self.flying[0].run.start_s = now
+        device.decode_busy = bool(self._members or self.flying)
+
+    def _take_turn(self, now: float) -> None:
+        """One step, which is answered for before anything else is launched."""
+        if self._launch(now):
+            self.flying[0].own_turn = True
+        elif self._members:
+            self._prepared = False
+            self._device.turn = Phase.PREFILL  # not a page for anybody here
+
+    def _hear(self, now: float) -> None:
+        """Takes what was handed over into the batch, from the next step on."""
+        number = self._launched + 1
+        while self.adopted and self.adopted[0][0] <= now:
+            life = self.adopted.popleft()[1]
+            life.joined = number
+            self._members[life.number] = life
+            self._joining.append(life)
+            self._context += life.computed
+            self._growing[(number - life.computed) % PAGE_SIZE] += 1
+            self._ending.setdefault(life.last_step, []).append(life)
+            self._joined(life)
+
+    def _launch(self, now: float) -> bool:
+        if len(self.flying) >= 2 or not self._members:
+            return False
+        number, device = self._launched + 1, self._device
+        if not self._find_pages(number):
+            return False
+        alone = device.turns or not device.prefill_busy
+        step = Step(number, len(self._members), self._context, Pass(device.sms if alone else device.split.decode, now))
+        step.joiners, self._joining = self._joining, []
+        self.flying.append(step)
+        self._launched, self._prepared = number, False
+        self._context += step.rows
+        for life in self._ending.pop(number, ()):
+            step.enders.append(life)
+            self._forget(life, number + 1)
+        return True
+
+    def _find_pages(self, number: int) -> bool:
+        """A page for each whose last one is full; the least important gives way. False: nobody is left to give way."""
+        place = number % PAGE_SIZE
+        while self._growing[place] and not self._take_pages(self._growing[place]):
+            if len(self._members) == 1:
+                return False
+            life = self._members[max(self._members)]
+            self._ending[life.last_step].remove(life)
+            self._forget(life, number)
+            if life.joined == number:
+                self._joining.remove(life)
+            for step in self.flying:
+                if step.number >= life.joined:
+                    step.dropped.append(life)
+            life.pages = self.pages_of(life, number - life.joined)
+            life.output += max(0, self.done - life.joined + 1)
+            self._preempted(life)
+        return True
+
+    def _forget(self, life: Life, number: int) -> None:
+        """It is in no step from that one on."""
+        del self._members[life.number]
+        self._context -= life.computed + number - life.joined
+        self._growing[(life.joined - life.computed) % PAGE_SIZE] -= 1
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def rate(self, now: float, other_sms: int) -> None:
+        step = self.flying[0] if self.flying else None
+        if step is None or step.run.other_sms == other_sms:
+            return
+        seconds = self._device.times.decode_s(step.rows, step.context_tokens, step.run.sms, other_sms)
+        step.run.rate(now, seconds + self._device.handover_s * step.own_turn, other_sms)
+
+    def finish(self) -> Step:
+        """Takes the step that has ended."""
+        step = self.flying.popleft()
+        self.done = step.number
+        self._device.decode_busy = bool(self._members or self.flying)
+        if step.own_turn:
+            self._device.turn = Phase.PREFILL
+        return step
