@@ -1,0 +1,92 @@
+"""A device whose times can be computed in the head, and traffic of a few requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from semipd.bench.arrivals import Arrival
+from semipd.bench.traces import TraceEntry
+from semipd.core.partition import Mode, Shares
+from semipd.core.plan import Admission, AdmitInput, Order, OrderInput, PlaceInput, Plan
+from semipd.core.snapshot import Snapshot
+from semipd.policies.contract import Policy
+from semipd.policies.filling import fill_batch
+from semipd.policies.latency import LatencyModel
+from semipd.sim.profile import Overheads
+from semipd.sim.replay import Replayed, replay
+from semipd.sim.server import Settings
+
+NOTHING = Overheads(0.0, 0.0, 0.0, 0.0, 0.0)
+SMS = 128
+"""Splits are 16, 32, ... of these."""
+
+
+@dataclass
+class Flat:
+    """A step takes 10 ms and a pass 1 ms a token on all SMs; on half of them twice that; company costs nothing."""
+
+    step_s: float = 0.010
+    token_s: float = 0.001
+    asked: list[tuple[str, int, int]] = field(default_factory=list)
+    """Phase, SMs, SMs of the other."""
+
+    def decode_s(self, rows: int, context_tokens: int, sms: int, other_sms: int) -> float:
+        self.asked.append(("decode", sms, other_sms))
+        return self.step_s * SMS / sms
+
+    def prefill_s(self, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
+        self.asked.append(("prefill", sms, other_sms))
+        return tokens * self.token_s * SMS / sms
+
+
+class Modelled:
+    """The times of the policies' own latency model, for the comparison with `semipd.policies.testing.world`."""
+
+    def __init__(self, sms: int) -> None:
+        self._model = LatencyModel()
+        self._sms = sms
+
+    def decode_s(self, rows: int, context_tokens: int, sms: int, other_sms: int) -> float:
+        share, other = 100 * sms / self._sms, 100 * other_sms / self._sms
+        return self._model.decode_s(rows, context_tokens, share=share, other=other)
+
+    def prefill_s(self, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
+        share, other = 100 * sms / self._sms, 100 * other_sms / self._sms
+        return self._model.prefill_s(tokens, round(pairs / tokens + tokens / 2), share=share, other=other)
+
+
+class Plain(Policy):
+    """First come, first served, at fixed shares, mode and chunk; keeps the snapshots that it saw."""
+
+    name = "plain"
+
+    def __init__(self, shares: Shares | None = None, mode: Mode = Mode.SPLIT, chunk: int = 1 << 20) -> None:
+        super().__init__({})
+        self._shares, self._mode, self._chunk = shares, mode, chunk
+        self.seen: list[Snapshot] = []
+
+    def admit(self, given: AdmitInput) -> Admission:
+        return Admission()
+
+    def order(self, given: OrderInput) -> Order:
+        self.seen.append(given.snapshot)
+        return Order(tuple(w.sequence for w in given.snapshot.waiting))
+
+    def place(self, given: PlaceInput) -> Plan:
+        return Plan(fill_batch(given.snapshot, given.order, self._chunk), shares=self._shares, mode=self._mode)
+
+
+def due(*requests: tuple[float, int, int]) -> list[Arrival]:
+    """(at_s, prompt tokens, output tokens)."""
+    return [Arrival(i, at, TraceEntry(prompt, output, 1.0, 0.1)) for i, (at, prompt, output) in enumerate(requests)]
+
+
+def settings(pages: int = 1000, overheads: Overheads = NOTHING, **others: int) -> Settings:
+    return Settings(pages=pages, sms=SMS, overheads=overheads, **others)
+
+
+def run(
+    policy: Policy, requests: Sequence[Arrival], times: Flat | None = None, server: Settings | None = None
+) -> Replayed:
+    return replay(policy, requests, server or settings(), times or Flat())

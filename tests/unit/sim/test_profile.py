@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semipd.bench.errors import InputError
+from semipd.sim import profile
+from semipd.sim.profile import SHIPPED, load_profile, read_profile
+from semipd.sim.times import ProfileTimes
+
+
+@pytest.fixture
+def plain() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(profile.__file__).parent / "profiles" / f"{SHIPPED}.json").read_text())
+    return found
+
+
+def test_the_shipped_profile_says_that_it_was_not_recorded() -> None:
+    source = load_profile(SHIPPED).source
+    assert not source.recorded
+    assert "not recorded" in source.how
+    assert source.sources
+
+
+def test_every_measured_point_is_read_off_again() -> None:
+    shipped = load_profile(SHIPPED)
+    times = ProfileTimes(shipped)
+    for table in shipped.decode:
+        for p in table.points:
+            got = times.decode_s(p.rows, p.rows * p.context, table.sms, table.other_sms)
+            assert got * 1000 == pytest.approx(p.ms, rel=1e-6), (table.sms, table.other_sms, p)
+    for batch in shipped.prefill:
+        for q in batch.points:
+            pairs = q.tokens * (q.start + q.tokens / 2)
+            got = times.prefill_s(q.tokens, pairs, batch.sms, batch.other_sms)
+            assert got * 1000 == pytest.approx(q.ms, rel=1e-6), (batch.sms, batch.other_sms, q)
+
+
+def test_more_work_never_takes_less_time_and_fewer_sms_never_less() -> None:
+    times = ProfileTimes(load_profile(SHIPPED))
+    for other in (0, 68):
+        steps = [times.decode_s(rows, rows * 500, 64, other) for rows in range(1, 513, 7)]
+        assert steps == sorted(steps)
+        passes = [times.prefill_s(n, n * n / 2, 68, other) for n in range(1, 8192, 97)]
+        assert passes == sorted(passes)
+    alone = [times.decode_s(64, 64 * 800, sms, 0) for sms in (132, 96, 64, 48, 32, 16, 8)]
+    assert alone == sorted(alone)
+
+
+def test_a_context_that_was_computed_before_costs_its_pairs() -> None:
+    times = ProfileTimes(load_profile(SHIPPED))
+    fresh = times.prefill_s(512, 512 * 256, 132, 0)
+    later = times.prefill_s(512, 512 * (3500 + 256), 132, 0)
+    assert later - fresh == pytest.approx(0.003, rel=1e-6)  # 14.7 ms after 3500 tokens, 11.7 without
+
+
+def test_below_and_beyond_what_was_measured() -> None:
+    times = ProfileTimes(load_profile(SHIPPED))
+    assert times.prefill_s(1, 0.5, 132, 0) == pytest.approx(0.005)  # the launch floor
+    assert times.prefill_s(16384, 16384**2 / 2, 132, 0) > 0.4
+    assert times.decode_s(512, 512 * 340, 132, 0) > times.decode_s(400, 400 * 340, 132, 0)
+    assert times.decode_s(64, 64 * 100, 8, 0) == pytest.approx(2 * times.decode_s(64, 64 * 100, 16, 0))
+
+
+def test_a_split_that_was_not_measured_is_between_its_neighbours() -> None:
+    times = ProfileTimes(load_profile(SHIPPED))
+    wide, between, narrow = (times.decode_s(64, 65536, sms, 132 - sms) for sms in (48, 40, 32))
+    assert wide < between < narrow
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p.update(kind="else"), "not a profile of `semipd profile`"),
+        (lambda p: p.update(format=2), "format: this version reads 1, not 2"),
+        (lambda p: p.pop("gpu"), "gpu is missing"),
+        (lambda p: p["gpu"].pop("sms"), "gpu: sms is missing"),
+        (lambda p: p["gpu"].update(sms="many"), "gpu: sms: not of the expected type"),
+        (lambda p: p["gpu"].update(sm=132), "gpu: sm: no such field"),
+        (lambda p: p["model"].update(kv_token_bytes=0), "model: kv_token_bytes: must be above 0"),
+        (lambda p: p["overheads"].update(arrive_s=-1.0), "overheads: arrive_s: must be 0 to 1 second"),
+        (lambda p: p["decode"][1].update(sms=200), "decode[1]: sms: must be 1 to 132, not 200"),
+        (lambda p: p["decode"][1].update(sms=132), "decode[1]: a second table of sms 132 and other_sms 0"),
+        (lambda p: p["decode"][0]["points"][2].update(ms=0.0), "decode[0]: points[2]: ms: must be above 0"),
+        (lambda p: p["decode"][0]["points"][1].update(rows=0), "decode[0]: points[1]: rows: must be above 0"),
+        (lambda p: p["prefill"][0]["points"][0].update(tokens=128), "prefill[0]: points: one is there twice"),
+        (lambda p: p["prefill"][0]["points"][0].update(start=-1), "prefill[0]: points: start: must be at least 0"),
+        (lambda p: p["prefill"][0].update(points=[]), "prefill[0]: points: there are none"),
+        (lambda p: p.update(decode=p["decode"][1:]), "there must be a table of all 132 SMs with other_sms 0"),
+        (lambda p: p.update(prefill=p["prefill"][:1]), "there must be a table with other_sms above 0"),
+        (
+            lambda p: p["prefill"][0].update(points=[q for q in p["prefill"][0]["points"] if not q["start"]]),
+            "there must be a point with a start above 0",
+        ),
+        (
+            lambda p: p["decode"][0].update(points=[q for q in p["decode"][0]["points"] if q["context"] != 4096]),
+            "one number of rows must be there at two contexts or more",
+        ),
+    ],
+)
+def test_a_broken_profile_is_refused_by_file_and_field(
+    plain: dict[str, Any], tmp_path: Path, change: Change, said: str
+) -> None:
+    change(plain)
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(plain))
+    with pytest.raises(InputError, match="mine") as raised:
+        read_profile(file)
+    assert said in str(raised.value)
+
+
+def test_an_unknown_profile_names_those_that_ship() -> None:
+    with pytest.raises(InputError, match=SHIPPED):
+        load_profile("nothing")

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import support
+from semipd.bench.errors import InputError, RunFailed
+from semipd.core.clock import ManualClock
+from semipd.sim.plan import MOST_TOKENS, Beside, PassAlone, Recording, StepAlone, Task, Unfit, carry_out, tasks
+from semipd.sim.profile import Gpu, ModelShape, read_profile
+from semipd.sim.recorder import Side, TwoSides, open_both, read_model, record, save
+from semipd.sim.times import ProfileTimes
+
+SHAPE = ModelShape("Shape", "bfloat16", 128_256, 8192, 16 * 10**9, 131_072)
+GPU = Gpu("GPU", 132, 139 << 30)
+STAND_IN = "support.profiling_stand_in"
+MODEL = Path("semipd/models/bundled")
+
+
+class Fake:
+    """Takes a second for each task; times from the sizes."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.unfit: type[Task] | None = None
+
+    def _second(self, task: Task) -> None:
+        self._clock.advance(1.0)
+        if self.unfit is not None and isinstance(task, self.unfit):
+            raise Unfit("too large")
+
+    def step_alone(self, task: StepAlone) -> float:
+        self._second(task)
+        return 132 / task.sms * (4 + 0.02 * task.rows + 30e-6 * task.rows * task.context)
+
+    def pass_alone(self, task: PassAlone) -> float:
+        self._second(task)
+        return 132 / task.sms * (1 + task.tokens * (0.023 + 1e-6 * task.start))
+
+    def beside(self, task: Beside) -> tuple[float, float]:
+        self._second(task)
+        return task.rows * 0.3 + task.decode_sms * 1e-3, task.tokens * 0.05
+
+
+def recorded(seconds: float, *, quick: bool = False, unfit: type[Task] | None = None) -> tuple[Recording, list[Task]]:
+    clock = ManualClock()
+    machine, recording, todo = Fake(clock), Recording(SHAPE, GPU), tasks(132, 8192, quick=quick)
+    machine.unfit = unfit
+    carry_out(todo, machine, recording, clock, seconds, lambda _task, _so_far: None)
+    return recording, todo
+
+
+def test_the_plan_fits_the_device_and_has_nothing_twice() -> None:
+    for quick in (False, True):
+        todo = tasks(132, 8192, quick=quick)
+        assert len(set(todo)) == len(todo)
+        for task in todo:
+            match task:
+                case StepAlone(sms, rows, context):
+                    assert sms <= 132
+                    assert rows * context <= MOST_TOKENS
+                case PassAlone(sms, tokens, start):
+                    assert sms <= 132
+                    assert tokens + start <= 8192
+                case Beside(decode_sms, prefill_sms, _, _, _):
+                    assert decode_sms + prefill_sms == 132 or decode_sms == 132
+    assert 2 * len(tasks(132, 8192, quick=True)) < 240 > len(tasks(132, 8192, quick=False)) * 1.5
+
+
+def test_a_whole_recording_is_a_profile_that_reads_its_points_off_again(tmp_path: Path) -> None:
+    recording, todo = recorded(1e9)
+    assert recording.done == len(todo)
+    out = tmp_path / "mine.json"
+    assert save(recording, out)
+    profile = read_profile(out)
+    assert profile.source.recorded
+    times = ProfileTimes(profile)
+    assert times.decode_s(64, 64 * 1024, 132, 0) * 1e3 == pytest.approx(4 + 0.02 * 64 + 30e-6 * 65536, rel=1e-4)
+    assert times.decode_s(64, 64 * 1024, 32, 100) * 1e3 == pytest.approx(64 * 0.3 + 0.032, rel=1e-4)
+    assert times.prefill_s(2048, 2048**2 / 2, 100, 32) * 1e3 == pytest.approx(2048 * 0.05, rel=1e-4)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_is_known_early_is_enough_for_a_profile() -> None:
+    """A recording that is cut short after a dozen of measurements is still worth a file."""
+    recording, _ = recorded(11.0)
+    assert recording.profile() is not None
+    assert "for want of time" in recording.left_out[-1]
+
+
+def test_too_little_is_no_profile(tmp_path: Path) -> None:
+    recording, _ = recorded(5.0)
+    assert not save(recording, tmp_path / "mine.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_left_out_and_said() -> None:
+    recording, todo = recorded(1e9, unfit=Beside)
+    assert recording.done + len(recording.left_out) == len(todo)
+    assert recording.profile() is None  # nothing side by side
+    assert "too large" in recording.left_out[0]
+
+
+@pytest.fixture
+def sides() -> Iterator[tuple[Side, Side]]:
+    environment = {"PYTHONPATH": str(Path(next(iter(support.__path__))).parent)}
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(Side(role, environment, STAND_IN)) for role in ("decode", "prefill"))
+        yield one, two
+
+
+def test_two_processes_are_told_what_to_measure_and_begin_together(sides: tuple[Side, Side]) -> None:
+    decode, prefill = sides
+    assert open_both(decode, prefill, {}, "bfloat16", 8192) == 132
+    machine = TwoSides(decode, prefill)
+    assert machine.step_alone(StepAlone(66, 64, 1000)) == pytest.approx(2 * (4 + 64 * 0.05))
+    assert machine.pass_alone(PassAlone(132, 1000, 0)) == pytest.approx(24.0)
+    assert machine.beside(Beside(66, 66, 64, 1000, 1000)) == pytest.approx((4 * (4 + 64 * 0.05), 4 * 24.0))
+
+
+def test_an_error_of_one_task_leaves_the_others_their_turn(sides: tuple[Side, Side]) -> None:
+    machine = TwoSides(*sides)
+    with pytest.raises(Unfit, match="unlucky"):
+        machine.step_alone(StepAlone(132, 13, 10))
+    with pytest.raises(Unfit, match="unlucky"):
+        machine.beside(Beside(66, 66, 64, 1000, 13))
+    assert machine.pass_alone(PassAlone(132, 1000, 0)) == pytest.approx(24.0)
+    assert machine.step_alone(StepAlone(132, 1, 0)) == pytest.approx(4.02)
+
+
+def test_a_process_that_ends_is_told_by_name_and_code(sides: tuple[Side, Side]) -> None:
+    with pytest.raises(RunFailed, match="the decode process ended with code 3"):
+        TwoSides(*sides).step_alone(StepAlone(132, 666, 10))
+
+
+def test_the_shape_is_read_from_config_json() -> None:
+    config, shape = read_model(MODEL, "bfloat16")
+    assert shape.vocab_size == config["vocab_size"]
+    assert shape.weight_bytes > 0
+    assert shape.kv_token_bytes > 0
+
+
+def test_a_machine_without_a_gpu_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cuda"):
+        record(MODEL, tmp_path / "out.json", quick=True, seconds=10, dtype="bfloat16", mps="own")
+    with pytest.raises(InputError, match="--dtype"):
+        record(MODEL, tmp_path / "out.json", quick=True, seconds=10, dtype="int3", mps="own")
+    with pytest.raises(InputError, match=r"config\.json"):
+        record(tmp_path, tmp_path / "out.json", quick=True, seconds=10, dtype="bfloat16", mps="own")
+    assert not (tmp_path / "out.json").exists()
