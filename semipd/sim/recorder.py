@@ -235,7 +235,7 @@ def open_both(decode: Side, prefill: Side, config: Mapping[str, Any], dtype: str
     sms = 0
     for side, name, pool, rows in (
         (prefill, "prefill", PREFILL_POOL_TOKENS, 1),
-        (decode, "decode", MOST_TOKENS + MAX_ROWS * 512, MAX_ROWS),
+        (decode, "decode", MOST_TOKENS + MAX_ROWS * 128, MAX_ROWS),
     ):
         try:
             opened = side.ask(OPEN_S, do="open", pool_tokens=pool, max_running=rows, **common)

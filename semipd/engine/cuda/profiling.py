@@ -38,7 +38,7 @@ from semipd.engine.cuda.lanes import Side
 from semipd.engine.engine import PrefillItem
 from semipd.engine.outcome import Draw
 
-FASTEST_STEP_S = 0.002
+FASTEST_STEP_S = 0.0004
 """Bounds how many steps a prepared batch may grow by."""
 FEWEST = 3
 """Passes within the time that counts, for a median."""

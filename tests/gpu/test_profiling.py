@@ -1,0 +1,46 @@
+"""`semipd profile` on a GPU, with a small model: two processes under MPS, whatever their times are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from semipd.sim.profile import read_profile
+from semipd.sim.recorder import record
+from semipd.sim.times import ProfileTimes
+
+pytestmark = pytest.mark.gpu
+
+SMALL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 32000,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.mark.skipif(shutil.which("nvidia-cuda-mps-control") is None, reason="no MPS")
+def test_a_recording_is_a_profile_that_can_be_simulated(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    out = tmp_path / "profile.json"
+    assert record(tmp_path, out, quick=True, seconds=75.0, dtype="bfloat16", mps="own")
+    profile = read_profile(out)
+    assert profile.source.recorded
+    assert any(table.other_sms for table in profile.decode)
+    times, sms = ProfileTimes(profile), profile.gpu.sms
+    assert times.decode_s(64, 64 * 4096, sms, 0) > times.decode_s(1, 512, sms, 0)
+    assert times.prefill_s(2048, 2048**2 / 2, sms, 0) > times.prefill_s(256, 256**2 / 2, sms, 0)
