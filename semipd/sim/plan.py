@@ -9,7 +9,7 @@ from statistics import median
 from typing import Protocol
 
 from semipd.bench.errors import InputError
-from semipd.bench.provenance import provenance
+from semipd.bench.provenance import Provenance, provenance
 from semipd.core.clock import Clock
 from semipd.core.sms import decode_choices
 from semipd.sim.profile import (
@@ -118,6 +118,7 @@ class Recording:
     passes: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     done: int = 0
+    made: Provenance = field(default_factory=provenance)
 
     def step(self, sms: int, other_sms: int, rows: int, context: int, ms: float) -> None:
         self.steps.setdefault((sms, other_sms), {}).setdefault((rows, context), []).append(ms)
@@ -134,7 +135,7 @@ class Recording:
                 "Overheads are the server's constants and were not measured here."
                 + (f" Left out: {'; '.join(self.left_out)}." if self.left_out else ""),
                 sources=(),
-                made=provenance(),
+                made=self.made,
             ),
             model=self.model,
             gpu=self.gpu,
@@ -163,7 +164,7 @@ def carry_out(
     until_s: float,
     tell: Callable[[Task, Recording], None],
 ) -> None:
-    """Does one task after another until the clock says `until_s`; `tell` hears of each before and of the last after.
+    """Does one task after another until the clock says `until_s`; `tell` hears of each before it is done.
 
     Raises what the machine raises, but Unfit; the recording has what was measured by then.
     """

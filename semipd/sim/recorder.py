@@ -143,11 +143,11 @@ class TwoSides:
         return step, batch
 
 
-def record(model: Path, out: Path, *, quick: bool, seconds: float, dtype: str, mps: str) -> bool:
-    """Writes the profile to `out` as it grows. Whether there is one in the end.
+def record(model: Path, out: Path, *, quick: bool, seconds: float, dtype: str, mps: str) -> None:
+    """Writes the profile to `out` as it grows.
 
-    Raises InputError where the model, an option or this machine won't do, RunFailed where a process fails before there
-    is anything to save.
+    Raises InputError where the model, an option or this machine won't do, RunFailed where there is not enough for a
+    profile in the end, KeyboardInterrupt after saving what there is.
     """
     ready_to_write(out, None)
     config, shape = read_model(model, dtype)
@@ -156,7 +156,6 @@ def record(model: Path, out: Path, *, quick: bool, seconds: float, dtype: str, m
     clock = SystemClock()
     until_s = clock.now() + seconds
     recording: Recording | None = None
-    saved = False
     try:
         with ExitStack() as stack:
             device, environment = stack.enter_context(shared_device(mps))
@@ -168,22 +167,24 @@ def record(model: Path, out: Path, *, quick: bool, seconds: float, dtype: str, m
             show = stack.enter_context(progress_bar(len(todo)))
 
             def tell(task: Task, so_far: Recording) -> None:
-                nonlocal saved
-                saved = save(so_far, out) or saved
+                save(so_far, out)
                 show(task, so_far)
 
             carry_out(todo, TwoSides(decode, prefill), recording, clock, until_s, tell)
-    except (RunFailed, KeyboardInterrupt) as error:
-        if recording is None or not (save(recording, out) or saved):
+    except KeyboardInterrupt:
+        if recording is not None:
+            save(recording, out)
+        raise
+    except RunFailed as error:
+        if recording is None or not save(recording, out):
             raise
-        print(f"{out}: incomplete: {error or 'interrupted'}", file=sys.stderr)
-        return True
+        print(f"{out}: incomplete: {error}", file=sys.stderr)
+        return
     if not save(recording, out):
         raise RunFailed(f"too little was measured for a profile: {'; '.join(recording.left_out)}")
     print(f"{out}: {recording.done} of {len(todo)} measurements")
     for line in recording.left_out:
         print(f"  left out: {line}", file=sys.stderr)
-    return True
 
 
 def save(recording: Recording, out: Path) -> bool:

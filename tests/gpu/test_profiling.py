@@ -37,7 +37,7 @@ SMALL = {
 def test_a_recording_is_a_profile_that_can_be_simulated(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     out = tmp_path / "profile.json"
-    assert record(tmp_path, out, quick=True, seconds=75.0, dtype="bfloat16", mps="own")
+    record(tmp_path, out, quick=True, seconds=75.0, dtype="bfloat16", mps="own")
     profile = read_profile(out)
     assert profile.source.recorded
     assert any(table.other_sms for table in profile.decode)
