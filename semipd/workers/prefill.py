@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from semipd.core.config import PAGE_SIZE
 from semipd.engine.engine import Failed, Flight, PrefillItem, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
-from semipd.memory.errors import StaleLease
+from semipd.workers.chunks import TOO_LARGE, Chunks, Opened
 from semipd.workers.compute import Compute, PrefillEngine
-from semipd.workers.draw import draw_from_wire, sampled_to_wire
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
 
 log = structlog.get_logger()
@@ -24,12 +22,9 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Begun:
-    """A batch on the device, or next for it. `places`: of its items among the chunks."""
+    """A batch on the device, or next for it."""
 
-    batch: wk.PrefillBatch
-    answers: list[wk.ChunkDone]
-    items: list[PrefillItem]
-    places: list[int]
+    opened: Opened
     flight: Flight | None = None
     """None: nothing to compute, or it has to be tried again chunk by chunk."""
     start_s: float = 0.0
@@ -39,13 +34,10 @@ class PrefillWorker:
     def __init__(self, link: Link, engine: PrefillEngine, account: PageAccount, me: Holder, compute: Compute) -> None:
         self._link = link
         self._engine = engine
-        self._account = account
-        self._me = me
+        self._chunks = Chunks(account, me)
         self._compute = compute
         self._plans: deque[wk.PrefillBatch] = deque()
         self._begun: deque[Begun] = deque()
-        self._dropped: set[int] = set()
-        self._answered = 0
         self._done_s = 0.0
         self._pulse = Pulse(link, self._describe)
         self._over = False
@@ -94,7 +86,7 @@ class PrefillWorker:
                 case "prefill":
                     self._plans.append(message.prefill)
                 case "drop":
-                    self._dropped.update(message.drop.leases)
+                    self._chunks.drop(message.drop.leases)
                 case "set_shares":
                     self._compute.set_shares(message.set_shares)
                 case "shutdown":
@@ -102,19 +94,10 @@ class PrefillWorker:
             message = self._link.receive()
 
     def _prepare(self, batch: wk.PrefillBatch) -> Begun:
-        """Every chunk that has its pages, for one forward pass."""
-        answers = [wk.ChunkDone(lease=chunk.lease) for chunk in batch.chunks]
-        items: list[PrefillItem] = []
-        places: list[int] = []
-        for place, (chunk, answer) in enumerate(zip(batch.chunks, answers, strict=True)):
-            item = self._item(chunk, answer)
-            if item is not None:
-                items.append(item)
-                places.append(place)
-        begun = Begun(batch, answers, items, places)
-        if items:
+        begun = Begun(self._chunks.open(batch))
+        if begun.opened.items:
             with contextlib.suppress(torch.OutOfMemoryError, MemoryError):
-                begun.flight = self._engine.prepare_prefill(items)
+                begun.flight = self._engine.prepare_prefill(begun.opened.items)
         return begun
 
     def _launch(self, begun: Begun) -> None:
@@ -128,38 +111,11 @@ class PrefillWorker:
 
     def _finish(self, begun: Begun) -> None:
         """Answers for all chunks of a batch."""
-        outcomes = self._outcomes(begun.flight, begun.items)
-        for place, item, outcome in zip(begun.places, begun.items, outcomes, strict=True):
-            _fill(begun.answers[place], item, outcome)
-            request_id = begun.batch.chunks[place].request_id
-            log.debug("prefilled", request_id=request_id, start=item.start, tokens=len(item.tokens))
-        self._dropped.difference_update(chunk.lease for chunk in begun.batch.chunks)
-        self._answered = max(self._answered, begun.batch.batch)
+        begun.opened.fill_all(self._outcomes(begun.flight, begun.opened.items))
         now = time.perf_counter()
         # A batch that was begun behind another had the device to itself from that one's end on.
         seconds, self._done_s = now - max(begun.start_s, self._done_s), now
-        done = wk.PrefillDone(batch=begun.batch.batch, chunks=begun.answers, seconds=seconds)
-        self._link.send(wk.FromWorker(prefill_done=done))
-
-    def _item(self, chunk: wk.Chunk, answer: wk.ChunkDone) -> PrefillItem | None:
-        """The chunk with its pages, or None, and then the answer says why."""
-        if chunk.lease in self._dropped:
-            answer.outcome = wk.CHUNK_OUTCOME_GONE
-            return None
-        end = chunk.start + len(chunk.tokens)
-        try:
-            table = self._account.table(chunk.lease)
-            missing = -(-end // PAGE_SIZE) - len(table)
-            if missing > 0:
-                if self._account.take(chunk.lease, missing, self._me) is None:
-                    answer.outcome = wk.CHUNK_OUTCOME_NO_ROOM
-                    return None
-                table = self._account.table(chunk.lease)
-        except StaleLease:
-            answer.outcome = wk.CHUNK_OUTCOME_GONE
-            return None
-        draw = draw_from_wire(chunk.continuation) if chunk.HasField("continuation") else None
-        return PrefillItem(chunk.lease, list(chunk.tokens), chunk.start, table, draw, chunk.prompt_tokens)
+        self._link.send(self._chunks.done(begun.opened, seconds))
 
     def _outcomes(self, flight: Flight | None, items: list[PrefillItem]) -> list[Sampled | Failed | None]:
         """Where memory runs out, the chunks are tried one by one, and who does not fit alone fails alone."""
@@ -170,20 +126,9 @@ class PrefillWorker:
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(items) == 1:
                 log.error("out of memory", error=str(error))
-                return [Failed("the device has not enough memory for this prompt")]
+                return [Failed(TOO_LARGE)]
         return [outcome for item in items for outcome in self._outcomes(None, [item])]
 
     def _describe(self, beat: wk.Heartbeat) -> None:
-        beat.answered_through = self._answered
+        beat.answered_through = self._chunks.answered
         beat.idle = not self._plans and not self._begun
-
-
-def _fill(answer: wk.ChunkDone, item: PrefillItem, outcome: Sampled | Failed | None) -> None:
-    if isinstance(outcome, Failed):
-        answer.outcome = wk.CHUNK_OUTCOME_FAILED
-        answer.error = outcome.error
-        return
-    answer.outcome = wk.CHUNK_OUTCOME_COMPUTED
-    answer.computed = item.start + len(item.tokens)
-    if outcome is not None:
-        answer.sampled.CopyFrom(sampled_to_wire(outcome))
