@@ -17,7 +17,6 @@ from semipd.coordinator.prefill_desk import PrefillDesk
 from semipd.coordinator.recovery import worker_died, worker_retired
 from semipd.core.config import PAGE_SIZE
 from semipd.core.errors import Reason, Unavailable
-from semipd.core.partition import Mode
 from semipd.core.plan import Plan
 from semipd.core.snapshot import Limits, PageUse, Snapshot
 from semipd.internal.v1 import gateway_pb2 as gw
@@ -70,9 +69,9 @@ class Coordinator:
     def hear_worker(self, worker: Worker, message: wk.FromWorker) -> None:
         """From a worker in office, or its successor; what a fenced one sends never comes here."""
         match message.WhichOneof("message"):
-            case "prefill_done" if worker.role is Role.PREFILL:
+            case "prefill_done":
                 worker.progress_s = self.floor.clock.now()
-                self.prefill.done(message.prefill_done)
+                self.prefill.done(worker, message.prefill_done)
             case "step_done" if worker.role is Role.DECODE:
                 worker.progress_s = self.floor.clock.now()
                 self.decode.step(message.step_done)
@@ -93,8 +92,7 @@ class Coordinator:
             if worker.leaving_s is not None:
                 return  # it hands its leases over, and will say when it has
             self.decode.reconcile(frozenset(beat.leases), beat.adopted_through)
-        else:
-            self.prefill.reconcile(beat.answered_through, beat.idle)
+        self.prefill.reconcile(worker, beat.answered_through, beat.idle)
 
     # --- what happens to processes ----------------------------------------------------------------------------------
 
@@ -143,7 +141,7 @@ class Coordinator:
     def _plan(self) -> None:
         """Asks the policy where its answer can matter: work can be given out, or it is time for a review."""
         now = self.floor.clock.now()
-        waiting = self.prefill.has_room() and any(True for _ in self.floor.book.sequences(Stage.WAITING))
+        waiting = self.prefill.has_room(self.floor.mode) and any(True for _ in self.floor.book.sequences(Stage.WAITING))
         if not waiting and (not len(self.floor.book) or now < self._reviewed_s + REVIEW_S):
             return
         self._reviewed_s = now
@@ -151,12 +149,12 @@ class Coordinator:
         self._follow(plan)
 
     def _follow(self, plan: Plan) -> None:
-        self.partition.take_turns(plan.mode is Mode.TURNS)
+        self.partition.change_mode(plan.mode)
         if plan.shares is not None:
             self.partition.wish(plan.shares)
         self.decode.limit = plan.decode_limit or self.floor.config.max_running
-        if plan.prefill and self.prefill.has_room():
-            self.prefill.give_out(plan.prefill)
+        if plan.prefill and self.prefill.has_room(plan.mode):
+            self.prefill.give_out(plan.prefill, plan.mode)
 
     def _unjam(self) -> None:
         """All pages are with prompts that are half computed, and none can go on: the youngest gives way."""
@@ -210,9 +208,9 @@ class Coordinator:
             metrics.attainment.set(load.slo_attainment)
 
     def has_work(self, role: Role) -> bool:
-        if role is Role.PREFILL:
-            return self.prefill.batches > 0
-        return any(True for _ in self.floor.book.sequences(Stage.DECODING))
+        if self.prefill.batches_with(role):
+            return True
+        return role is Role.DECODE and any(True for _ in self.floor.book.sequences(Stage.DECODING))
 
     def next_moment(self) -> Iterable[float]:
         """Moments at which `act` has something to do even if nobody says anything."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount, Role
 from semipd.memory.control import ControlBlock
+from semipd.memory.errors import StaleLease
 from semipd.wire.codec import failure_to_wire
 
 COORDINATOR = Holder(Role.COORDINATOR, 0)
@@ -94,19 +96,28 @@ class Floor:
         """Frees the pages whoever holds them. Only for leases that no worker computes on."""
         holder = self.pages.holder(lease)
         if holder is not None:
-            self.pages.release(lease, holder, quarantine=self.doubts.about(lease))
+            # The decode worker may be about it at this moment: it was told to drop a prompt that it had answered for.
+            with contextlib.suppress(StaleLease):
+                self.pages.release(lease, holder, quarantine=self.doubts.about(lease))
 
     def retire(self, sequence: Sequence) -> None:
         """Sees to the pages of a sequence that is about to be closed, as its stage demands."""
         lease = sequence.lease
         if lease is None:
             return
-        worker = self.workers.get(Role.PREFILL if sequence.stage is Stage.PREFILLING else Role.DECODE)
+        worker = self.workers.get(self._computing(sequence, lease))
         if sequence.stage in (Stage.PREFILLING, Stage.DECODING) and worker is not None:
-            # It may be computing on them: it releases them itself (decode), or its answer lets us (prefill).
+            # It may be computing on them: it releases them itself (decode), or its answer lets us (prompts).
             self.post.to_worker(worker.incarnation, wk.ToWorker(drop=wk.Drop(leases=[lease])))
         else:
             self.release(lease)
+
+    def _computing(self, sequence: Sequence, lease: int) -> Role:
+        """In mixed batches prompts are with the decode worker, and whoever computes holds the lease."""
+        if sequence.stage is not Stage.PREFILLING:
+            return Role.DECODE
+        holder = self.pages.holder(lease)
+        return Role.DECODE if holder is not None and holder.role is Role.DECODE else Role.PREFILL
 
     def end(self, entry: Entry, error: RequestError) -> None:
         """Ends a request with an error: its pages, its place in the book, its client."""

@@ -130,9 +130,8 @@ class PartitionDesk:
             self._wish = shares
             self.set(shares)
 
-    def take_turns(self, turns: bool) -> None:
+    def change_mode(self, mode: Mode) -> None:
         """What the policy asks for; only where `modes` has it, and the policy host sees to that."""
-        mode = Mode.TURNS if turns else Mode.SPLIT
         if mode is not self._floor.mode:
             self._floor.mode = mode
             self._tell_mode()

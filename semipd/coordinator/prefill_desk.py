@@ -1,7 +1,8 @@
-"""Gives plans to the prefill worker and hears its answers."""
+"""Gives plans to whoever computes prompts and hears the answers: the prefill worker, or in mixed batches decode's."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,24 +12,27 @@ from semipd.coordinator.book import Gap, Sequence, Stage
 from semipd.coordinator.floor import COORDINATOR, Floor, Worker
 from semipd.coordinator.front_desk import close
 from semipd.core.errors import InternalError
-from semipd.core.partition import Phase
+from semipd.core.partition import Mode, Phase
 from semipd.core.plan import Chunk
 from semipd.core.snapshot import FirstToken, SequenceId, Step
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Role
-from semipd.memory.errors import NoLease
+from semipd.memory.account import Holder, Role
+from semipd.memory.errors import NoLease, StaleLease
 from semipd.wire.codec import end_from_wire, logprob_from_wire, sampling_to_wire, stopping_to_wire
 
 log = structlog.get_logger()
 
 PLANS_AHEAD = 2
-"""Batches at once with the worker: the one that it computes, and the next."""
+"""Batches at once with a worker: the one that it computes, and the next."""
 LOST_AFTER_S = 1.0
 """A batch that an idle worker has not answered for so long never reached it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
+    worker: Holder
+    """Who has it, whatever the mode is by now."""
+    mode: Mode
     sent_s: float
     chunks: tuple[tuple[SequenceId, int], ...]
     """Sequence and tokens."""
@@ -43,15 +47,20 @@ class PrefillDesk:
 
     @property
     def batches(self) -> int:
-        """With the worker, unanswered."""
+        """With workers, unanswered."""
         return len(self._batches)
 
-    def has_room(self) -> bool:
-        return self._floor.ready_worker(Role.PREFILL) is not None and len(self._batches) < PLANS_AHEAD
+    def batches_with(self, role: Role) -> int:
+        return sum(batch.worker.role is role for batch in self._batches.values())
 
-    def give_out(self, chunks: Iterable[Chunk]) -> None:
+    def has_room(self, mode: Mode) -> bool:
+        """Whether a batch can be given out under that mode. Those given under another one end where they are."""
+        role = computes_prompts(mode)
+        return self._floor.ready_worker(role) is not None and self.batches_with(role) < PLANS_AHEAD
+
+    def give_out(self, chunks: Iterable[Chunk], mode: Mode = Mode.SPLIT) -> None:
         """Sends one batch. Sequences that took part in a worker's death are sent one by one, to learn whose fault."""
-        worker = self._floor.ready_worker(Role.PREFILL)
+        worker = self._floor.ready_worker(computes_prompts(mode))
         if worker is None:
             return
         message = wk.PrefillBatch(batch=self._next)
@@ -71,11 +80,14 @@ class PrefillDesk:
                 sequence.prefill_start_s = now
         if not given:
             return
-        if not self._batches:
+        if not self.batches_with(worker.role) and not self._decodes(worker):
             worker.progress_s = now
-        self._batches[self._next] = Batch(now, tuple(given), context)
+        self._batches[self._next] = Batch(worker.holder, mode, now, tuple(given), context)
         self._next += 1
         self._floor.post.to_worker(worker.incarnation, wk.ToWorker(prefill=message))
+
+    def _decodes(self, worker: Worker) -> bool:
+        return worker.role is Role.DECODE and any(True for _ in self._floor.book.sequences(Stage.DECODING))
 
     def _one_suspect_at_most(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
         # Those that are ready come first: they hold pages, for want of which a prompt might try again and again.
@@ -91,22 +103,27 @@ class PrefillDesk:
             yield chunk
 
     def _lease(self, sequence: Sequence, worker: Worker) -> bool:
-        """Sees that the sequence has a lease and that it is the prefill worker's."""
+        """Sees that the sequence has a lease and that it is that worker's. The sequence waits, so that nothing is
+        computed on its pages, whoever computed its last chunk and holds them."""
         pages = self._floor.pages
         if sequence.lease is None:
             try:
                 self._floor.book.give_lease(sequence, pages.open(worker.holder))
             except NoLease:
                 return False
-        elif pages.holder(sequence.lease) == COORDINATOR:
-            pages.hand_over(sequence.lease, COORDINATOR, worker.holder)
+            return True
+        holder = pages.holder(sequence.lease)
+        if holder is not None and holder != worker.holder:
+            with contextlib.suppress(StaleLease):  # it answers that the chunk is gone
+                pages.hand_over(sequence.lease, holder, worker.holder)
         return True
 
-    def done(self, message: wk.PrefillDone) -> None:
-        """Takes the answer to a batch; a second one to the same batch has no effect."""
-        batch = self._batches.pop(message.batch, None)
-        if batch is None:
+    def done(self, worker: Worker, message: wk.PrefillDone) -> None:
+        """Takes the answer to a batch of that worker's; a second one to the same batch has no effect."""
+        batch = self._batches.get(message.batch)
+        if batch is None or batch.worker != worker.holder:
             return
+        del self._batches[message.batch]
         floor, now = self._floor, self._floor.clock.now()
         computed = 0
         for chunk in message.chunks:
@@ -127,7 +144,7 @@ class PrefillDesk:
                 computed,
                 batch.context_tokens,
                 floor.shares,
-                floor.mode,
+                batch.mode,
             )
             floor.observations.step(step)
             floor.metrics.prompt_tokens.inc(computed)
@@ -182,16 +199,18 @@ class PrefillDesk:
         floor.pages.hand_over(lease, holder, COORDINATOR)
         sequence.stage = Stage.READY
 
-    def worker_lost(self) -> list[Sequence]:
+    def worker_lost(self, worker: Worker) -> list[Sequence]:
         """What was with it waits again, with the KV that was computed before; those sequences."""
-        lost = [s for batch in self._batches.values() for s, _ in batch.chunks]
-        self._batches.clear()
-        return self._wait_again(lost)
+        lost = [batch for batch in self._batches.values() if batch.worker == worker.holder]
+        self._batches = {n: batch for n, batch in self._batches.items() if batch.worker != worker.holder}
+        return self._wait_again(s for batch in lost for s, _ in batch.chunks)
 
-    def reconcile(self, answered_through: int, idle: bool) -> None:
-        """Finds batches whose message, or whose answer, was lost."""
+    def reconcile(self, worker: Worker, answered_through: int, idle: bool) -> None:
+        """Finds batches of that worker's whose message, or whose answer, was lost. `idle`: it has none."""
         now = self._floor.clock.now()
         for number, batch in list(self._batches.items()):
+            if batch.worker != worker.holder:
+                continue
             if number <= answered_through or (idle and now - batch.sent_s > LOST_AFTER_S):
                 log.warning("a prefill batch was lost and is planned again", batch=number)
                 del self._batches[number]
@@ -205,6 +224,10 @@ class PrefillDesk:
                 sequence.stage, sequence.in_flight = Stage.WAITING, 0
                 found.append(sequence)
         return found
+
+
+def computes_prompts(mode: Mode) -> Role:
+    return Role.DECODE if mode is Mode.MIXED else Role.PREFILL
 
 
 def _chunk_to_wire(sequence: Sequence, tokens: int) -> wk.Chunk:

@@ -64,7 +64,9 @@ def worker_retired(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: D
 
 def _take_back(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: DecodeDesk) -> list[Sequence]:
     """The sequences that were with it; those can go to another now."""
-    found = prefill.worker_lost() if worker.role is Role.PREFILL else decode.worker_lost()
+    found = prefill.worker_lost(worker)
+    if worker.role is Role.DECODE:
+        found += decode.worker_lost()
     # Of all leases that are ours now, whether they were seized or a worker that resigned has handed them over.
     for lease in floor.pages.seize(COORDINATOR, COORDINATOR):
         if floor.book.by_lease(lease) is None:
