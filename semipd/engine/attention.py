@@ -51,3 +51,19 @@ class AttentionBackend(Protocol):
         numbers, padded with any page of the row's own.
         """
         ...
+
+
+class Joined:
+    """One Attention over the tokens of two: the first `count` are those of `first`, the others those of `rest`."""
+
+    def __init__(self, count: int, first: Attention, rest: Attention) -> None:
+        self._count, self._first, self._rest = count, first, rest
+
+    def __call__(self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        n = self._count
+        return torch.cat(
+            (
+                self._first(layer, queries[:n], keys[:n], values[:n]),
+                self._rest(layer, queries[n:], keys[n:], values[n:]),
+            )
+        )

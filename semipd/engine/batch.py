@@ -9,9 +9,19 @@ import numpy.typing as npt
 import torch
 
 from semipd.core.config import PAGE_SIZE
-from semipd.engine.attention import AttentionBackend, Pages
+from semipd.engine.attention import AttentionBackend, Joined, Pages
 from semipd.engine.decoder import Decoder, Pulse
 from semipd.engine.outcome import Draw, Failed, Sampled, settle
+from semipd.engine.prompts import (
+    PrefillItem,
+    PromptOutcomes,
+    answers_of,
+    rotation_of,
+    samplers_of,
+    spans_of,
+    tokens_of,
+    wanted_of,
+)
 from semipd.engine.rope import Rotary
 from semipd.engine.sampling import Sampler, choose
 
@@ -27,6 +37,7 @@ class DecodeBatch:
         self._attention = attention
         self._rotary = rotary
         self._left: list[int] = []
+        self._prompt_outcomes: list[PromptOutcomes] = []
         self._row: dict[int, int] = {}
         self._leases: list[int] = []
         self._samplers: list[Sampler] = []
@@ -113,29 +124,52 @@ class DecodeBatch:
     def prepare(self) -> None:
         """What of the next step can be done before the device is free: on a CPU nothing."""
 
-    def step(self, pulse: Pulse, *, ahead: bool = True) -> list[tuple[int, Sampled | Failed]]:
+    def step(
+        self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()
+    ) -> list[tuple[int, Sampled | Failed]]:
         """One token for each sequence that has room for it. Those that end or fail with it have left the batch.
+
+        `prompts`: chunks that are computed in the same forward pass (Sarathi-Serve, arXiv 2403.02310), or alone where
+        no sequence has room; what comes of them, `prompt_outcomes` says. Raises ValueError, with nothing computed,
+        where a prompt's lease is in the batch.
 
         `ahead`: a device may be left with work when this returns; a CPU never is.
         """
+        for item in prompts:
+            if item.lease in self._row:
+                raise ValueError(f"lease {item.lease} is in the batch")
         rows = self._ready()
         contexts = self._contexts[rows]
-        if not len(contexts):
+        if not len(contexts) and not prompts:
             return []
         leases, samplers = self._leases, self._samplers
         if not isinstance(rows, slice):
             leases, samplers = [leases[row] for row in rows], [samplers[row] for row in rows]
         positions: list[int] = self._positions[rows].tolist()
+        drawing, drawn_positions = samplers_of(prompts, self._vocab_size)
+        everyone, everywhere = [*samplers, *drawing], [*positions, *drawn_positions]
         with torch.inference_mode():
-            logits = self._forward(rows, contexts, pulse)
-            choices = choose(logits, samplers, positions)
-        outcomes = [settle(*each) for each in zip(choices, samplers, positions, strict=True)]
-        answers = list(zip(leases, outcomes, strict=True))
-        self._advance(rows, samplers, outcomes)
+            if prompts:
+                logits = self._forward_mixed(rows, contexts, prompts, pulse)
+            else:
+                logits = self._forward(rows, contexts, pulse)
+            choices = choose(logits, everyone, everywhere) if everyone else []
+        outcomes = [settle(*each) for each in zip(choices, everyone, everywhere, strict=True)]
+        count = len(contexts)
+        if prompts:
+            self._prompt_outcomes.append((prompts, answers_of(prompts, outcomes[count:])))
+        answers = list(zip(leases, outcomes[:count], strict=True))
+        self._advance(rows, samplers, outcomes[:count])
         for lease, outcome in answers:
             if isinstance(outcome, Failed) or outcome.end is not None:
                 self.remove(lease)
         return answers
+
+    def prompt_outcomes(self) -> list[PromptOutcomes]:
+        """Of each step with prompts whose outcomes are known since the last call, in order: its items, and for each
+        what `Engine.prefill` answers. On a CPU they are known when the step returns."""
+        known, self._prompt_outcomes = self._prompt_outcomes, []
+        return known
 
     def _ready(self) -> Rows:
         """Rows whose next token has a page."""
@@ -152,6 +186,24 @@ class DecodeBatch:
             self._attention.decode(tables, contexts),
             pulse,
         )
+
+    def _forward_mixed(
+        self, rows: Rows, contexts: npt.NDArray[np.int64], prompts: Sequence[PrefillItem], pulse: Pulse
+    ) -> torch.Tensor:
+        """Logits of the rows, and then those after each prompt with a draw."""
+        count = len(contexts)
+        tokens, wanted = tokens_of(prompts), wanted_of(prompts)
+        cos, sin = rotation_of(prompts, self._rotary)
+        attention = self._attention.prefill(spans_of(prompts))
+        if count:
+            longest = int(contexts.max())
+            own_cos, own_sin = self._rotary.at(torch.from_numpy(contexts), longest)
+            cos, sin = torch.cat((own_cos, cos)), torch.cat((own_sin, sin))
+            tokens = np.concatenate((self._tokens[rows], tokens))
+            wanted = np.concatenate((np.arange(count), wanted + count))
+            tables = self._tables[rows, : longest // PAGE_SIZE + 1]
+            attention = Joined(count, self._attention.decode(tables, contexts), attention)
+        return self._decoder.forward(torch.from_numpy(tokens), (cos, sin), attention, pulse, torch.from_numpy(wanted))
 
     def _advance(self, rows: Rows, samplers: Sequence[Sampler], outcomes: Sequence[Sampled | Failed]) -> None:
         """Each sampled token is the next to feed. A failed row keeps its own; it is about to leave."""

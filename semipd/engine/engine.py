@@ -6,38 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from semipd.core.model import ModelConfig
-from semipd.engine.attention import AttentionBackend, Pages, Span
+from semipd.engine.attention import AttentionBackend, Span
 from semipd.engine.batch import DecodeBatch
 from semipd.engine.decoder import Decoder, Pulse
 from semipd.engine.layout import pool_shape
 from semipd.engine.outcome import Draw, Failed, Sampled, settle
 from semipd.engine.paged_cpu import PagedCpu
+from semipd.engine.prompts import PrefillItem, answers_of, rotation_of, samplers_of, spans_of, tokens_of, wanted_of
 from semipd.engine.rope import Rotary
-from semipd.engine.sampling import Sampler, choose
+from semipd.engine.sampling import choose
 
 __all__ = ["DecodeBatch", "Draw", "Engine", "Failed", "Flight", "PrefillItem", "Sampled"]
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillItem:
-    """The next chunk of a sequence's prompt."""
-
-    lease: int
-    tokens: Sequence[int]
-    """At least one."""
-    start: int
-    """Tokens of the sequence whose KV is in the pool."""
-    table: Pages
-    """Page numbers in the order of the tokens, up to start + len(tokens) at least."""
-    draw: Draw | None = None
-    """Set on the chunk that ends the prompt: sample a token after it."""
-    prompt_tokens: int | None = None
-    """Length of the whole prompt, without output computed again. Matters to dynamic RoPE scaling beyond the model's
-    `max_position_embeddings` alone (see `rope`); None: each token is rotated for the sequence up to it."""
 
 
 class Flight(Protocol):
@@ -94,43 +76,28 @@ class Engine:
         """A CPU has none: 0."""
         return 0
 
-    def decode_batch(self) -> DecodeBatch:
-        """An empty one. A worker has one."""
+    def decode_batch(self, prompt_tokens: int = 0) -> DecodeBatch:
+        """An empty one. A worker has one. `prompt_tokens`: of a step, which matters to a GPU's buffers alone."""
         return DecodeBatch(self._model.vocab_size, self._decoder, self._attention, self._rotary)
 
     def _forward(self, items: Sequence[PrefillItem], pulse: Pulse) -> torch.Tensor:
         """Logits after each item with a draw, in their order."""
-        spans = [Span(item.start, item.start + len(item.tokens), item.table) for item in items]
-        tokens = np.concatenate([np.asarray(item.tokens, np.int64) for item in items])
-        last = np.cumsum([len(item.tokens) for item in items]) - 1
-        wanted = last[[item.draw is not None for item in items]]
+        spans = spans_of(items)
         return self._decoder.forward(
-            torch.from_numpy(tokens),
+            torch.from_numpy(tokens_of(items)),
             self._rotation(items, spans),
             self._attention.prefill(spans),
             pulse,
-            torch.from_numpy(wanted),
+            torch.from_numpy(wanted_of(items)),
         )
 
     def _rotation(self, items: Sequence[PrefillItem], spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
-        positions = torch.from_numpy(np.concatenate([np.arange(span.start, span.end) for span in spans]))
-        cos, sin = self._rotary.at(positions, max(span.end for span in spans) - 1)
-        row = 0
-        for item, span in zip(items, spans, strict=True):
-            rows = slice(row, row + len(item.tokens))
-            whole = self._rotary.long_prompt(span.start, span.end, item.prompt_tokens or 0)
-            if whole is not None:
-                cos[rows], sin[rows] = whole
-            row = rows.stop
-        return cos, sin
+        return rotation_of(items, self._rotary)
 
     def _sample(self, items: Sequence[PrefillItem], logits: torch.Tensor) -> list[Sampled | Failed | None]:
-        vocab = self._model.vocab_size
-        draws = [item.draw for item in items if item.draw is not None]
-        samplers = [Sampler(d.sampling, d.stopping, d.prompt, d.output, vocab) for d in draws]
-        positions = [len(d.output) for d in draws]
-        choices = iter(zip(choose(logits, samplers, positions), samplers, positions, strict=True))
-        return [None if item.draw is None else settle(*next(choices)) for item in items]
+        samplers, positions = samplers_of(items, self._model.vocab_size)
+        choices = choose(logits, samplers, positions)
+        return answers_of(items, [settle(*each) for each in zip(choices, samplers, positions, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
