@@ -2,6 +2,8 @@
 
 On a GPU a step is launched before the one before it is answered for, so a sequence that has left may still be in one
 that is on the device: its pages are released when the batch says that they are quiet.
+
+In mixed batches it computes prompts, too: a step takes along the chunks of one batch (see `prompts`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from semipd.wire.codec import end_to_wire, logprob_to_wire
 from semipd.workers.compute import Batch, Compute, Outcomes
 from semipd.workers.draw import draw_from_wire
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
+from semipd.workers.prompts import Prompts
 
 log = structlog.get_logger()
 
@@ -43,6 +46,7 @@ class DecodeWorker:
         self._account = account
         self._me = me
         self._compute = compute
+        self._prompts = Prompts(link, batch, account, me)
         self._standing: dict[int, Standing] = {}
         self._leaving: set[int] = set()
         """Have left the batch; their pages may still be written by the device."""
@@ -58,22 +62,25 @@ class DecodeWorker:
     def run(self) -> None:
         """Until it is told to end."""
         while True:
-            work = bool(self._standing or self._batch.flying)
+            work = self._has_work()
             self._compute.busy(work)
             self._hear(wait_s=0.0 if work or self._compute.has_spare_work() else HEARTBEAT_S)
             if self._over:
                 return
-            self._compute.busy(bool(self._standing or self._batch.flying))
+            self._compute.busy(self._has_work())
             if self._resigns:
                 self._resign()
                 return
-            if self._standing or self._batch.flying:
+            if self._has_work():
                 self._find_pages()
                 self._step()
             elif not work:
                 self._compute.do_spare_work()
             self._send_report()
             self._pulse.report()
+
+    def _has_work(self) -> bool:
+        return bool(self._standing or self._batch.flying or self._prompts.waiting)
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -83,6 +90,8 @@ class DecodeWorker:
             match message.WhichOneof("message"):
                 case "adopt":
                     self._adopt(message.adopt)
+                case "prefill":
+                    self._prompts.add(message.prefill)
                 case "drop":
                     for lease in message.drop.leases:
                         self._drop(lease)
@@ -107,6 +116,8 @@ class DecodeWorker:
         log.debug("adopted", request_id=adopt.request_id, lease=adopt.lease, context_tokens=adopt.context)
 
     def _drop(self, lease: int) -> None:
+        if self._prompts.drop(lease):
+            return
         if self._standing.pop(lease, None) is not None:
             self._leave(lease)
         elif lease not in self._leaving:
@@ -181,17 +192,20 @@ class DecodeWorker:
     def _step(self) -> None:
         alternates = self._compute.alternates()
         if alternates and not self._compute.my_turn():
-            self._tell(self._batch.drain(self._pulse), time.perf_counter())  # launched when nobody else was there
+            rows = self._batch.drain(self._pulse)  # launched when nobody else was there
+            self._prompts.answer(self._told_s)
+            self._tell(rows, time.perf_counter())
             self._send_report()
             self._release_quiet()
             self._batch.prepare()
             self._compute.wait_for_turn(self._pulse.report)
         start = time.perf_counter()
         self._compute.choose_share()
-        rows = self._batch.step(self._pulse, ahead=not alternates)
+        rows = self._prompts.step(self._pulse, ahead=not alternates)
         if alternates:
             self._compute.end_turn()
-        if not rows and not self._batch.flying and self._standing:
+        answered = self._prompts.answer(self._told_s)
+        if not rows and not answered and not self._batch.flying and self._standing:
             time.sleep(STARVED_WAIT_S)
         self._tell(rows, start)
         self._release_quiet()
@@ -244,8 +258,11 @@ class DecodeWorker:
             self._report = wk.StepDone()
 
     def _resign(self) -> None:
-        """Reports what is on the device, then gives every lease to the coordinator, who has a successor for us."""
-        self._tell(self._batch.drain(self._pulse), time.perf_counter())
+        """Reports what is on the device, then gives every lease to the coordinator, who has a successor for us. Prompts
+        that have not begun it takes back by itself, with their leases."""
+        rows = self._batch.drain(self._pulse)
+        self._prompts.answer(self._told_s)
+        self._tell(rows, time.perf_counter())
         self._release_quiet()
         for lease in self._standing:
             try:
@@ -258,4 +275,5 @@ class DecodeWorker:
     def _describe(self, beat: wk.Heartbeat) -> None:
         beat.leases.extend(self._standing)
         beat.adopted_through = self._adopted
-        beat.idle = not self._standing
+        beat.answered_through = self._prompts.answered
+        beat.idle = self._prompts.idle

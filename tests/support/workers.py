@@ -113,6 +113,13 @@ class Row:
     last_step: int = 0
 
 
+@dataclass
+class Pass:
+    number: int
+    rows: list[tuple[Row, int]]
+    prompts: list[PrefillItem]
+
+
 class LateBatch:
     """As a GPU's decode batch: `step` answers for the step before, and who has left is quiet when its last step is
     over. What the device writes is checked against the account: a page of somebody else's is never touched.
@@ -124,12 +131,17 @@ class LateBatch:
         self._account, self._me, self._log = account, me, log
         self._rows: dict[int, Row] = {}
         self._left: list[Row] = []
-        self._flying: deque[tuple[int, list[tuple[Row, int]]]] = deque()
+        self._flying: deque[Pass] = deque()
+        self._known: list[tuple[Sequence[PrefillItem], list[Sampled | Failed | None]]] = []
         self._launched = self._collected = 0
         self.ends: dict[int, int] = {}
         self.fails: set[int] = set()
         self.seized: set[int] = set()
         """Taken away from this worker: who did so answers for the pages."""
+        self.too_much: Callable[[list[int]], bool] = lambda _leases: False
+        """Whether memory runs out for these prompts together."""
+        self.prompts: list[PrefillItem] = []
+        """All that were computed."""
 
     @property
     def flying(self) -> int:
@@ -163,19 +175,27 @@ class LateBatch:
     def prepare(self) -> None:
         self._log.append("prepare")
 
-    def step(self, pulse: Pulse, *, ahead: bool = True) -> Outcomes:
+    def step(self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()) -> Outcomes:
+        leases = [item.lease for item in prompts]
+        if leases and self.too_much(leases):
+            raise MemoryError("launch")
         ready = [row for row in self._rows.values() if row.context < row.pages * PAGE_SIZE and row.left > 0]
-        if ready:
-            self._log.append("step")
+        launch = bool(ready or prompts)
+        if launch:
+            self._log.append(" ".join(["step", *(f"with {lease}" for lease in leases)]))
             self._launched += 1
-            self._flying.append((self._launched, [(row, row.position) for row in ready]))
+            self._flying.append(Pass(self._launched, [(row, row.position) for row in ready], list(prompts)))
         for row in ready:
             row.context, row.position, row.left = row.context + 1, row.position + 1, row.left - 1
             row.last_step = self._launched
         found = []
-        while len(self._flying) > (bool(ready) and ahead):
+        while len(self._flying) > (launch and ahead):
             found += self._collect()
         return found
+
+    def prompt_outcomes(self) -> list[tuple[Sequence[PrefillItem], list[Sampled | Failed | None]]]:
+        known, self._known = self._known, []
+        return known
 
     def drain(self, pulse: Pulse) -> Outcomes:
         found = []
@@ -184,12 +204,16 @@ class LateBatch:
         return found
 
     def _collect(self) -> Outcomes:
-        number, rows = self._flying.popleft()
-        for row, _ in rows:
-            held = self._account.holder(row.lease) == self._me
-            assert held or row.lease in self.seized, f"step {number} writes to pages that lease {row.lease} gave back"
-        self._collected = number
-        return [self._outcome(row, position) for row, position in rows if row.lease in self._rows]
+        over = self._flying.popleft()
+        for lease in [*(row.lease for row, _ in over.rows), *(item.lease for item in over.prompts)]:
+            held = self._account.holder(lease) == self._me
+            assert held or lease in self.seized, f"step {over.number} writes to pages that lease {lease} gave back"
+        self._collected = over.number
+        if over.prompts:
+            self.prompts += over.prompts
+            outcomes = [None if i.draw is None else Sampled(7, len(i.draw.output), None, None) for i in over.prompts]
+            self._known.append((over.prompts, list(outcomes)))
+        return [self._outcome(row, position) for row, position in over.rows if row.lease in self._rows]
 
     def _outcome(self, row: Row, position: int) -> tuple[int, Sampled | Failed]:
         end: End | None = None
@@ -229,6 +253,14 @@ def adopt(lease: int, context: int, *, priority: int = 0, sequence: int = 0, max
 
 def drop(*leases: int) -> wk.ToWorker:
     return wk.ToWorker(drop=wk.Drop(leases=leases))
+
+
+def batch(number: int, leases: Sequence[int], tokens: int = 20, start: int = 0, *, ends: bool = True) -> wk.ToWorker:
+    chunks = [
+        wk.Chunk(lease=lease, start=start, tokens=range(tokens), continuation=continuation(0) if ends else None)
+        for lease in leases
+    ]
+    return wk.ToWorker(prefill=wk.PrefillBatch(batch=number, chunks=chunks))
 
 
 # --- prefill --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ costs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
@@ -11,7 +11,7 @@ from semipd.core.config import PAGE_SIZE
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.workers.prefill import PrefillWorker
-from support.workers import COORDINATOR, Play, PlayedCompute, PlayedEngine, PlayedLink, continuation, drop, new_account
+from support.workers import COORDINATOR, Play, PlayedCompute, PlayedEngine, PlayedLink, batch, drop, new_account
 
 ME = Holder(Role.PREFILL, 4)
 COMPUTED, NO_ROOM = wk.CHUNK_OUTCOME_COMPUTED, wk.CHUNK_OUTCOME_NO_ROOM
@@ -42,14 +42,6 @@ class Stage:
 @pytest.fixture
 def stage() -> Stage:
     return Stage()
-
-
-def batch(number: int, leases: Sequence[int], tokens: int = 20, start: int = 0, *, ends: bool = True) -> wk.ToWorker:
-    chunks = [
-        wk.Chunk(lease=lease, start=start, tokens=range(tokens), continuation=continuation(0) if ends else None)
-        for lease in leases
-    ]
-    return wk.ToWorker(prefill=wk.PrefillBatch(batch=number, chunks=chunks))
 
 
 def test_on_a_gpu_a_batch_is_begun_ahead_of_the_one_on_the_device(stage: Stage) -> None:
