@@ -54,7 +54,12 @@ def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
 
 
 def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]:
-    """All that the engine can do (`limits.modes`)."""
+    """All that the engine can do (`limits.modes`) and the model knows of.
+
+    The model of mixed batches is a GPU's, where the weights are read once for both phases and arithmetic is free until
+    it takes longer than that. An engine that mixes and can't take turns is a CPU: nothing is free there, each chunk
+    delays each token, and no factor that is fitted to what was observed tells of it. So there it is never chosen.
+    """
     for shares in SPLITS:
         yield split_choice(model, load, shares)
     chunks = [c for c in CHUNKS if c <= limits.max_batch_tokens] or [limits.max_batch_tokens]
@@ -63,7 +68,7 @@ def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]
         for chunk in chunks:
             turn = step + model.prefill_s(chunk, load.computed + chunk)
             yield Choice(FULL, Mode.TURNS, turn, chunk / turn, chunk)
-    if Mode.MIXED in limits.modes:
+    if {Mode.MIXED, Mode.TURNS} <= limits.modes:
         for chunk in chunks:
             took = model.mixed_s(chunk, load.computed, load.rows, load.context_tokens)
             yield Choice(FULL, Mode.MIXED, took, chunk / took, chunk)

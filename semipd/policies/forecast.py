@@ -10,7 +10,7 @@ from semipd.policies.latency import LatencyModel, refitted
 REFIT_S = 0.1
 """The model is refitted at most so often: it takes about a millisecond."""
 TURN_TOKENS = 768
-"""Of a batch where the phases take turns, about."""
+"""Of a batch where the phases take turns, or are mixed, about."""
 
 
 class Forecast:
@@ -56,10 +56,15 @@ class Forecast:
         return self.model.floor_s()
 
     def _between_s(self, snapshot: Snapshot) -> float:
-        """The decode step that comes between two prefill batches, where the phases take turns."""
-        if snapshot.mode is not Mode.TURNS or not snapshot.running:
+        """What decode adds to each prefill batch: where the phases take turns, the step that comes between two; in
+        mixed batches, the rows in it."""
+        if snapshot.mode is Mode.SPLIT or not snapshot.running:
             return 0.0
-        return self.model.decode_s(len(snapshot.running), sum(r.context_tokens for r in snapshot.running))
+        rows, context = len(snapshot.running), sum(r.context_tokens for r in snapshot.running)
+        if snapshot.mode is Mode.TURNS:
+            return self.model.decode_s(rows, context)
+        mixed = self.model.mixed_s(TURN_TOKENS, 0, rows, context)
+        return max(0.0, mixed - self.model.mixed_s(TURN_TOKENS, 0, 0, 0))
 
     def work(self, snapshot: Snapshot) -> Work:
         """Seconds that the rest of a prompt adds, under the shares as they are."""
@@ -78,10 +83,10 @@ class Forecast:
 
 
 def effective(snapshot: Snapshot) -> Shares:
-    """What prefill works under: all of the device while nothing decodes, and where the phases take turns."""
-    return snapshot.shares if snapshot.running and snapshot.mode is not Mode.TURNS else FULL
+    """What prefill works under: all of the device while nothing decodes, and where the phases are not side by side."""
+    return snapshot.shares if snapshot.running and snapshot.mode is Mode.SPLIT else FULL
 
 
 def other_share(snapshot: Snapshot) -> float:
     """Decode's share where it computes at the same time, else 0."""
-    return snapshot.shares.decode if snapshot.running and snapshot.mode is not Mode.TURNS else 0.0
+    return snapshot.shares.decode if snapshot.running and snapshot.mode is Mode.SPLIT else 0.0

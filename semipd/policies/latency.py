@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from semipd.core.partition import FULL, Phase, Shares
+from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.snapshot import Step
 
 FITTED_TO = 48
@@ -163,6 +163,7 @@ def refitted(model: LatencyModel, steps: Sequence[Step]) -> LatencyModel:
     take as long as their launch, say how long that is, once larger ones say how long the work is.
     """
     plain = replace(model, scales=Scales())
+    steps = [step for step in steps if step.mode is not Mode.MIXED]  # each tells of both phases at once
     ratios: dict[tuple[Phase, bool], list[float]] = {(p, c): [] for p in Phase for c in (False, True)}
     small: list[tuple[bool, float]] = []  # batches that only their launch makes so long, it is thought
     for step, company in reversed(with_company(steps)):

@@ -55,8 +55,9 @@ class Prompts:
     """Reads `order` and `chunk`, and does what they say."""
 
     def __init__(self, read: Options, *, order: str, chunk: int) -> None:
-        """`order` and `chunk` are the defaults."""
-        self._chunk = read.integer("chunk", default=chunk, low=1)
+        """`order` and `chunk` are the defaults. Without `chunk` (0) there is no such option, and the limits of the
+        snapshot bound a batch."""
+        self._chunk = read.integer("chunk", default=chunk, low=1) if chunk else UNBOUNDED
         self._slack = BySlack() if read.choice("order", default=order, among=ORDERS) == "slack" else None
 
     def order(self, snapshot: Snapshot) -> Order:

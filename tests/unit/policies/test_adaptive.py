@@ -62,6 +62,12 @@ class TestChoice:
         assert best(MODEL, loose, replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.TURNS}))).mode is Mode.TURNS
         assert best(MODEL, loose, replace(SPLIT_ONLY, modes=frozenset(Mode))).mode is Mode.MIXED
 
+    def test_the_cpus_mixed_batches_which_the_model_knows_nothing_of_are_not_chosen(self) -> None:
+        on_cpu = replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.MIXED}))
+        for pace in (0.001, 0.02, 0.06, 1.0):
+            load = replace(LOAD, pace_s=pace)
+            assert best(MODEL, load, on_cpu) == best(MODEL, load, SPLIT_ONLY)
+
     def test_turns_are_no_longer_than_the_pace(self) -> None:
         chosen = best(MODEL, replace(LOAD, pace_s=0.06), Limits(8192, 512, frozenset({Mode.SPLIT, Mode.TURNS})))
         turn = MODEL.prefill_s(chosen.chunk, chosen.chunk) + MODEL.decode_s(LOAD.rows, LOAD.context_tokens)

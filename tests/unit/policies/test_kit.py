@@ -10,6 +10,7 @@ import pytest
 
 from semipd.core.plan import Chunk, Order, OrderInput, PlaceInput, Plan
 from semipd.policies.adaptive import Adaptive
+from semipd.policies.chunked import Chunked
 from semipd.policies.contract import Policy
 from semipd.policies.fcfs import Fcfs
 from semipd.policies.filling import fill_batch
@@ -31,6 +32,8 @@ MAKERS: dict[str, Callable[[], Policy]] = {
     "static": lambda: Static({}),
     "static by arrival": lambda: Static({"order": "fcfs", "prefill": "70", "decode": "30"}),
     "semi-pd": lambda: SemiPd({"window": "20"}),
+    "chunked": lambda: Chunked({}),
+    "chunked by slack": lambda: Chunked({"order": "slack", "budget": "2048"}),
     "adaptive": lambda: Adaptive({}),
 }
 
