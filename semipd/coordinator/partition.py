@@ -143,10 +143,12 @@ class PartitionDesk:
 
     @property
     def modes(self) -> frozenset[Mode]:
-        """How the phases can use the device. Turns need workers that each can have all of it, and one pass at a time on
-        it: not a CPU, whose passes end when they end, nor shares for life."""
-        turns = self._floor.config.device == "cuda" and self.backend in ("green", "none")
-        return frozenset({Mode.SPLIT, Mode.TURNS} if turns else {Mode.SPLIT})
+        """How the phases can use the device. Turns and mixed batches need a worker that can have all of it, so not a
+        share for life; turns also one pass at a time on it: not a CPU, whose passes end when they end."""
+        if self._floor.config.device != "cuda":
+            return frozenset({Mode.SPLIT, Mode.MIXED})
+        whole = self.backend in ("green", "none")
+        return frozenset({Mode.SPLIT, Mode.TURNS}) if whole else frozenset({Mode.SPLIT})
 
     def set(self, shares: Shares) -> Shares:
         """Grants what is nearest; that."""

@@ -93,7 +93,7 @@ def open_worker(
         return PrefillWorker(link, gpu.engine, attached.account, me, gpu)
     cpu = OnCpu(link, model, me.role, attached, appoint)
     if me.role is Role.DECODE:
-        return DecodeWorker(link, cpu.engine.decode_batch(), attached.account, me, cpu)
+        return DecodeWorker(link, cpu.engine.decode_batch(config.max_batch_tokens), attached.account, me, cpu)
     return PrefillWorker(link, cpu.engine, attached.account, me, cpu)
 
 

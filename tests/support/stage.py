@@ -129,11 +129,12 @@ class Stage:
 
     # --- the workers' part ------------------------------------------------------------------------------------------
 
-    def batches(self) -> list[wk.PrefillBatch]:
-        """Prefill batches sent to the present prefill worker and not yet taken by the test."""
-        inbox = self.post.worker[self.prefill.incarnation]
+    def batches(self, worker: Worker | None = None) -> list[wk.PrefillBatch]:
+        """Batches sent to the present prefill worker, or to that worker, and not yet taken by the test."""
+        incarnation = (worker or self.prefill).incarnation
+        inbox = self.post.worker[incarnation]
         found = [m.prefill for m in inbox if m.HasField("prefill")]
-        self.post.worker[self.prefill.incarnation] = [m for m in inbox if not m.HasField("prefill")]
+        self.post.worker[incarnation] = [m for m in inbox if not m.HasField("prefill")]
         return found
 
     def adopts(self) -> list[wk.Adopt]:
@@ -150,22 +151,24 @@ class Stage:
     def drops(self, worker: Worker) -> list[int]:
         return [lease for m in self.post.worker[worker.incarnation] if m.HasField("drop") for lease in m.drop.leases]
 
-    def prefill_batch(self, batch: wk.PrefillBatch, token: int = 7) -> None:
-        """Plays the prefill worker: takes pages and answers that all was computed; the first token is `token`."""
+    def prefill_batch(self, batch: wk.PrefillBatch, token: int = 7, worker: Worker | None = None) -> None:
+        """Plays the prefill worker, or that worker: takes pages and answers that all was computed; the first token is
+        `token`."""
+        worker = worker or self.prefill
         answers = []
         for chunk in batch.chunks:
             end = chunk.start + len(chunk.tokens)
             have = len(self.account.table(chunk.lease))
-            self.account.take(chunk.lease, -(-end // 16) - have, self.prefill.holder)
+            self.account.take(chunk.lease, -(-end // 16) - have, worker.holder)
             answer = wk.ChunkDone(lease=chunk.lease, outcome=wk.CHUNK_OUTCOME_COMPUTED, computed=end)
             if chunk.HasField("continuation"):
                 answer.sampled.token = token
                 answer.sampled.position = len(chunk.continuation.output)
             answers.append(answer)
-        self.prefill_says(wk.PrefillDone(batch=batch.batch, chunks=answers, seconds=0.01))
+        self.prefill_says(wk.PrefillDone(batch=batch.batch, chunks=answers, seconds=0.01), worker)
 
-    def prefill_says(self, done: wk.PrefillDone) -> None:
-        self.coordinator.hear_worker(self.prefill, wk.FromWorker(prefill_done=done))
+    def prefill_says(self, done: wk.PrefillDone, worker: Worker | None = None) -> None:
+        self.coordinator.hear_worker(worker or self.prefill, wk.FromWorker(prefill_done=done))
         self.coordinator.act()
 
     def prefill_all(self) -> None:

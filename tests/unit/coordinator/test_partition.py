@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from semipd.core.partition import FULL, Shares
+import pytest
+
+from semipd.core.partition import FULL, Mode, Shares
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.control import Split
 from support.stage import Stage
@@ -73,6 +75,28 @@ def test_the_delay_of_a_split_is_a_metric_where_there_are_multiprocessors() -> N
         stage.coordinator.hear_worker(stage.decode, wk.FromWorker(shares_applied=applied))
     counted = stage.floor.metrics.registry.get_sample_value("semipd:split_delay_seconds_count", {"role": "decode"})
     assert counted == 1
+
+
+@pytest.mark.parametrize(
+    ("partition", "modes"),
+    [
+        ("none", {Mode.SPLIT, Mode.MIXED}),
+        ("cores", {Mode.SPLIT, Mode.MIXED}),
+        ("green", {Mode.SPLIT, Mode.TURNS}),
+        ("mps", {Mode.SPLIT}),
+    ],
+)
+def test_what_the_device_can_do_besides_a_split(partition: str, modes: set[Mode]) -> None:
+    assert Stage(partition=partition, cpus=2).partition.modes == modes
+
+
+def test_only_turns_are_the_control_blocks_matter() -> None:
+    stage = Stage(partition="green")
+    told = []
+    for mode in (Mode.TURNS, Mode.MIXED, Mode.SPLIT):
+        stage.partition.change_mode(mode)
+        told.append((stage.floor.mode, stage.control.turns()))
+    assert told == [(Mode.TURNS, True), (Mode.MIXED, False), (Mode.SPLIT, False)]
 
 
 def test_mps_is_for_life_and_in_whole_percents() -> None:

@@ -50,7 +50,7 @@ NONSENSE = {
     "no tokens": Plan(prefill=(Chunk(0, 0),)),
     "twice": Plan(prefill=(Chunk(0, 5), Chunk(0, 5))),
     "beyond the batch": Plan(prefill=(Chunk(0, 10_000),)),
-    "no such mode": Plan(mode=Mode.MIXED),
+    "no such mode": Plan(mode=Mode.TURNS),
     "no decode": Plan(decode_limit=0),
     "not a plan": "nonsense",
 }
