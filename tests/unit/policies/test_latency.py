@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from semipd.core.partition import Phase
+from semipd.core.partition import Mode, Phase
 from semipd.core.snapshot import Step
 from semipd.policies.latency import BOUND, LatencyModel, Scales, expected_s, refitted, split, with_company
 
@@ -101,6 +101,11 @@ def test_the_fit_finds_a_slower_device_through_noise_and_outliers() -> None:
 
 def test_a_few_steps_change_nothing() -> None:
     assert refitted(MODEL, history(MODEL)[:3]) == MODEL
+
+
+def test_steps_of_mixed_batches_tell_of_neither_phase_alone() -> None:
+    mixed = [replace(step, mode=Mode.MIXED, duration_s=9.0) for step in history(MODEL)]
+    assert refitted(MODEL, mixed) == MODEL
 
 
 def test_the_fit_is_bounded() -> None:
