@@ -21,7 +21,7 @@ from semipd.wire.codec import end_to_wire, logprob_to_wire
 from semipd.workers.compute import Batch, Compute, Outcomes
 from semipd.workers.draw import draw_from_wire
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
-from semipd.workers.prompts import Prompts
+from semipd.workers.prompts import Prompts, Room
 
 log = structlog.get_logger()
 
@@ -40,13 +40,16 @@ class Standing:
 
 
 class DecodeWorker:
-    def __init__(self, link: Link, batch: Batch, account: PageAccount, me: Holder, compute: Compute) -> None:
+    def __init__(
+        self, link: Link, batch: Batch, account: PageAccount, me: Holder, compute: Compute, room: Room | None = None
+    ) -> None:
+        """`room`: what a step of the batch can take along of prompts; None: anything."""
         self._link = link
         self._batch = batch
         self._account = account
         self._me = me
         self._compute = compute
-        self._prompts = Prompts(link, batch, account, me)
+        self._prompts = Prompts(link, batch, account, me, room or Room())
         self._standing: dict[int, Standing] = {}
         self._leaving: set[int] = set()
         """Have left the batch; their pages may still be written by the device."""

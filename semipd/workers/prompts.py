@@ -1,17 +1,19 @@
 """Prompts of the decode worker: in mixed batches each step takes along the chunks of one batch (Sarathi-Serve, OSDI
-2024, section 4.2). How many, so that the step stays short, is the policy's matter.
+2024, section 4.2). How many, so that the step stays short, is the policy's matter; what is more than a step can take is
+spread over several.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import structlog
 import torch
 
-from semipd.engine.engine import Failed, PrefillItem
+from semipd.engine.engine import Failed, PrefillItem, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.workers.chunks import TOO_LARGE, Chunks, Opened
@@ -21,28 +23,47 @@ from semipd.workers.link import Link
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a step can take along, at most."""
+
+    tokens: int = 2**31
+    prompts: int = 2**31
+
+
 @dataclass(slots=True)
 class Begun:
     """A batch whose chunks have their pages."""
 
     opened: Opened
-    left: int
-    """Items whose outcome is not known."""
+    left: set[int]
+    """Places of items whose outcome is not known."""
     seconds: float = 0.0
     """Of the passes that took part of it along."""
+
+    def fill(self, index: int, outcome: Sampled | Failed | None) -> None:
+        if index in self.left:
+            self.left.remove(index)
+            self.opened.fill(index, outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Of an item of a batch, all or a part."""
+
+    index: int
+    item: PrefillItem
+    last: bool
+    """The end of the item is in it."""
 
 
 @dataclass(slots=True)
 class Load:
-    """What one pass takes along: some items of one batch."""
+    """What one pass takes along, of one batch."""
 
     begun: Begun
-    indices: list[int]
+    pieces: list[Piece]
     start_s: float = 0.0
-
-    @property
-    def items(self) -> list[PrefillItem]:
-        return [self.begun.opened.items[index] for index in self.indices]
 
 
 @dataclass(slots=True)
@@ -52,24 +73,25 @@ class _Line:
     queued: deque[wk.PrefillBatch] = field(default_factory=deque)
     begun: deque[Begun] = field(default_factory=deque)
     """And not answered."""
-    again: deque[Load] = field(default_factory=deque)
-    """Memory ran out for these together: each by itself."""
+    next: deque[Load] = field(default_factory=deque)
+    """Of the batch that was begun last."""
     under_way: deque[Load] = field(default_factory=deque)
     """In passes whose outcome is not known."""
 
 
 class Prompts:
-    def __init__(self, link: Link, batch: Batch, account: PageAccount, me: Holder) -> None:
+    def __init__(self, link: Link, batch: Batch, account: PageAccount, me: Holder, room: Room) -> None:
         self._link = link
         self._batch = batch
         self._chunks = Chunks(account, me)
+        self._room = room
         self._line = _Line()
         self._known_s = 0.0
 
     @property
     def waiting(self) -> bool:
         """Whether there is something for the next step to take along, or to answer."""
-        return bool(self._line.queued or self._line.again or self._line.begun)
+        return bool(self._line.queued or self._line.begun)
 
     @property
     def idle(self) -> bool:
@@ -100,7 +122,7 @@ class Prompts:
             return self._batch.step(pulse, ahead=ahead)
         load.start_s = time.perf_counter()
         try:
-            rows = self._batch.step(pulse, ahead=ahead, prompts=load.items)
+            rows = self._batch.step(pulse, ahead=ahead, prompts=[piece.item for piece in load.pieces])
         except (torch.OutOfMemoryError, MemoryError) as error:
             self._too_large(load, error)
             return self._batch.step(pulse, ahead=ahead)
@@ -109,23 +131,24 @@ class Prompts:
 
     def _next(self) -> Load | None:
         line = self._line
-        if line.again:
-            return line.again.popleft()
-        while line.queued:
+        while line.queued and not line.next:
             opened = self._chunks.open(line.queued.popleft())
-            begun = Begun(opened, len(opened.items))
+            begun = Begun(opened, set(range(len(opened.items))))
             line.begun.append(begun)
-            if begun.left:
-                return Load(begun, list(range(begun.left)))
-        return None
+            line.next.extend(Load(begun, pieces) for pieces in _spread(opened.items, self._room))
+        return line.next.popleft() if line.next else None
 
     def _too_large(self, load: Load, error: BaseException) -> None:
-        if len(load.indices) > 1:
-            self._line.again.extend(Load(load.begun, [index]) for index in load.indices)
+        line = self._line
+        if len(load.pieces) > 1:
+            line.next.extendleft(Load(load.begun, [piece]) for piece in reversed(load.pieces))
             return
         log.error("out of memory", error=str(error))
-        load.begun.opened.fill(load.indices[0], Failed(TOO_LARGE))
-        load.begun.left -= 1
+        (failed,) = load.pieces
+        load.begun.fill(failed.index, Failed(TOO_LARGE))
+        for later in line.next:
+            later.pieces = [piece for piece in later.pieces if piece.index != failed.index]
+        line.next = deque(later for later in line.next if later.pieces)
 
     def answer(self, before_s: float) -> bool:
         """Answers for each batch of which everything is known, in order; whether anything became known. `before_s`:
@@ -137,12 +160,34 @@ class Prompts:
             # A pass that was launched behind another had the device to itself from that one's end on.
             load.begun.seconds += now - max(load.start_s, before_s, self._known_s)
             self._known_s = now
-            load.begun.left -= len(outcomes)
-            for index, outcome in zip(load.indices, outcomes, strict=True):
-                load.begun.opened.fill(index, outcome)
+            for piece, outcome in zip(load.pieces, outcomes, strict=True):
+                if piece.last or isinstance(outcome, Failed):
+                    load.begun.fill(piece.index, outcome)
         told = False
-        while line.begun and not line.begun[0].left:
+        # Not while a pass with a part of it is on the device: its pages may be others' once it is answered.
+        while line.begun and not line.begun[0].left and all(load.begun is not line.begun[0] for load in line.under_way):
             begun = line.begun.popleft()
             self._link.send(self._chunks.done(begun.opened, begun.seconds))
             told = True
         return bool(known) or told
+
+
+def _spread(items: Sequence[PrefillItem], room: Room) -> Iterator[list[Piece]]:
+    """The items in order, cut where a step has no room for more; each in at most one piece a step."""
+    pieces: list[Piece] = []
+    left = room.tokens
+    for index, item in enumerate(items):
+        at, end = 0, len(item.tokens)
+        while at < end:
+            if left == 0 or len(pieces) == room.prompts:
+                yield pieces
+                pieces, left = [], room.tokens
+            count = min(left, end - at)
+            last = at + count == end
+            part = replace(
+                item, tokens=item.tokens[at : at + count], start=item.start + at, draw=item.draw if last else None
+            )
+            pieces.append(Piece(index, part, last))
+            at, left = at + count, left - count
+    if pieces:
+        yield pieces

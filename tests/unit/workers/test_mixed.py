@@ -9,6 +9,7 @@ import pytest
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.workers.decode import DecodeWorker
+from semipd.workers.prompts import Room
 from support.workers import COORDINATOR, LateBatch, Play, PlayedCompute, PlayedLink, adopt, batch, drop, new_account
 
 ME = Holder(Role.DECODE, 3)
@@ -22,6 +23,7 @@ class Stage:
         self.compute = PlayedCompute()
         self.batch = LateBatch(self.account, ME, self.compute.log)
         self.link: PlayedLink
+        self.room: Room | None = None
 
     def prompts(self, count: int) -> list[int]:
         return [self.account.open(ME) for _ in range(count)]
@@ -33,7 +35,7 @@ class Stage:
 
     def run(self, play: Callable[[], Play], *, to_the_end: bool = True) -> None:
         self.link = PlayedLink(play())
-        DecodeWorker(self.link, self.batch, self.account, ME, self.compute).run()
+        DecodeWorker(self.link, self.batch, self.account, ME, self.compute, self.room).run()
         assert self.link.played == to_the_end
         self.account.check()
 
@@ -179,6 +181,55 @@ def test_a_prompt_too_large_alone_while_another_batch_is_on_the_device_is_answer
     stage.batch.too_much = lambda leases: leases == [b]
     stage.run(lambda: iter([[batch(1, [a]), batch(2, [b])], [], [], []]))
     assert stage.answers() == [(a, COMPUTED), (b, FAILED)]
+
+
+def test_what_a_step_has_no_room_for_is_spread_over_several_and_answered_as_one(stage: Stage) -> None:
+    a, b, c = stage.prompts(3)
+    stage.room = Room(tokens=32, prompts=2)
+    stage.run(lambda: iter([[batch(1, [a, b], tokens=40), batch(2, [c], tokens=10)], [], [], [], [], []]))
+    assert stage.steps() == [f"step with {a}", f"step with {a} with {b}", f"step with {b}", f"step with {c}"]
+    computed = [(item.lease, item.start, len(item.tokens), item.draw is not None) for item in stage.batch.prompts]
+    assert computed == [(a, 0, 32, False), (a, 32, 8, True), (b, 0, 24, False), (b, 24, 16, True), (c, 0, 10, True)]
+    assert [[(x.lease, x.computed, x.sampled.token) for x in done.chunks] for done in stage.link.prefilled()] == [
+        [(a, 40, 7), (b, 40, 7)],
+        [(c, 10, 7)],
+    ]
+
+
+def test_many_short_prompts_are_spread_too(stage: Stage) -> None:
+    leases = stage.prompts(5)
+    stage.room = Room(tokens=100, prompts=2)
+    stage.run(lambda: iter([[batch(1, leases, tokens=3)], [], [], [], []]))
+    assert [line.count("with") for line in stage.steps()] == [2, 2, 1]
+    assert stage.answers() == [(lease, COMPUTED) for lease in leases]
+
+
+def test_of_a_prompt_in_pieces_that_is_too_large_nothing_more_is_computed(stage: Stage) -> None:
+    a, b = stage.prompts(2)
+    stage.room = Room(tokens=32)
+    stage.batch.too_much = lambda leases: a in leases
+    stage.run(lambda: iter([[batch(1, [a, b], tokens=40)], [], [], [], [], []]))
+    assert stage.answers() == [(a, FAILED), (b, COMPUTED)]
+    assert [(item.lease, item.start, len(item.tokens)) for item in stage.batch.prompts] == [(b, 0, 24), (b, 24, 16)]
+
+
+def test_of_a_prompt_that_fails_while_its_first_piece_is_on_the_device_nothing_is_said_before_that_is_over(
+    stage: Stage,
+) -> None:
+    (a,) = stage.prompts(1)
+    stage.room = Room(tokens=32)
+    steps: list[int] = []
+    stage.batch.too_much = lambda leases: len(stage.steps()) == 1
+
+    def play() -> Play:
+        yield [batch(1, [a], tokens=40)]
+        assert stage.batch.flying == 1
+        yield []
+        steps.append(len(stage.batch.prompts))
+        assert stage.answers() == [(a, FAILED)]
+
+    stage.run(play)
+    assert steps == [1], "the first piece is over"
 
 
 def test_a_worker_that_resigns_answers_for_what_is_on_the_device_and_leaves_the_rest_to_its_successor(
