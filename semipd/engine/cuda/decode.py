@@ -18,17 +18,20 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.engine.attention import Pages
+from semipd.engine.cuda.chunks import Chunks, prompt_outcomes
 from semipd.engine.cuda.command import Command
-from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules, chances, columns
+from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules, columns, outcome
 from semipd.engine.cuda.forward import Fed, Forward, Rotation
 from semipd.engine.cuda.graphs import Graphs
-from semipd.engine.cuda.kernels import decode_attention, feeding
-from semipd.engine.cuda.kernels.sampling import NOT_FINITE
+from semipd.engine.cuda.kernels import decode_attention
 from semipd.engine.cuda.lanes import Lanes
+from semipd.engine.cuda.mixed import MixedSteps
+from semipd.engine.cuda.rows import Row, Rows
 from semipd.engine.cuda.tables import Tables
 from semipd.engine.cuda.waiting import wait_for
 from semipd.engine.decoder import Pulse
-from semipd.engine.outcome import Draw, Failed, Sampled, end_at
+from semipd.engine.outcome import Draw, Failed, Sampled
+from semipd.engine.prompts import PrefillItem, PromptOutcomes
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Rows of a captured step. Further apart where a step costs more than the rows that pad it."""
@@ -44,60 +47,54 @@ def buckets_for(most_rows: int) -> list[int]:
     return [*inside, *beyond, most_rows]
 
 
-class Row:
-    """A sequence in the batch. `slot`: its row in the tables on the device."""
-
-    __slots__ = ("draw", "gone", "last_step", "lease", "place", "rules", "slot")
-
-    def __init__(self, lease: int, slot: int, draw: Draw, rules: Rules) -> None:
-        self.lease, self.slot, self.draw, self.rules = lease, slot, draw, rules
-        self.place = 0
-        self.gone = False
-        self.last_step = 0
-        """The last step that it is part of."""
-
-
 @dataclass(slots=True)
 class Step:
     number: int
     rows: list[Row]
     positions: list[int]
-    drawn: Drawn
+    prompts: Sequence[PrefillItem]
+    rules: list[Rules]
+    """Of what is drawn: the rows, then the prompts with a draw."""
+    drawn: Drawn | None
+    """None: nothing is."""
     done: torch.cuda.Event
 
 
 class CudaDecodeBatch:
     """Like `semipd.engine.batch.DecodeBatch`, but `step` answers for the step before, and see `quiet`."""
 
-    def __init__(self, forward: Forward, rotation: Rotation, lanes: Lanes, most_rows: int, most_context: int) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        rotation: Rotation,
+        lanes: Lanes,
+        most_rows: int,
+        most_context: int,
+        chunks: Chunks | None = None,
+    ) -> None:
+        """`chunks`: of the prompts that steps may have; the forward pass is for their tokens and draws, too."""
         model, device = forward.model, forward.pool.device
         self._forward, self._rotation, self._lanes = forward, rotation, lanes
         self._most_rows = most_rows
-        self._windows = sorted(set(model.windows), key=lambda w: w or 0)
-        self._programs = decode_attention.PROGRAMS_AN_SM * lanes.all
         slots = SLOTS * most_rows
-        width = -(-most_context // PAGE_SIZE) + 1
-        self._tables = Tables(slots, width, device)
-        self._scratch = decode_attention.DecodeScratch(
-            most_rows, model.heads, model.kv_heads, model.head_dim, self._programs, device
-        )
-        kinds = len(self._windows)
-        items = self._scratch.items
+        self._tables = Tables(slots, -(-most_context // PAGE_SIZE) + 1, device)
+        self._device_rows = Rows(forward, self._tables, most_rows, decode_attention.PROGRAMS_AN_SM * lanes.all)
         self._command = Command(
             {
                 "rows": ((most_rows,), np.int32),
-                "contexts": ((most_rows,), np.int32),
                 **{name: ((most_rows,), kind) for name, kind in COLUMNS.items()},
-                "counts": ((kinds, 1), np.int32),
-                "begins": ((kinds, most_rows + 1), np.int32),
-                "items": ((kinds, decode_attention.ITEM_FIELDS, items), np.int32),
-                "alone": ((kinds, items), np.int32),
+                **self._device_rows.fields,
             },
             device,
         )
         self._tokens = torch.zeros(most_rows, dtype=torch.int32, device=device)
         self._slots_fed = torch.full((most_rows,), -1, dtype=torch.int32, device=device)
-        self._drawer = Drawer(model.vocab_size, most_rows, device)
+        self._drawer = Drawer(model.vocab_size, forward.rows, device)
+        self._mixed: MixedSteps | None = None
+        if chunks is not None:
+            rows = self._device_rows
+            self._mixed = MixedSteps(forward, rotation, rows, chunks, self._tables, self._drawer, most_rows)
+        self._prompt_outcomes: list[PromptOutcomes] = []
         self.graphs = Graphs(lanes, buckets_for(most_rows), self._launch_forward)
         self._free_slots = list(range(slots))[::-1]
         self._row: dict[int, Row] = {}
@@ -132,7 +129,7 @@ class CudaDecodeBatch:
 
     @property
     def flying(self) -> int:
-        """Steps on the device whose outcomes are not fetched."""
+        """Steps on the device whose outcomes are not fetched, those of prompts alone, too."""
         return len(self._flying)
 
     def add(self, lease: int, context: int, table: Pages, draw: Draw) -> None:
@@ -204,17 +201,28 @@ class CudaDecodeBatch:
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
-    def step(self, pulse: Pulse, *, ahead: bool = True) -> list[tuple[int, Sampled | Failed]]:
+    def step(
+        self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()
+    ) -> list[tuple[int, Sampled | Failed]]:
         """Launches a step of all that have room, and answers for the one before, as `DecodeBatch.step` does.
+
+        `prompts`: as there; their pages are the device's until `prompt_outcomes` has told of them. Raises ValueError,
+        with nothing launched, also where the batch is made for fewer tokens of prompts, there are more of them than
+        MOST_PROMPTS, or together longer than that.
 
         Nothing to launch: answers for what is on the device. The first step of all answers nothing. Not `ahead`: waits
         for the step that it launches, too, and answers for it.
         """
-        launched = self._launch()
+        launched = self._launch_mixed(prompts) if prompts else self._launch()
         found = []
         while len(self._flying) > (launched and ahead):
             found += self._collect(pulse)
         return found
+
+    def prompt_outcomes(self) -> list[PromptOutcomes]:
+        """As `DecodeBatch.prompt_outcomes`; known are those of steps that are fetched, mostly one step later."""
+        known, self._prompt_outcomes = self._prompt_outcomes, []
+        return known
 
     def drain(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
         """The outcomes of all steps on the device."""
@@ -225,95 +233,90 @@ class CudaDecodeBatch:
 
     def prepare(self) -> None:
         """Tells the device of the next step, so that nothing but its launch is left for the moment when it may begin.
-        Another prepare, or any change of the batch, makes it void."""
+        Any change of the batch makes it void, and a step with prompts does."""
         if self._prepared is None:
-            c, count = self._columns, len(self)
-            ready = (c["context"][:count] < c["pages"][:count] * PAGE_SIZE) & (c["left"][:count] > 0)
-            places = np.flatnonzero(ready)
+            places = self._ready()
             if len(places):
                 with self._lanes.on():
                     self._tables.send()
                     self._prepared = places, self._fill(places)
                     self._command.send()
 
+    def _ready(self) -> npt.NDArray[np.intp]:
+        """Places of the rows that have room, and tokens to come."""
+        c, count = self._columns, len(self)
+        return np.flatnonzero((c["context"][:count] < c["pages"][:count] * PAGE_SIZE) & (c["left"][:count] > 0))
+
     def _launch(self) -> bool:
         self.prepare()
         if self._prepared is None:
             return False
         (places, bucket), self._prepared = self._prepared, None
+        given, count = self._command.device, len(places)
         with self._lanes.on():
             self.graphs.run(bucket)
-            self._fly(places)
-        c = self._columns
-        c["context"][places] += 1
-        c["position"][places] += 1
-        c["left"][places] -= 1
+            logits = self._forward.logits[:count]
+            drawn = self._drawer.draw(logits, given["rows"][:count], given, self._special(places), self._tables.fed)
+            self._fly(places, drawn)
         return True
 
-    def _fly(self, places: npt.NDArray[np.intp]) -> None:
-        """Samples, and notes who took part."""
-        given = self._command.device
-        rows = [self._rows[place] for place in places.tolist()]
-        positions: list[int] = self._columns["position"][places].tolist()
-        special = [
-            (at, position, row.rules)
-            for at, (row, position) in enumerate(zip(rows, positions, strict=True))
-            if not row.rules.plain
-        ]
-        count = len(rows)
-        drawn = self._drawer.draw(self._forward.logits[:count], given["rows"][:count], given, special, self._tables.fed)
+    def _launch_mixed(self, prompts: Sequence[PrefillItem]) -> bool:
+        if self._mixed is None:
+            raise ValueError("the batch is made for no prompts")
+        for item in prompts:
+            if item.lease in self._row:
+                raise ValueError(f"lease {item.lease} is in the batch")
+        self._mixed.check(prompts)
+        self._prepared = None
+        places = self._ready()
+        with self._lanes.on():
+            self._tables.send()
+            drawn, rules = self._mixed.launch(self._columns, places, self._special(places), prompts)
+            self._fly(places, drawn, prompts, rules)
+        return True
+
+    def _special(self, places: npt.NDArray[np.intp]) -> list[tuple[int, int, Rules]]:
+        """Of the rows at these places, those that want more of the drawer than their columns say."""
+        positions = self._columns["position"]
+        rows = ((at, place, self._rows[place].rules) for at, place in enumerate(places.tolist()))
+        return [(at, int(positions[place]), rules) for at, place, rules in rows if not rules.plain]
+
+    def _fly(
+        self,
+        places: npt.NDArray[np.intp],
+        drawn: Drawn | None,
+        prompts: Sequence[PrefillItem] = (),
+        rules: Sequence[Rules] = (),
+    ) -> None:
+        """Notes who takes part in what was launched. `rules`: of the prompts with a draw."""
         done = torch.cuda.Event()
         done.record()
         self._steps += 1
+        c, rows = self._columns, [self._rows[place] for place in places.tolist()]
         for row in rows:
             row.last_step = self._steps
-        self._flying.append(Step(self._steps, rows, positions, drawn, done))
+        positions: list[int] = c["position"][places].tolist()
+        all_rules = [*(row.rules for row in rows), *rules]
+        self._flying.append(Step(self._steps, rows, positions, prompts, all_rules, drawn, done))
+        c["context"][places] += 1
+        c["position"][places] += 1
+        c["left"][places] -= 1
 
     def _fill(self, places: npt.NDArray[np.intp]) -> int:
         """The command for these places; the bucket."""
         count = len(places)
         bucket = self.graphs.bucket(count)
         assert bucket is not None, "the batch has no more rows than its greatest bucket"
-        c, say = self._columns, self._command.next()
-        contexts = c["context"][places]
-        say["rows"][:count] = c["slot"][places]
-        say["rows"][count:] = -1
-        say["contexts"][:count] = contexts
-        say["contexts"][count:] = 0
-        for name in COLUMNS:
-            if name != "chance":
-                say[name][:count] = c[name][places]
-        say["chance"][:count] = chances(say["temperature"][:count], c["seed"][places], c["position"][places])
-        for kind, window in enumerate(self._windows):
-            self._cut(say, kind, contexts, window)
+        self._device_rows.fill(self._command.next(), self._columns, places)
         return bucket
-
-    def _cut(
-        self, say: dict[str, npt.NDArray[Any]], kind: int, contexts: npt.NDArray[np.int64], window: int | None
-    ) -> None:
-        items, begins = decode_attention.cut(contexts, window, self._forward.model.kv_heads, self._programs)
-        number = items.shape[1]
-        say["counts"][kind] = number
-        say["items"][kind, :, :number] = items
-        say["alone"][kind, :number] = np.diff(begins)[items[0]] == 1
-        say["begins"][kind, : len(begins)] = begins
-        say["begins"][kind, len(begins) :] = begins[-1]
 
     def _launch_forward(self, bucket: int) -> None:
         """What is captured: from the command to logits, for the first `bucket` places."""
         given = self._command.device
-        rows, contexts = given["rows"][:bucket], given["contexts"][:bucket]
         tokens, slots = self._tokens[:bucket], self._slots_fed[:bucket]
-        feeding.feed(rows, contexts, self._tables.fed, self._tables.pages, tokens, slots)
-        forward, windows = self._forward, self._forward.model.windows
-        kinds = {window: kind for kind, window in enumerate(self._windows)}
-
-        def attend(index: int, queries: torch.Tensor, out: torch.Tensor) -> None:
-            kind = kinds[windows[index]]
-            cuts = given["items"][kind], given["counts"][kind], given["alone"][kind], given["begins"][kind]
-            decode_attention.attend(queries, forward.pool[index], self._tables.pages, rows, cuts, self._scratch, out)
-
-        forward.run(Fed(tokens, contexts, slots), self._rotation, attend)
+        self._device_rows.feed(given, tokens, slots)
+        fed = Fed(tokens, given["contexts"][:bucket], slots)
+        self._forward.run(fed, self._rotation, self._device_rows.attention(given, bucket))
 
     def warm(self) -> None:
         """Compiles and loads what a step launches beside its graph. Touches no sequence."""
@@ -323,6 +326,8 @@ class CudaDecodeBatch:
             self._tables.warm()
             self.graphs.run(self.graphs.least)
             self._drawer.draw(self._forward.logits[:1], given["rows"][:1], given, [], self._tables.fed)
+            if self._mixed is not None:
+                self._mixed.warm()
             self._lanes.stream.synchronize()
 
     def capture(self, budget_s: float, progress: Any = lambda done, total: None) -> None:
@@ -337,11 +342,7 @@ class CudaDecodeBatch:
 
     def _say_nothing(self) -> None:
         """A command of padding alone: what is launched to warm up and to capture touches no sequence."""
-        say = self._command.next()
-        say["rows"][:] = -1
-        say["contexts"][:] = 0
-        say["counts"][:] = 0
-        say["begins"][:] = 0
+        self._device_rows.fill_nothing(self._command.next())
         with self._lanes.on():
             self._command.send()
 
@@ -351,21 +352,19 @@ class CudaDecodeBatch:
         step = self._flying.popleft()
         wait_for(step.done, pulse)
         self._collected = step.number
-        wanted = {at: row.rules.top_logprobs for at, row in enumerate(step.rows) if row.rules.logprobs}
-        logprobs = step.drawn.logprobs(wanted) if wanted else {}
+        tokens: list[int] = step.drawn.tokens.tolist() if step.drawn is not None else []
+        logprobs = step.drawn.logprobs(step.rules) if step.drawn is not None else {}
+        if step.prompts:
+            outcomes = prompt_outcomes(step.prompts, tokens, logprobs, len(step.rows))
+            self._prompt_outcomes.append((step.prompts, outcomes))
         answers: list[tuple[int, Sampled | Failed]] = []
-        tokens: list[int] = step.drawn.tokens.tolist()
-        for at, (row, token, position) in enumerate(zip(step.rows, tokens, step.positions, strict=True)):
+        for at, (row, position) in enumerate(zip(step.rows, step.positions, strict=True)):
             if row.gone:
                 continue
-            if token == NOT_FINITE:
+            found = outcome(tokens[at], position, row.draw.stopping, logprobs.get(at))
+            if isinstance(found, Failed) or found.end is not None:
                 self.remove(row.lease)
-                answers.append((row.lease, Failed("the model's output is not finite")))
-                continue
-            end = end_at(token, position, row.draw.stopping)
-            if end is not None:
-                self.remove(row.lease)
-            answers.append((row.lease, Sampled(token, position, logprobs.get(at), end)))
+            answers.append((row.lease, found))
         return answers
 
     def last_logits(self) -> torch.Tensor:

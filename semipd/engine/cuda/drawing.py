@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.core.request import Logprob
+from semipd.core.request import Logprob, StoppingParams
 from semipd.engine.cuda.kernels import sampling
-from semipd.engine.outcome import Draw
+from semipd.engine.outcome import Draw, Failed, Sampled, end_at
 from semipd.engine.sampling import CERTAIN_TEMPERATURE
 from semipd.engine.uniform import uniforms
 
@@ -94,17 +94,24 @@ class Drawn:
     own: torch.Tensor | None = None
     top: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def logprobs(self, wanted: Mapping[int, int]) -> dict[int, Logprob]:
-        """By place. `wanted`: how many of the likeliest each place asked for."""
+    def logprobs(self, rules: Sequence[Rules]) -> dict[int, Logprob]:
+        """By place, of those that asked for them. `rules`: of every place."""
         if self.own is None or self.top is None:
             return {}
         own, (values, ids) = self.own.tolist(), [t.tolist() for t in self.top]
         found = {}
         for at, place in enumerate(self.logprob_places):
-            count = wanted[place]
+            count = rules[place].top_logprobs
             best = tuple(zip(ids[at][:count], values[at][:count], strict=True))
             found[place] = Logprob(int(self.tokens[place]), own[at], best)
         return found
+
+
+def outcome(token: int, position: int, stopping: StoppingParams, logprob: Logprob | None) -> Sampled | Failed:
+    """What a drawn token means; `position`: its own in the output."""
+    if token == sampling.NOT_FINITE:
+        return Failed("the model's output is not finite")
+    return Sampled(token, position, logprob, end_at(token, position, stopping))
 
 
 class Drawer:

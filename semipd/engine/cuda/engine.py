@@ -9,15 +9,17 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.model import ModelConfig
+from semipd.engine.cuda.chunks import Chunks
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import Forward, rotation_table
 from semipd.engine.cuda.lanes import Lanes, Side
-from semipd.engine.cuda.prefill import CudaPrefill
+from semipd.engine.cuda.mixed import MOST_PROMPTS
+from semipd.engine.cuda.prefill import GRAPH_PROMPTS, CudaPrefill
 from semipd.engine.decoder import Pulse
-from semipd.engine.engine import PrefillItem
 from semipd.engine.flashinfer_kernels import Kernel, KernelError, load, ready_kernel
 from semipd.engine.outcome import Failed, Sampled
+from semipd.engine.prompts import PrefillItem
 from semipd.engine.rope import Rotary
 
 log = structlog.get_logger()
@@ -97,18 +99,29 @@ class CudaEngine:
 
     def open_prefill(self) -> CudaPrefill:
         if self._prefill is None:
-            model, pool = self._model, self._pool
-            rotary = Rotary(model.rope, model.head_dim, model.max_position_embeddings, torch.empty(0))
-            capability = torch.cuda.get_device_capability(pool.device)
-            flashinfer = None
-            kernel = ready_kernel(model, str(pool.dtype).removeprefix("torch."), capability)
-            if kernel is not None:
-                flashinfer = self._flashinfer(kernel, capability)
-            rows = min(MOST_DRAWS, self._max_batch_tokens)
-            forward = Forward(model, self._weights, pool, self._max_batch_tokens, rows)
-            self._prefill = CudaPrefill(forward, self._rotation, rotary, self.lanes, flashinfer, self._max_context)
-            torch.cuda.synchronize(pool.device)
+            tokens = self._max_batch_tokens
+            forward = Forward(self._model, self._weights, self._pool, tokens, min(MOST_DRAWS, tokens))
+            # Each prompt of a pass may be of one token; only few can be long ones.
+            pages = tokens * 2 + GRAPH_PROMPTS * self._widest
+            chunks = self._chunks(forward, tokens, tokens, pages)
+            self._prefill = CudaPrefill(forward, self._rotation, chunks, self.lanes)
+            torch.cuda.synchronize(self._pool.device)
         return self._prefill
+
+    @property
+    def _widest(self) -> int:
+        """Pages of a sequence, at most."""
+        return -(-self._max_context // PAGE_SIZE) + 1
+
+    def _chunks(self, forward: Forward, tokens: int, prompts: int, pages: int) -> Chunks:
+        model, pool = self._model, self._pool
+        rotary = Rotary(model.rope, model.head_dim, model.max_position_embeddings, torch.empty(0))
+        capability = torch.cuda.get_device_capability(pool.device)
+        flashinfer = None
+        kernel = ready_kernel(model, str(pool.dtype).removeprefix("torch."), capability)
+        if kernel is not None:
+            flashinfer = self._flashinfer(kernel, capability)
+        return Chunks(forward, rotary, flashinfer, tokens, prompts, pages)
 
     def _flashinfer(self, kernel: Kernel, capability: tuple[int, int]) -> FlashInferPrefill | None:
         """None: the kernel's file is of no use, and our own takes its part."""
@@ -136,10 +149,13 @@ class CudaEngine:
 
     # --- decode -----------------------------------------------------------------------------------------------------
 
-    def decode_batch(self) -> CudaDecodeBatch:
-        """An empty one. A worker has one."""
-        forward = Forward(self._model, self._weights, self._pool, self._max_running, self._max_running)
-        batch = CudaDecodeBatch(forward, self._rotation, self.lanes, self._max_running, self._max_context)
+    def decode_batch(self, prompt_tokens: int = 0) -> CudaDecodeBatch:
+        """An empty one. A worker has one. `prompt_tokens`: of the prompts of a step, at most; 0: it takes none."""
+        rows = self._max_running
+        prompts = min(MOST_PROMPTS, prompt_tokens)
+        forward = Forward(self._model, self._weights, self._pool, rows + prompt_tokens, rows + prompts)
+        chunks = self._chunks(forward, prompt_tokens, prompts, prompts * self._widest) if prompts else None
+        batch = CudaDecodeBatch(forward, self._rotation, self.lanes, rows, self._max_context, chunks)
         torch.cuda.synchronize(self._pool.device)
         return batch
 

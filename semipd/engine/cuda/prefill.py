@@ -16,19 +16,17 @@ import numpy.typing as npt
 import torch
 
 from semipd.core.config import PAGE_SIZE
+from semipd.engine.cuda.chunks import Chunks, fill_draws, prompt_outcomes, special_draws
 from semipd.engine.cuda.command import Command
-from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules, chances, columns
-from semipd.engine.cuda.flashinfer import FlashInferPrefill
-from semipd.engine.cuda.forward import Attend, Fed, Forward, Rotation, halves
+from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules
+from semipd.engine.cuda.forward import Attend, Fed, Forward, Rotation
 from semipd.engine.cuda.graphs import Graphs
 from semipd.engine.cuda.kernels import prefill_attention
-from semipd.engine.cuda.kernels.sampling import NOT_FINITE
 from semipd.engine.cuda.lanes import Lanes
 from semipd.engine.cuda.waiting import wait_for
 from semipd.engine.decoder import Pulse
-from semipd.engine.engine import PrefillItem
-from semipd.engine.outcome import Failed, Sampled, end_at
-from semipd.engine.rope import Rotary
+from semipd.engine.outcome import Failed, Sampled
+from semipd.engine.prompts import PrefillItem
 
 BUCKETS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Tokens of a captured pass."""
@@ -56,21 +54,10 @@ class Pass:
 
 
 class CudaPrefill:
-    def __init__(
-        self,
-        forward: Forward,
-        rotation: Rotation,
-        rotary: Rotary,
-        lanes: Lanes,
-        flashinfer: FlashInferPrefill | None,
-        most_context: int,
-    ) -> None:
-        self._forward, self._rotation, self._rotary, self._lanes = forward, rotation, rotary, lanes
-        self._flashinfer = flashinfer
-        model, device = forward.model, forward.pool.device
+    def __init__(self, forward: Forward, rotation: Rotation, chunks: Chunks, lanes: Lanes) -> None:
+        self._forward, self._rotation, self._chunks, self._lanes = forward, rotation, chunks, lanes
+        self._device = forward.pool.device
         tokens, rows = forward.most_tokens, forward.rows
-        self._device = device
-        self._blocks = tokens // prefill_attention.QUERY_BLOCK + tokens  # each prompt may end with a block of its own
         self._command = Command(
             {
                 "tokens": ((tokens,), np.int32),
@@ -79,14 +66,11 @@ class CudaPrefill:
                 "wanted": ((rows,), np.int32),
                 "rows": ((rows,), np.int32),
                 **{name: ((rows,), kind) for name, kind in COLUMNS.items()},
-                "count": ((1,), np.int32),
-                "blocks": ((prefill_attention.BLOCK_FIELDS, self._blocks), np.int32),
-                # Page numbers, prompt after prompt.
-                "pages": ((tokens * 2 + GRAPH_PROMPTS * (-(-most_context // PAGE_SIZE) + 1),), np.int32),
+                **chunks.fields,
             },
-            device,
+            self._device,
         )
-        self._drawer = Drawer(model.vocab_size, rows, device)
+        self._drawer = Drawer(forward.model.vocab_size, rows, self._device)
         largest = min(BUCKETS[-1], tokens)
         self.graphs = Graphs(lanes, sorted({b for b in BUCKETS if b < largest} | {largest}), self._launch_captured)
         self._flying: deque[Pass] = deque()
@@ -94,7 +78,7 @@ class CudaPrefill:
     @property
     def most_pages(self) -> int:
         """Of all prompts of a pass together."""
-        return len(self._command.device["pages"])
+        return self._chunks.most_pages
 
     # --- a pass -----------------------------------------------------------------------------------------------------
 
@@ -105,7 +89,7 @@ class CudaPrefill:
         tokens = sum(len(item.tokens) for item in items)
         with self._lanes.on():
             rules = [self._rules(item) for item in draws]
-            rotation = self._own_rotation(items)
+            rotation = self._chunks.own_rotation(items)
             bucket = self._bucket(items, tokens, len(draws)) if rotation is None else None
             pages = self._fill(self._command.next(), items, draws, rules, bucket or tokens)
             self._command.send(pages)
@@ -131,20 +115,8 @@ class CudaPrefill:
         wait_for(flown.done, pulse)
         if flown.drawn is None:
             return [None] * len(flown.items)
-        wanted = {at: rules.top_logprobs for at, rules in enumerate(flown.rules) if rules.logprobs}
-        logprobs = flown.drawn.logprobs(wanted) if wanted else {}
         tokens: list[int] = flown.drawn.tokens.tolist()
-        outcomes: list[Sampled | Failed] = []
-        for at, (item, token) in enumerate(zip(flown.draws, tokens, strict=True)):
-            assert item.draw is not None
-            position = len(item.draw.output)
-            if token == NOT_FINITE:
-                outcomes.append(Failed("the model's output is not finite"))
-            else:
-                end = end_at(token, position, item.draw.stopping)
-                outcomes.append(Sampled(token, position, logprobs.get(at), end))
-        answers = iter(outcomes)
-        return [None if item.draw is None else next(answers) for item in flown.items]
+        return prompt_outcomes(flown.items, tokens, flown.drawn.logprobs(flown.rules))
 
     def logits(self, items: Sequence[PrefillItem]) -> torch.Tensor:
         """[tokens, vocab] after every token, in float32; waits for the device."""
@@ -154,8 +126,8 @@ class CudaPrefill:
             self._command.send(pages)
             kind = self._forward.logits.dtype
             out = torch.empty((tokens, self._forward.model.vocab_size), dtype=kind, device=self._device)
-            rotation = self._own_rotation(items) or self._rotation
-            self._run(tokens, rotation, self._attention(items, tokens), None, out)
+            rotation = self._chunks.own_rotation(items) or self._rotation
+            self._run(tokens, rotation, self._chunks.attention(items, self._command.device), None, out)
             found = out.float()
             self._lanes.stream.synchronize()
         return found
@@ -202,46 +174,14 @@ class CudaPrefill:
         padded: int,
     ) -> int:
         """The command for a pass padded to so many tokens; how many page numbers it has."""
-        own_rotation = self._needs_own_rotation(items)
-        first = pages = blocks = 0
-        lasts = []
-        for item in items:
-            count, start = len(item.tokens), item.start
-            mine = slice(first, first + count)
-            at = np.arange(start, start + count)
-            table = np.asarray(item.table, np.int32)[: -(-(start + count) // PAGE_SIZE)]
-            say["tokens"][mine] = item.tokens
-            say["positions"][mine] = np.arange(first, first + count) if own_rotation else at
-            say["slots"][mine] = table[at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE
-            say["pages"][pages : pages + len(table)] = table
-            for begin in range(0, count, prefill_attention.QUERY_BLOCK):
-                size = min(prefill_attention.QUERY_BLOCK, count - begin)
-                say["blocks"][:4, blocks] = first + begin, size, start + begin, pages
-                blocks += 1
-            pages += len(table)
-            first += count
-            if item.draw is not None:
-                lasts.append(first - 1)
+        pages, lasts = self._chunks.fill(say, items)
+        tokens, rows = sum(len(item.tokens) for item in items), len(draws)
         for name, nothing in (("tokens", 0), ("positions", 0), ("slots", -1)):
-            say[name][first:padded] = nothing
-        say["count"][0] = blocks
-        rows = len(draws)
+            say[name][tokens:padded] = nothing
         say["wanted"][:rows] = lasts[:rows]
         say["wanted"][rows:] = 0
-        self._fill_columns(say, draws, rules)
+        fill_draws(say, 0, draws, rules)
         return pages
-
-    def _fill_columns(
-        self, say: dict[str, npt.NDArray[Any]], draws: Sequence[PrefillItem], rules: Sequence[Rules]
-    ) -> None:
-        seeds, positions = np.zeros(len(draws), np.uint64), np.zeros(len(draws), np.int64)
-        for at, (item, each) in enumerate(zip(draws, rules, strict=True)):
-            assert item.draw is not None
-            for name, value in columns(item.draw, each.history).items():
-                say[name][at] = value
-            seeds[at], positions[at] = item.draw.sampling.seed, len(item.draw.output)
-        say["rows"][:] = -1
-        say["chance"][: len(draws)] = chances(say["temperature"][: len(draws)], seeds, positions)
 
     def _rules(self, item: PrefillItem) -> Rules:
         assert item.draw is not None
@@ -249,11 +189,7 @@ class CudaPrefill:
 
     def _draw(self, logits: torch.Tensor, draws: Sequence[PrefillItem], rules: Sequence[Rules]) -> Drawn:
         given = self._command.device
-        special = [
-            (at, len(item.draw.output) if item.draw else 0, each)
-            for at, (item, each) in enumerate(zip(draws, rules, strict=True))
-            if not each.plain
-        ]
+        special = special_draws(draws, rules)
         return self._drawer.draw(logits, given["rows"][: len(draws)], given, special, self._drawer.fed)
 
     # --- how it is computed -----------------------------------------------------------------------------------------
@@ -270,12 +206,12 @@ class CudaPrefill:
         """What is captured: from the command to the logits of `wanted`."""
         most_blocks = bucket // prefill_attention.QUERY_BLOCK + min(bucket, GRAPH_PROMPTS)
         wanted = self._command.device["wanted"][: min(bucket, GRAPH_PROMPTS, self._forward.rows)]
-        self._run(bucket, self._rotation, self._triton(most_blocks), wanted)
+        self._run(bucket, self._rotation, self._chunks.triton(most_blocks, self._command.device), wanted)
 
     def _launch(self, items: Sequence[PrefillItem], tokens: int, draws: int, rotation: Rotation) -> torch.Tensor:
         # One row is computed where nothing is sampled: the last layer has nothing else to do with the others.
         wanted = self._command.device["wanted"][: max(1, draws)]
-        return self._run(tokens, rotation, self._attention(items, tokens), wanted)
+        return self._run(tokens, rotation, self._chunks.attention(items, self._command.device), wanted)
 
     def _run(
         self,
@@ -288,39 +224,3 @@ class CudaPrefill:
         given = self._command.device
         fed = Fed(given["tokens"][:tokens], given["positions"][:tokens], given["slots"][:tokens])
         return self._forward.run(fed, rotation, attend, wanted, logits)
-
-    def _attention(self, items: Sequence[PrefillItem], tokens: int) -> Attend:
-        if self._flashinfer is not None:
-            return self._flashinfer.plan(items, self._command.device["pages"], self._forward.pool)
-        return self._triton(sum(-(-len(item.tokens) // prefill_attention.QUERY_BLOCK) for item in items))
-
-    def _triton(self, most_blocks: int) -> Attend:
-        given, forward = self._command.device, self._forward
-        tables = given["pages"].view(-1, 1)  # a block names the place of its prompt's first page
-
-        def attend(index: int, queries: torch.Tensor, out: torch.Tensor) -> None:
-            window = forward.model.windows[index]
-            prefill_attention.attend(
-                queries, forward.pool[index], tables, given["blocks"], given["count"], window, most_blocks, out
-            )
-
-        return attend
-
-    # --- prompts that dynamic NTK rotates as a whole ----------------------------------------------------------------
-
-    def _needs_own_rotation(self, items: Sequence[PrefillItem]) -> bool:
-        return any(
-            self._rotary.long_prompt(item.start, item.start + 1, item.prompt_tokens or 0) is not None for item in items
-        )
-
-    def _own_rotation(self, items: Sequence[PrefillItem]) -> Rotation | None:
-        """A table with a row for each token of the pass; None: the common one does."""
-        if not self._needs_own_rotation(items):
-            return None
-        parts = []
-        for item in items:
-            start, end = item.start, item.start + len(item.tokens)
-            own = self._rotary.long_prompt(start, end, item.prompt_tokens or 0)
-            parts.append(own or self._rotary.at(torch.arange(start, end), end - 1))
-        cos, sin = (torch.cat(part) for part in zip(*parts, strict=True))
-        return halves((cos, sin), self._device)

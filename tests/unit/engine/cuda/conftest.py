@@ -1,8 +1,10 @@
-"""Kernels run here in Triton's interpreter, on the CPU: slow, and the same code."""
+"""Kernels run here in Triton's interpreter, on the CPU: slow, and the same code. A whole device can be played, too."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +15,16 @@ if not torch.cuda.is_available():
 
 pytest.importorskip("triton")
 interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+# Kernels are made when they are imported: only now.
+from semipd.core.model import parse_model_config  # noqa: E402
+from semipd.engine.cuda import engine as cuda_engine  # noqa: E402
+from semipd.engine.engine import Engine  # noqa: E402
+from semipd.engine.layout import pool_shape, weight_layout  # noqa: E402
+from semipd.engine.loading import fill_dummy  # noqa: E402
+from support.families import random_model  # noqa: E402
+
+PAGES = 80
 
 _patch_tensor = interpreter._patch_lang_tensor
 
@@ -29,3 +41,67 @@ interpreter._patch_lang_tensor = _patch_tensor_for_new_numpy
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Event:
+    def __init__(self, **_: object) -> None: ...
+    def record(self, *_: object) -> None: ...
+    def query(self) -> bool:
+        return True
+
+
+class Stream:
+    def synchronize(self) -> None: ...
+    def wait_event(self, _: Event) -> None: ...
+
+
+class OneLane:
+    """Lanes of a device that can't be divided."""
+
+    all = current = 4
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.stream = Stream()
+
+    def choices(self) -> tuple[int, ...]:
+        return (self.all,)
+
+    def nearest(self, sms: int) -> int:
+        return self.all
+
+    def use(self, sms: int) -> None: ...
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time: every stream is in order and every event is there at once. So what is computed, and in which steps, can
+    be shown here, not that streams are ordered; `tests/gpu` is for that."""
+    if torch.cuda.is_available():
+        pytest.skip("tests/gpu has the real thing")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(cuda_engine, "Lanes", OneLane)
+
+
+@pytest.fixture
+def engines(played_device: None) -> Callable[[str], tuple[Engine, cuda_engine.CudaEngine]]:
+    """Makes a CPU's and a GPU's engine of a family, over the same weights; the GPU's pool is full of NaN."""
+
+    def make(family: str) -> tuple[Engine, cuda_engine.CudaEngine]:
+        small = random_model(family)
+        model = parse_model_config(small.config.to_dict() | {"architectures": [type(small).__name__]})
+        weights = {spec.name: torch.empty(spec.shape) for spec in weight_layout(model, "float32")}
+        fill_dummy(model, weights, 0)
+        shape = pool_shape(model, PAGES)
+        gpu = cuda_engine.CudaEngine(
+            model, weights, torch.full(shape, torch.nan), max_batch_tokens=64, max_running=7, max_context=160
+        )
+        return Engine(model, weights, torch.zeros(shape)), gpu
+
+    return make

@@ -1,29 +1,21 @@
-"""The GPU's engine against the CPU's, request by request: on a CPU, with kernels interpreted and streams played.
-
-What is played is the device's time: every stream is in order and every event is there at once. So this shows what is
-computed and in which steps, not that streams are ordered; `tests/gpu` is for that.
-"""
+"""The GPU's engine against the CPU's, request by request: on a CPU, with kernels interpreted and streams played."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from semipd.core.model import ModelConfig, parse_model_config
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.batch import DecodeBatch
-from semipd.engine.cuda import engine as cuda_engine
 from semipd.engine.cuda.decode import CudaDecodeBatch
+from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.engine import Engine, PrefillItem
-from semipd.engine.layout import pool_shape, weight_layout
-from semipd.engine.loading import fill_dummy
 from semipd.engine.outcome import Draw, Failed, Sampled
-from support.families import random_model
+
+Engines = Callable[[str], tuple[Engine, CudaEngine]]
 
 PAGES = 80
 CHOSEN = (
@@ -33,50 +25,6 @@ CHOSEN = (
     "qwen2, tied, windows above the first layer",
     "qwen3",
 )
-
-
-class Event:
-    def __init__(self, **_: object) -> None: ...
-    def record(self, *_: object) -> None: ...
-    def query(self) -> bool:
-        return True
-
-
-class Stream:
-    def synchronize(self) -> None: ...
-    def wait_event(self, _: Event) -> None: ...
-
-
-class OneLane:
-    """Lanes of a device that can't be divided."""
-
-    all = current = 4
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.stream = Stream()
-
-    def choices(self) -> tuple[int, ...]:
-        return (self.all,)
-
-    def nearest(self, sms: int) -> int:
-        return self.all
-
-    def use(self, sms: int) -> None: ...
-
-    @contextlib.contextmanager
-    def on(self) -> Iterator[None]:
-        yield
-
-
-@pytest.fixture(autouse=True)
-def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("tests/gpu has the real thing")
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(cuda_engine, "Lanes", OneLane)
 
 
 Wanted = tuple[SamplingParams, StoppingParams]
@@ -162,34 +110,16 @@ def said(outcome: Sampled | Failed) -> tuple[object, ...]:
     return outcome.token, outcome.position, outcome.end, logprob
 
 
-def engines(model: ModelConfig) -> tuple[Engine, cuda_engine.CudaEngine]:
-    """Over the same weights; the GPU's pool is full of NaN."""
-    weights = {spec.name: torch.empty(spec.shape) for spec in weight_layout(model, "float32")}
-    fill_dummy(model, weights, 0)
-    shape = pool_shape(model, PAGES)
-    gpu = cuda_engine.CudaEngine(
-        model, weights, torch.full(shape, torch.nan), max_batch_tokens=64, max_running=7, max_context=160
-    )
-    return Engine(model, weights, torch.zeros(shape)), gpu
-
-
 @pytest.mark.parametrize("family", CHOSEN)
-def test_every_answer_is_the_one_of_the_cpus_engine(family: str) -> None:
-    model = parse_model_config(small_config(family))
-    on_cpu, on_gpu = engines(model)
+def test_every_answer_is_the_one_of_the_cpus_engine(family: str, engines: Engines) -> None:
+    on_cpu, on_gpu = engines(family)
     expected, found = run(on_cpu), run(on_gpu)
     for lease, answers in expected.answers.items():
         assert [said(a) for a in found.answers[lease]] == [said(a) for a in answers], (lease, family)
 
 
-def small_config(family: str) -> dict[str, Any]:
-    model = random_model(family)
-    config: dict[str, Any] = model.config.to_dict() | {"architectures": [type(model).__name__]}
-    return config
-
-
-def test_a_lease_is_quiet_when_no_step_on_the_device_knows_it() -> None:
-    _, engine = engines(parse_model_config(small_config("llama")))
+def test_a_lease_is_quiet_when_no_step_on_the_device_knows_it(engines: Engines) -> None:
+    _, engine = engines("llama")
     made = Run(engine)
     made.prefill([[(0, 0, 5), (1, 0, 16)]])
     made.join(0)
@@ -203,8 +133,8 @@ def test_a_lease_is_quiet_when_no_step_on_the_device_knows_it() -> None:
     assert made.batch.quiet() == [1]
 
 
-def test_a_full_batch_takes_no_more() -> None:
-    _, engine = engines(parse_model_config(small_config("llama")))
+def test_a_full_batch_takes_no_more(engines: Engines) -> None:
+    _, engine = engines("llama")
     batch = engine.decode_batch()
     draw = Draw(PLAIN, StoppingParams(max_tokens=5), (), (1,))
     for lease in range(7):
