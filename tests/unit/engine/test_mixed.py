@@ -82,7 +82,7 @@ def test_a_prompt_that_is_not_finite_fails_alone(rig, wish):
     made.batch.step(made.pulse, prompts=[PrefillItem(1, PROMPT, 0, made.take(1, 5), draw)])
     [(_, [first])] = made.batch.prompt_outcomes()
     made.batch.add(1, 5, made.take(1, 32), Draw(GREEDY, StoppingParams(9), (), (first.token,)))
-    # A token that neither says: rows of the embedding are rows of the head too, in a tied model alone.
+    # The embedding of a token that only the bad prompt has.
     made.weights["embed"][77] = float("nan")
 
     answers = made.batch.step(made.pulse, prompts=[PrefillItem(2, (3, 77, 4), 0, made.take(2, 3), draw)])
