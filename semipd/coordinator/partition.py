@@ -148,7 +148,7 @@ class PartitionDesk:
         if self._floor.config.device != "cuda":
             return frozenset({Mode.SPLIT, Mode.MIXED})
         whole = self.backend in ("green", "none")
-        return frozenset({Mode.SPLIT, Mode.TURNS}) if whole else frozenset({Mode.SPLIT})
+        return frozenset(Mode) if whole else frozenset({Mode.SPLIT})
 
     def set(self, shares: Shares) -> Shares:
         """Grants what is nearest; that."""

@@ -89,7 +89,7 @@ def open_worker(
 
         gpu = OnGpu(link, config, model, me.role, attached, appoint, say_captured)
         if me.role is Role.DECODE:
-            return DecodeWorker(link, gpu.batch(), attached.account, me, gpu)
+            return DecodeWorker(link, gpu.batch(), attached.account, me, gpu, gpu.room)
         return PrefillWorker(link, gpu.engine, attached.account, me, gpu)
     cpu = OnCpu(link, model, me.role, attached, appoint)
     if me.role is Role.DECODE:

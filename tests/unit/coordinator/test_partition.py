@@ -82,7 +82,7 @@ def test_the_delay_of_a_split_is_a_metric_where_there_are_multiprocessors() -> N
     [
         ("none", {Mode.SPLIT, Mode.MIXED}),
         ("cores", {Mode.SPLIT, Mode.MIXED}),
-        ("green", {Mode.SPLIT, Mode.TURNS}),
+        ("green", set(Mode)),
         ("mps", {Mode.SPLIT}),
     ],
 )
