@@ -98,3 +98,11 @@ def test_a_stream_goes_on_without_gap_or_double_after_the_worker_that_has_everyt
     assert not kills, "the stream was over before the fault"
     assert got == expected[2]
     assert server.free_pages_are_back()
+
+
+def test_in_a_pool_too_small_for_all_everybody_gets_the_same_answer(expected: Answers) -> None:
+    """Prompts and running sequences take pages from each other all the time."""
+    small = ("--max-context", "256", "--kv-pages", "20")
+    with RunningServer("--policy", "chunked", "--policy-option", "budget=64", *small) as server:
+        assert all_at_once(server) == expected
+        assert server.free_pages_are_back()

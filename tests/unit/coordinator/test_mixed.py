@@ -251,3 +251,30 @@ def test_a_worker_that_has_prompts_alone_is_at_work() -> None:
     assert stage.coordinator.has_work(Role.DECODE)
     assert not stage.coordinator.has_work(Role.PREFILL)
     stage.compute_all()
+
+
+def test_prompts_in_each_others_way_in_a_full_pool_give_way_until_one_is_done() -> None:
+    """Two prompts of three pages in a pool of four, both half computed."""
+    stage = MixedStage(pages=4, budget=32)
+    stage.submit(1, prompt=48, max_tokens=1)
+    stage.submit(2, prompt=48, max_tokens=1)
+    for _ in range(20):
+        for batch in stage.mixed():
+            stage.compute(batch)
+        for adopt in stage.adopts():
+            stage.step([(adopt.lease, len(adopt.continuation.output), 9)], ends=[adopt.lease])
+        if not len(stage.floor.book):
+            break
+    assert len(stage.floor.book) == 0
+    assert stage.all_pages_are_free()
+
+
+def test_a_starved_batch_gets_the_pages_of_a_prompt_that_waits() -> None:
+    stage = MixedStage(pages=4, budget=33)
+    stage.begin(1, prompt=16)
+    stage.submit(2, prompt=40)
+    stage.compute_all()
+    assert stage.mixed() == []
+    before = stage.account.counts().free
+    stage.decode_says(wk.StepDone(starved=True))
+    assert stage.account.counts().free == before + 2, "of the decode worker's own, by way of the coordinator"
