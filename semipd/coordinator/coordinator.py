@@ -68,7 +68,10 @@ class Coordinator:
 
     def hear_worker(self, worker: Worker, message: wk.FromWorker) -> None:
         """From a worker in office, or its successor; what a fenced one sends never comes here."""
-        match message.WhichOneof("message"):
+        kind = message.WhichOneof("message")
+        if self.floor.account is None and kind in ("prefill_done", "step_done", "heartbeat"):
+            return  # of a worker that doesn't know yet that the resident is gone
+        match kind:
             case "prefill_done":
                 worker.progress_s = self.floor.clock.now()
                 self.prefill.done(worker, message.prefill_done)
@@ -113,6 +116,7 @@ class Coordinator:
         why = "the process that holds the model was lost"
         self.tell_state(serving=False, reason=why)  # first: who hears of the loss and asks must not be told "serving"
         self._end_all(Unavailable(why, retry_after_s=5.0))
+        self.prefill.forget()
 
     def end_all_for_shutdown(self) -> None:
         self._end_all(Unavailable("the server is shutting down", reason=Reason.DRAINING))

@@ -205,6 +205,10 @@ class PrefillDesk:
         self._batches = {n: batch for n, batch in self._batches.items() if batch.worker != worker.holder}
         return self._wait_again(s for batch in lost for s, _ in batch.chunks)
 
+    def forget(self) -> None:
+        """The resident is gone, and with it what the batches were for."""
+        self._batches.clear()
+
     def reconcile(self, worker: Worker, answered_through: int, idle: bool) -> None:
         """Finds batches of that worker's whose message, or whose answer, was lost. `idle`: it has none."""
         now = self._floor.clock.now()

@@ -103,10 +103,10 @@ class Supervisor:
         if self._attached is None:
             raise StartError(f"the resident process ended with code {code} before it was ready")
         log.error("resident lost: weights and KV are gone, starting cold", exit_code=code)
+        self._events.resident_lost()  # while the account is mapped: ending a request looks up whose its pages are
+        self._floor.account = self._floor.control = None
         self._attached.close()
         self._attached = None
-        self._events.resident_lost()
-        self._floor.account = self._floor.control = None
         self._floor.doubts.forget()
         self.crew.end_clients(abandoned=False)
         self._start_resident()
