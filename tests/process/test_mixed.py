@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from semipd_client import Client, Token
-from support.server import RunningServer
+from semipd_client import Client, Token, Unavailable
+from support.server import RunningServer, until
 
 PROMPTS = [list(range(20, 20 + n)) for n in (3, 40, 90, 150, 17, 64)]
 TOKENS = 60
@@ -97,6 +97,32 @@ def test_a_stream_goes_on_without_gap_or_double_after_the_worker_that_has_everyt
                     server.kill("decode")
     assert not kills, "the stream was over before the fault"
     assert got == expected[2]
+    assert server.free_pages_are_back()
+
+
+def test_with_the_resident_everything_is_lost_and_the_server_mixes_again(
+    server: RunningServer, expected: Answers
+) -> None:
+    """Prompts are in a pass, queued and half computed when it goes."""
+    refused: list[Unavailable] = []
+
+    def long(client: Client) -> None:
+        try:
+            client.generate([7] * 400, max_tokens=400, temperature=0.0, ignore_eos=True)
+        except Unavailable as error:
+            refused.append(error)
+
+    with server.client() as client:
+        threads = [threading.Thread(target=long, args=(client,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        until(lambda: client.load().prefilling)
+        server.kill("resident")
+        for thread in threads:
+            thread.join()
+        assert len(refused) == 6
+        assert until(client.is_serving)
+    assert all_at_once(server) == expected
     assert server.free_pages_are_back()
 
 
