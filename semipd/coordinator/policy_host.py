@@ -10,10 +10,11 @@ from typing import TypeVar
 
 import structlog
 
-from semipd.core.plan import Admission, AdmitInput, Chunk, Plan
+from semipd.core.plan import Admission, AdmitInput, Plan
 from semipd.core.snapshot import Snapshot
 from semipd.policies.contract import Policy
 from semipd.policies.fcfs import Fcfs
+from semipd.policies.rules import Broken, check_admission, check_plan
 
 log = structlog.get_logger()
 
@@ -25,10 +26,6 @@ Budget = Callable[[float], AbstractContextManager[None]]
 
 class PolicyOverrun(BaseException):
     """The policy's time is over. Not an Exception, so that a policy's own `except Exception` does not keep it."""
-
-
-class BrokenPlan(Exception):
-    """The plan breaks the contract; the message says how."""
 
 
 @contextmanager
@@ -86,7 +83,7 @@ class PolicyHost:
                 return call()
         except PolicyOverrun:
             why = f"ran longer than {self._budget_s * 1000:g} ms"
-        except BrokenPlan as error:
+        except Broken as error:
             why = str(error)
         except Exception as error:  # a plug-in may raise anything at all
             why = f"raised {error!r}"
@@ -98,42 +95,11 @@ class PolicyHost:
 
 
 def _checked_admission(answer: Admission) -> Admission:
-    if not isinstance(answer, Admission):
-        raise BrokenPlan(f"admit returned {type(answer).__name__}, not Admission")
+    check_admission(answer)
     return answer
 
 
 def checked(plan: Plan, snapshot: Snapshot) -> Plan:
-    """The plan, if it keeps the contract of `Plan`; else raises BrokenPlan."""
-    if not isinstance(plan, Plan):
-        raise BrokenPlan(f"place returned {type(plan).__name__}, not Plan")
-    if plan.mode not in snapshot.limits.modes:
-        raise BrokenPlan(f"mode {plan.mode.value!r} is not one of the engine's")
-    if plan.decode_limit is not None and plan.decode_limit < 1:
-        raise BrokenPlan(f"decode_limit is {plan.decode_limit}; at least 1, or None")
-    tokens = sum(chunk.tokens for chunk in plan.prefill)
-    if tokens > snapshot.limits.max_batch_tokens:
-        raise BrokenPlan(f"{tokens} prompt tokens in one batch; at most {snapshot.limits.max_batch_tokens}")
-    needed = _pages_needed(plan.prefill, snapshot)
-    if needed > snapshot.pages.free:
-        raise BrokenPlan(f"the batch needs {needed} pages and {snapshot.pages.free} are free")
+    """The plan, if it keeps the contract of `Plan`; else raises Broken."""
+    check_plan(plan, snapshot)
     return plan
-
-
-def _pages_needed(chunks: tuple[Chunk, ...], snapshot: Snapshot) -> int:
-    waiting = {w.sequence: w for w in snapshot.waiting}
-    pages, needed = snapshot.pages, 0
-    for chunk in chunks:
-        sequence = waiting.pop(chunk.sequence, None)
-        if sequence is None:
-            raise BrokenPlan(f"sequence {chunk.sequence} is named twice or does not wait")
-        if sequence.in_flight_tokens:
-            raise BrokenPlan(f"sequence {chunk.sequence} is with the prefill worker already")
-        if not 0 < chunk.tokens <= sequence.remaining_tokens:
-            raise BrokenPlan(
-                f"a chunk of {chunk.tokens} tokens for sequence {chunk.sequence}, "
-                f"which has {sequence.remaining_tokens} left"
-            )
-        computed = sequence.computed_tokens
-        needed += pages.pages_for(computed + chunk.tokens) - pages.pages_for(computed)
-    return needed

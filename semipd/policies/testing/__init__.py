@@ -10,6 +10,7 @@
 budget, the same snapshots give the same plans. `replay` runs requests of your own through a policy.
 """
 
+from semipd.policies.rules import Broken
 from semipd.policies.testing.kit import (
     check_budget,
     check_moments,
@@ -18,7 +19,6 @@ from semipd.policies.testing.kit import (
     check_worlds,
     replay,
 )
-from semipd.policies.testing.rules import Broken
 from semipd.policies.testing.world import Arrival, Life, Settings, World
 
 __all__ = [

@@ -9,9 +9,10 @@ from functools import partial
 
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits
+from semipd.policies import rules
 from semipd.policies.contract import Policy
-from semipd.policies.testing import draws, rules
-from semipd.policies.testing.rules import Broken
+from semipd.policies.rules import Broken
+from semipd.policies.testing import draws
 from semipd.policies.testing.world import Arrival, Life, Settings, World
 
 MakePolicy = Callable[[], Policy]

@@ -26,9 +26,9 @@ from semipd.core.snapshot import (
     Step,
     WaitingSequence,
 )
+from semipd.policies import rules
 from semipd.policies.contract import Policy
 from semipd.policies.latency import LatencyModel
-from semipd.policies.testing import rules
 
 PLANS_AHEAD = 2
 REVIEW_S = 0.02

@@ -1,4 +1,4 @@
-"""What an answer of a policy must keep to, whatever the policy is."""
+"""What an answer of a policy must keep to, whatever the policy is: the server and the test kit hold it to the same."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from semipd.policies.contract import Policy
 
 class Broken(AssertionError):
     """The policy breaks its contract; the message says how."""
+
+
+def check_admission(answer: Admission) -> None:
+    """Raises Broken."""
+    if not isinstance(answer, Admission):
+        raise Broken(f"admit returned {type(answer).__name__}, not Admission")
 
 
 def check_order(order: Order, snapshot: Snapshot) -> None:
@@ -68,8 +74,7 @@ def asked(policy: Policy, snapshot: Snapshot) -> Plan:
 def admitted(policy: Policy, snapshot: Snapshot, sequence: WaitingSequence) -> Admission:
     """`admit`, checked. A refusal says why."""
     answer = policy.admit(AdmitInput(snapshot, sequence))
-    if not isinstance(answer, Admission):
-        raise Broken(f"admit returned {type(answer).__name__}, not Admission")
+    check_admission(answer)
     if not answer.accept and not answer.why:
         raise Broken("a request is refused without a word why")
     return answer
