@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from semipd.core.request import StoppingParams
-from support.device_rig import GREEDY
 from support.reference import error, random_tokens
+from support.wish import GREEDY
 
 pytestmark = pytest.mark.gpu
 

@@ -9,8 +9,8 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.request import StoppingParams
-from support.device_rig import GREEDY, Wish
 from support.reference import error, random_tokens
+from support.wish import GREEDY, Wish
 
 pytestmark = pytest.mark.gpu
 

@@ -9,8 +9,9 @@ import torch
 
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.engine import Draw, Engine, Failed, PrefillItem
-from support.device_rig import GREEDY, Answer, Wish
+from support.device_rig import Answer
 from support.reference import random_tokens
+from support.wish import GREEDY, Wish
 
 pytestmark = pytest.mark.gpu
 

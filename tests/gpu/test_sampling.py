@@ -10,8 +10,8 @@ import torch
 from semipd.core.request import EndReason, SamplingParams, StoppingParams
 from semipd.engine.engine import Failed, Sampled
 from semipd.engine.sampling import Sampler, choose
-from support.device_rig import Wish
 from support.reference import random_tokens
+from support.wish import Wish
 
 pytestmark = pytest.mark.gpu
 

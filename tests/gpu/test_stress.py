@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from semipd.core.request import StoppingParams
-from support.device_rig import Wish
 from support.reference import random_tokens
+from support.wish import Wish
 
 pytestmark = pytest.mark.gpu
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,13 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.model import ModelConfig
-from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.engine import Draw, Engine, Failed, PrefillItem, Sampled
 from semipd.engine.layout import pool_shape, weight_layout
 from semipd.engine.loading import load_checkpoint, read_model_config
 from support.families import FAMILIES, random_model
+from support.wish import Wish
 
 torch.set_num_threads(1)
-
-GREEDY = SamplingParams(temperature=0.0)
-FORTY_TOKENS = StoppingParams(max_tokens=40)
 
 
 @pytest.fixture(scope="session")
@@ -45,21 +42,6 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConf
     weights = {spec.name: torch.full(spec.shape, torch.nan, dtype=dtype) for spec in weight_layout(model, "")}
     load_checkpoint(directory, model, weights, lambda done, total: None)
     return model, weights
-
-
-@dataclass
-class Wish:
-    """A request as a test states it."""
-
-    prompt: Sequence[int]
-    sampling: SamplingParams = GREEDY
-    stopping: StoppingParams = FORTY_TOKENS
-    output: tuple[int, ...] = ()
-    """Sampled before; it is computed again with the prompt."""
-    chunks: Sequence[int] = (10_000,)
-    """Sizes of the prompt's chunks, taken in turn."""
-    joins_at: int = 0
-    """The step before which it is prefilled."""
 
 
 @dataclass
