@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -138,8 +137,3 @@ def pause(record: RequestRecord, begin_s: float, end_s: float) -> float:
     if record.outcome is not Outcome.DONE:
         times.append(record.done_s)
     return max((b - a for a, b in pairwise(times) if b > begin_s and a < end_s), default=0.0)
-
-
-async def sleep_until(at: float) -> None:
-    """Of time.monotonic()."""
-    await asyncio.sleep(max(0.0, at - time.monotonic()))

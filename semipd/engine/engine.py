@@ -72,10 +72,6 @@ class Engine:
         """In three: what can be done before the device is free, `launch`, and `finish`."""
         return Computed(self, items)
 
-    def use_sms(self, sms: int) -> int:
-        """A CPU has none: 0."""
-        return 0
-
     def decode_batch(self, prompt_tokens: int = 0) -> DecodeBatch:
         """An empty one. A worker has one. `prompt_tokens`: of a step, which matters to a GPU's buffers alone."""
         return DecodeBatch(self._model.vocab_size, self._decoder, self._attention, self._rotary)

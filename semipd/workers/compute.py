@@ -37,10 +37,6 @@ class Batch(Protocol):
     def drain(self, pulse: Pulse) -> Outcomes: ...
 
 
-class DecodeEngine(Protocol):
-    def decode_batch(self, prompt_tokens: int = 0) -> Batch: ...
-
-
 class Compute(Protocol):
     """This worker's part of the device."""
 

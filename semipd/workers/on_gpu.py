@@ -78,7 +78,7 @@ class OnGpu:
         budget_s = REPLACEMENT_BUDGET_S if appoint.replacement else config.capture_budget_s
         start = time.monotonic()
         self._captured.warm()
-        self._captured.capture(budget_s, progress)
+        self._captured.graphs.capture(budget_s, progress)
         graphs = self._captured.graphs
         log.info("graphs captured", graphs=graphs.captured, of=graphs.total, seconds=time.monotonic() - start)
 
@@ -129,4 +129,4 @@ class OnGpu:
 
     def do_spare_work(self) -> None:
         if self.has_spare_work():
-            self._captured.capture(SPARE_BUDGET_S)
+            self._captured.graphs.capture(SPARE_BUDGET_S)

@@ -22,25 +22,9 @@ from semipd.engine.engine import Draw, Failed, PrefillItem, Sampled
 from semipd.engine.layout import pool_shape, weight_layout
 from semipd.engine.loading import load_checkpoint, read_model_config
 from support.late_engine import LateEngine
+from support.wish import Wish
 
-GREEDY = SamplingParams(temperature=0.0)
 CAPTURE_S = 60.0
-FORTY_TOKENS = StoppingParams(max_tokens=40)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A request as a test states it."""
-
-    prompt: Sequence[int]
-    sampling: SamplingParams = GREEDY
-    stopping: StoppingParams = FORTY_TOKENS
-    output: tuple[int, ...] = ()
-    """Sampled before; it is computed again with the prompt."""
-    chunks: Sequence[int] = (10_000,)
-    """Sizes of the prompt's chunks, taken in turn."""
-    joins_at: int = 0
-    """The step before which it is prefilled."""
 
 
 @dataclass
@@ -85,8 +69,8 @@ class Rig:
         self.engine = _engine(self.model, self.weights, self.pool, self.limits)
         self.batch = self.engine.decode_batch()
         if capture and device.type == "cuda":
-            self.engine.open_prefill().capture(CAPTURE_S)
-            self.batch.capture(CAPTURE_S)
+            self.engine.open_prefill().graphs.capture(CAPTURE_S)
+            self.batch.graphs.capture(CAPTURE_S)
         self.answers: dict[int, Answer] = {}
         """By lease, which is never used twice."""
         self.pulses = 0

@@ -83,7 +83,7 @@ def decode_step_ms(engine: CudaEngine, rows: int, context: int, steps: int = 30,
         batch.add(row, context, order[row * each : (row + 1) * each].astype(np.int32), draw)
     bucket = batch.graphs.bucket(rows)
     assert bucket is not None
-    batch.capture_only(bucket, engine.lanes.current)
+    batch.graphs.capture_one(bucket, engine.lanes.current)
     ends = []
     for _ in range(steps + 5):
         batch.step(_nothing)
@@ -119,7 +119,7 @@ def prefill_ms(engine: CudaEngine, tokens: int, repeats: int = 5, sms: int = 0, 
     engine.use_sms(sms)
     bucket = prefill.graphs.bucket(tokens)
     if bucket is not None:
-        prefill.capture_only(bucket, engine.lanes.current)
+        prefill.graphs.capture_one(bucket, engine.lanes.current)
     table = np.random.default_rng(1).permutation(engine.pages)[: -(-(start + tokens) // PAGE_SIZE)]
     draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=100), (), ())
     ids = np.random.default_rng(2).integers(0, 1000, tokens).tolist()

@@ -95,7 +95,7 @@ class CudaDecodeBatch:
             rows = self._device_rows
             self._mixed = MixedSteps(forward, rotation, rows, chunks, self._tables, self._drawer, most_rows)
         self._prompt_outcomes: list[PromptOutcomes] = []
-        self.graphs = Graphs(lanes, buckets_for(most_rows), self._launch_forward)
+        self.graphs = Graphs(lanes, buckets_for(most_rows), self._launch_forward, self._say_nothing)
         self._free_slots = list(range(slots))[::-1]
         self._row: dict[int, Row] = {}
         self._rows: list[Row] = []
@@ -329,16 +329,6 @@ class CudaDecodeBatch:
             if self._mixed is not None:
                 self._mixed.warm()
             self._lanes.stream.synchronize()
-
-    def capture(self, budget_s: float, progress: Any = lambda done, total: None) -> None:
-        """Captures graphs, as `Graphs.capture`; only between steps."""
-        self._say_nothing()
-        self.graphs.capture(budget_s, progress)
-
-    def capture_only(self, bucket: int, sms: int) -> None:
-        """Captures one graph; only between steps."""
-        self._say_nothing()
-        self.graphs.capture_one(bucket, sms)
 
     def _say_nothing(self) -> None:
         """A command of padding alone: what is launched to warm up and to capture touches no sequence."""

@@ -18,10 +18,19 @@ Progress = Callable[[int, int], None]
 class Graphs:
     """`work(bucket)` launches a pass of that size on the current stream, reading and writing fixed addresses alone."""
 
-    def __init__(self, lanes: Lanes, buckets: Sequence[int], work: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        buckets: Sequence[int],
+        work: Callable[[int], None],
+        say_nothing: Callable[[], None],
+    ) -> None:
+        """`say_nothing` sends a command of padding alone: what is launched to warm up and to capture touches no
+        sequence."""
         self._lanes = lanes
         self._buckets = sorted(buckets)
         self._work = work
+        self._say_nothing = say_nothing
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._warm: set[tuple[int, int]] = set()
 
@@ -59,6 +68,7 @@ class Graphs:
 
     def capture(self, budget_s: float, progress: Progress = lambda done, total: None) -> None:
         """As many as fit into so many seconds. No other work of this process may be on the device."""
+        self._say_nothing()
         until = time.monotonic() + budget_s
         enabled = gc.isenabled()
         gc.disable()  # a collection while a stream is captured could free device memory, which ends the capture
@@ -73,8 +83,9 @@ class Graphs:
                 gc.enable()
 
     def capture_one(self, bucket: int, sms: int) -> None:
-        """That one, where it is not captured."""
+        """That one, where it is not captured; as `capture`."""
         if (bucket, sms) not in self._graphs:
+            self._say_nothing()
             self._capture(bucket, sms)
 
     def _capture(self, bucket: int, sms: int) -> None:

@@ -6,7 +6,6 @@ launched kernel by kernel, faster than the device runs them, with FlashInfer's a
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +71,9 @@ class CudaPrefill:
         )
         self._drawer = Drawer(forward.model.vocab_size, rows, self._device)
         largest = min(BUCKETS[-1], tokens)
-        self.graphs = Graphs(lanes, sorted({b for b in BUCKETS if b < largest} | {largest}), self._launch_captured)
-        self._flying: deque[Pass] = deque()
+        self.graphs = Graphs(
+            lanes, sorted({b for b in BUCKETS if b < largest} | {largest}), self._launch_captured, self._say_nothing
+        )
 
     @property
     def most_pages(self) -> int:
@@ -142,16 +142,6 @@ class CudaPrefill:
             given = self._command.device
             self._drawer.draw(self._forward.logits[:1], given["rows"][:1], given, [], self._drawer.fed)
             self._lanes.stream.synchronize()
-
-    def capture(self, budget_s: float, progress: Any = lambda done, total: None) -> None:
-        """Captures graphs, as `Graphs.capture`; only between passes."""
-        self._say_nothing()
-        self.graphs.capture(budget_s, progress)
-
-    def capture_only(self, bucket: int, sms: int) -> None:
-        """Captures one graph; only between passes."""
-        self._say_nothing()
-        self.graphs.capture_one(bucket, sms)
 
     def _say_nothing(self) -> None:
         """A command of padding alone: what is launched to warm up and to capture touches no sequence."""

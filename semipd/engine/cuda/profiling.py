@@ -82,7 +82,7 @@ class Decode:
             batch.add(row, context, order[row * each : (row + 1) * each], draw)
         bucket = batch.graphs.bucket(rows)
         assert bucket is not None
-        batch.capture_only(bucket, engine.lanes.current)
+        batch.graphs.capture_one(bucket, engine.lanes.current)
         torch.cuda.synchronize()
 
     def go(self, until_s: float) -> list[float]:
@@ -119,7 +119,7 @@ class Prefill:
         engine.use_sms(asked["sms"])
         bucket = prefill.graphs.bucket(tokens)
         if bucket is not None:
-            prefill.capture_only(bucket, engine.lanes.current)
+            prefill.graphs.capture_one(bucket, engine.lanes.current)
         table = np.random.default_rng(1).permutation(engine.pages)[:needed].astype(np.int32)
         draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=100), (), ())
         ids = np.random.default_rng(2).integers(0, 1000, tokens).tolist()

@@ -92,7 +92,7 @@ def launched() -> list[int]:
 
 @pytest.fixture
 def graphs(launched: list[int]) -> Graphs:
-    return Graphs(cast(Lanes, PlayedLanes()), [4, 1, 2, 16, 8], launched.append)
+    return Graphs(cast(Lanes, PlayedLanes()), [4, 1, 2, 16, 8], launched.append, lambda: None)
 
 
 def test_a_pass_takes_the_smallest_bucket_that_holds_it(graphs: Graphs) -> None:
