@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from typing import IO, Any, Self
 import grpc
 
 from semipd.bench.errors import RunFailed
+from semipd.cli.child import DidNotStart, announced
 from semipd.v1 import admin_pb2 as pb
 from semipd.v1 import admin_pb2_grpc
 
@@ -73,16 +73,13 @@ class Served:
 
     def _announced(self, read: int) -> str:
         assert self._process is not None
-        said = b""
-        until = time.monotonic() + self._start_s
-        while not said.endswith(b"\n"):
-            if not select.select([read], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise RunFailed(f"the server was not ready within {self._start_s:g} s: {self.last_words()}")
-            piece = os.read(read, 4096)
-            if not piece:
-                raise RunFailed(f"the server ended with code {self._process.wait()}: {self.last_words()}")
-            said += piece
-        return str(json.loads(said)["address"])
+        try:
+            address = announced(read, self._start_s)
+        except DidNotStart as error:
+            raise RunFailed(f"{error}: {self.last_words()}") from None
+        if address is None:
+            raise RunFailed(f"the server ended with code {self._process.wait()}: {self.last_words()}")
+        return address
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None

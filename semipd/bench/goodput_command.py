@@ -42,14 +42,33 @@ def goodput(
 
     base = RunSettings(target, trace, start, duration, seed, clients, model, vocab_size, scale, drain)
     with told():
-        if slo not in ("tight", "loose"):
-            raise InputError(f"--slo must be tight or loose, not {slo}")
-        try:
-            search = SearchSettings(
-                start, share, tolerance, repeats, lowest=lowest, highest=highest, first_seed=seed, most_runs=most_runs
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        found = search_goodput(base, search, loose=slo == "loose", json_file=json_file, plot=plot)
+        search = settings_of(start, share, tolerance, repeats, lowest, highest, seed, most_runs)
+        found = search_goodput(base, search, loose=is_loose(slo), json_file=json_file, plot=plot)
     if not found:
         raise typer.Exit(FAILED)
+
+
+def is_loose(slo: str) -> bool:
+    """Of the option --slo. Raises InputError."""
+    if slo not in ("tight", "loose"):
+        raise InputError(f"--slo must be tight or loose, not {slo}")
+    return slo == "loose"
+
+
+def settings_of(
+    start: float,
+    share: float,
+    tolerance: float,
+    repeats: int,
+    lowest: float,
+    highest: float,
+    seed: int,
+    most_runs: int,
+) -> SearchSettings:
+    """From the options of those names. Raises InputError."""
+    try:
+        return SearchSettings(
+            start, share, tolerance, repeats, lowest=lowest, highest=highest, first_seed=seed, most_runs=most_runs
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None

@@ -21,6 +21,24 @@ class DidNotStart(Exception):
     """Its message says how it ended, or that it took too long."""
 
 
+def announced(read: int, seconds: float) -> str | None:
+    """HOST:PORT, as a server writes it to the other end of `read` (--announce-fd); None: it has closed it unwritten.
+
+    Raises DidNotStart where neither comes within so many seconds.
+    """
+    said = b""
+    until = time.monotonic() + seconds
+    while not said.endswith(b"\n"):
+        readable, _, _ = select.select([read], [], [], max(0.0, until - time.monotonic()))
+        if not readable:
+            raise DidNotStart(f"the server was not ready within {seconds:g} s")
+        piece = os.read(read, 4096)
+        if not piece:
+            return None
+        said += piece
+    return str(json.loads(said)["address"])
+
+
 class ChildServer:
     """`semipd serve` on a free port. What it says goes to our standard error. Raises DidNotStart on entry."""
 
@@ -59,18 +77,11 @@ class ChildServer:
         self._stop()
 
     def _announced(self, read: int) -> str:
-        said = b""
-        until = time.monotonic() + self._start_s
-        while not said.endswith(b"\n"):
-            readable, _, _ = select.select([read], [], [], max(0.0, until - time.monotonic()))
-            if not readable:
-                raise DidNotStart(f"the server was not ready within {self._start_s:g} s")
-            piece = os.read(read, 4096)
-            if not piece:
-                code = self._process.wait() if self._process is not None else None
-                raise DidNotStart(f"the server ended before it was ready, with exit code {code}")
-            said += piece
-        return str(json.loads(said)["address"])
+        address = announced(read, self._start_s)
+        if address is None:
+            code = self._process.wait() if self._process is not None else None
+            raise DidNotStart(f"the server ended before it was ready, with exit code {code}")
+        return address
 
     def _stop(self) -> None:
         process = self._process

@@ -131,24 +131,17 @@ def goodput(
 
     Exit code: 0 found, 1 not found, or a run that is invalid, 2 wrong usage, 130 Ctrl-C.
     """
-    from semipd.bench.errors import InputError
     from semipd.bench.exits import told
     from semipd.bench.goodput import search_goodput
-    from semipd.bench.search import SearchSettings
+    from semipd.bench.goodput_command import is_loose, settings_of
 
     with told():
-        if slo not in ("tight", "loose"):
-            raise InputError(f"--slo must be tight or loose, not {slo}")
-        try:
-            search = SearchSettings(
-                start, share, tolerance, repeats, lowest=lowest, highest=highest, first_seed=seed, most_runs=most_runs
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        loose = is_loose(slo)
+        search = settings_of(start, share, tolerance, repeats, lowest, highest, seed, most_runs)
         laboratory = opened(policy, policy_option, profile, pages, max_batch_tokens, max_running, max_waiting)
         base = RunSettings("", trace, start, duration, seed, scale=scale, drain_s=drain)
         runner = runner_of(laboratory)
-        found = search_goodput(base, search, loose=slo == "loose", json_file=json_file, plot=plot, runner=runner)
+        found = search_goodput(base, search, loose=loose, json_file=json_file, plot=plot, runner=runner)
     if not found:
         raise typer.Exit(exits.FAILED)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import IO, Self, TypeVar
 
 import psutil
 
+from semipd.cli.child import DidNotStart, announced
 from semipd_client import Client, Process
 
 START_S = 60.0
@@ -57,16 +57,13 @@ class RunningServer:
 
     def _announced(self, read: int) -> str:
         assert self.process is not None
-        said = b""
-        until = time.monotonic() + START_S
-        while not said.endswith(b"\n"):
-            if not select.select([read], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise TimeoutError(f"the server was not ready within {START_S} s:\n{self.log()}")
-            piece = os.read(read, 4096)
-            if not piece:
-                raise RuntimeError(f"the server ended with code {self.process.wait()}:\n{self.log()}")
-            said += piece
-        return str(json.loads(said)["address"])
+        try:
+            address = announced(read, START_S)
+        except DidNotStart as error:
+            raise TimeoutError(f"{error}:\n{self.log()}") from None
+        if address is None:
+            raise RuntimeError(f"the server ended with code {self.process.wait()}:\n{self.log()}")
+        return address
 
     def __exit__(self, *_: object) -> None:
         assert self.process is not None
