@@ -1,0 +1,244 @@
+"""Policies side by side on one GPU, in one server that goes on while they are swapped: attainment by rate, goodput.
+
+    python benchmarks/policies.py                               # every built-in policy, as far as the time goes
+    python benchmarks/policies.py --case static,mode=turns,chunk=1024:chat:tight:56,64 --case adaptive:long:loose \\
+        --seconds chat=12 --seconds long=15 --budget 560 --out $OUT
+    python benchmarks/policies.py --traces chat,long --slos tight               # the built-in ones, on these
+    python benchmarks/policies.py --table out1 out2 [--out merged]              # what was measured before, together
+
+A case is POLICY[:TRACE,...[:SLO,...[:RATE,...]]]; what is left out is every trace, both SLOs, the usual rates. Its
+rates are run rising, until less than 60 % of the requests are inside their SLO. Requests carry the SLO that they are
+held to: the trace's own is tight, loose is 10/7.5 of it. Each run begins with a new policy object, so it does not
+matter what ran before; a policy that learns does so within the run.
+
+After its arrivals a run waits --drain seconds for answers; what has not ended by then is a miss, in an overload many.
+`on_pace` in a run counts those of them that were inside their SLO until then: were it much of a run, wait longer.
+
+Goodput out of a few rates: see figures/crossing.py. Results are in h200_policies.json in --out after every run. What
+is there already is not run again, so the same command line goes on where it was interrupted (--again: from the start).
+`--tiny` runs a few seconds with a small model on a CPU: it tests the script and measures nothing.
+
+Exit code: 0 when every case ran, 1 where one failed; the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from figures.bench import Bench, limit  # noqa: E402
+from figures.cases import (  # noqa: E402
+    RATES,
+    SLOS,
+    TINY_RATES,
+    TRACES,
+    Case,
+    cases,
+    default_cases,
+    listed,
+    positive,
+    trace_for,
+)
+from figures.goodput import HOPELESS, said, summary  # noqa: E402
+from figures.scale import FULL, TINY, Scale  # noqa: E402
+from figures.sheet import Sheet, attained, goodput_of, sheets  # noqa: E402
+
+from semipd.bench.plain import to_plain  # noqa: E402
+from semipd.bench.records import UNFINISHED, RequestRecord  # noqa: E402
+from semipd.bench.report import RunReport  # noqa: E402
+from semipd.bench.run import run  # noqa: E402
+from semipd.bench.settings import RunSettings  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "h200"
+SECONDS = {"chat": 12.0, "mixed": 12.0, "long": 15.0}
+DRAIN_S = 20.0
+BETWEEN_S = 3.0
+"""To start load processes and to swap the policy, about."""
+RESERVE_S = 15.0
+"""Of the whole time, kept to stop the server and print the table."""
+STUCK_S = 40.0
+"""Beyond arrivals and drain, until a run is given up."""
+
+
+def main() -> int:
+    given = arguments()
+    if given.table:
+        sheet = Sheet.read(sheets(given.table))
+        Console(width=150).print(shown(sheet))
+        if given.out is not None:
+            print(sheet.save(given.out))
+        return 0
+    return measure(given)
+
+
+def measure(given: argparse.Namespace) -> int:
+    end = time.monotonic() + given.budget
+    scale: Scale = TINY if given.tiny else FULL
+    out: Path = given.out or RESULTS
+    out.mkdir(parents=True, exist_ok=True)
+    asked = wanted(given)
+    seconds = (dict(scale.run_s) if given.tiny else SECONDS) | dict(given.seconds)
+    sheet = Sheet.read([] if given.again else sheets([out]))
+    sheet.open_session({"name": scale.name, "server": scale.server, "serve": given.serve, "clients": given.clients})
+    failed = False
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Bench(scale, out, wishes(asked, given.serve), given.seed, given.clients) as bench,
+    ):
+        for case in asked:
+            failed |= not run_case(case, bench, sheet, seconds[case.trace], given.drain, end - RESERVE_S, Path(folder))
+    table = shown(sheet)
+    if given.tiny:
+        table.title = "a small model on this machine's CPUs: that there are figures is all that these say"
+    Console(width=150).print(table)
+    print(sheet.save(out))
+    return int(failed)
+
+
+def run_case(case: Case, bench: Bench, sheet: Sheet, seconds: float, drain_s: float, end: float, folder: Path) -> bool:
+    """Its rates, rising. Whether none of them failed."""
+    for rate in case.rates:
+        there = sheet.done(case, rate, seconds, bench.seed)
+        if there is not None:
+            print(f"{case.label} at {rate:g}/s: there already", flush=True)
+        else:
+            left = end - time.monotonic()
+            if left < seconds + drain_s + BETWEEN_S:
+                print(f"{case.label} at {rate:g}/s: left out, the time is over", flush=True)
+                return True
+            try:
+                with limit(min(left, bench.scale.start_s + seconds + drain_s + STUCK_S)):
+                    report = one(case, rate, bench, seconds, drain_s, folder)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except Exception as error:
+                sheet.fail(case, rate, described(error))
+                sheet.save(bench.out)
+                print(f"{case.label} at {rate:g}/s: FAILED: {described(error)}", flush=True)
+                return False
+            there = told(report, case)
+            sheet.add(case, drain_s, there)
+            sheet.save(bench.out)
+            print(f"{case.contender.label}, {case.slo}: {said(report)}", flush=True)
+        if there["score"]["attainment"] < HOPELESS:
+            break
+    return True
+
+
+def one(case: Case, rate: float, bench: Bench, seconds: float, drain_s: float, folder: Path) -> RunReport:
+    """A run under a new policy object. A policy that the server replaced while it ran makes the run invalid."""
+    served, admin = bench.server(case.label)
+    wish = bench.wanted(case.label)
+    admin.set_policy(wish.policy, wish.policy_options)
+    settings = RunSettings(
+        *(served.target, trace_for(case.trace, case.slo, folder), rate, seconds),
+        seed=bench.seed,
+        clients=bench.clients,
+        scale=bench.scale.traces,
+        drain_s=drain_s,
+    )
+    report = asyncio.run(run(settings))
+    report = replace(report, settings=replace(settings, trace=case.trace))
+    ran = admin.info().policy
+    if ran == wish.policy:
+        return report
+    return replace(report, problems=(*report.problems, f"the server replaced the policy by {ran}; see its log"))
+
+
+def told(report: RunReport, case: Case) -> dict[str, Any]:
+    """Its summary, and of the requests that had not ended, how many were inside their SLO until then."""
+    found: dict[str, Any] = to_plain(summary(report))
+    if case.slo != "tight":
+        found["score"]["attainment_loose"] = None  # it would be of a third SLO, looser than what the requests carried
+    return found | {"on_pace": sum(on_pace(record) for record in report.records)}
+
+
+def on_pace(record: RequestRecord) -> bool:
+    if record.reason != UNFINISHED or record.ttft_s is None or record.ttft_s > record.ttft_slo_s:
+        return False
+    return record.tpot_s is None or record.tpot_s <= record.tpot_slo_s
+
+
+def wanted(given: argparse.Namespace) -> list[Case]:
+    rates = TINY_RATES if given.tiny else RATES
+    try:
+        traces, slos = listed(given.traces, TRACES, "trace"), listed(given.slos, SLOS, "SLO")
+        found = [case for text in given.case for case in cases(text, rates)]
+    except ValueError as error:
+        sys.exit(str(error))
+    if given.tiny and not given.traces:
+        traces, slos = ["chat"], ["tight"]
+    return found or default_cases(rates, traces, slos)
+
+
+def wishes(asked: list[Case], serve: str) -> dict[str, str]:
+    """What the Bench serves by section: here, by case."""
+    return {"all": serve} | {case.label: case.contender.wish for case in asked}
+
+
+def described(error: Exception) -> str:
+    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+        return f"{error.code().name}: {error.details()}"
+    return f"{type(error).__name__}: {error}"
+
+
+def shown(sheet: Sheet) -> Table:
+    """A row for each policy, trace and SLO: attainment by rate, and goodput."""
+    table = Table(title="policies: requests inside their SLO by rate, and goodput (90 %)")
+    for name in ("trace", "SLO", "policy", "attainment at requests/s", "goodput, requests/s"):
+        table.add_column(name, justify="right" if name.startswith("goodput") else "left")
+    order = {name: place for place, name in enumerate((*TRACES, *SLOS))}
+    found = sheet.by_key()
+    last = None
+    for who, trace, slo in sorted(found, key=lambda key: (order[key[1]], order[key[2]], key[0].label)):
+        runs = found[who, trace, slo]
+        if last not in (None, (trace, slo)):
+            table.add_section()
+        last = (trace, slo)
+        shares = ", ".join(f"{rate:g}: {share:.1%}" for rate, share in attained(runs).items())
+        table.add_row(trace, slo, who.label, shares, goodput_of(runs).said())
+    return table
+
+
+def trace_seconds(text: str) -> list[tuple[str, float]]:
+    """Of TRACE=SECONDS,..."""
+    found = []
+    for part in text.split(","):
+        trace, _, seconds = part.partition("=")
+        found.append((*listed(trace, TRACES, "trace"), positive(seconds)))
+    return [(trace, seconds) for trace, seconds in found]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", default=[], metavar="POLICY[:TRACE,...[:SLO,...[:RATE,...]]]")
+    parser.add_argument("--traces", default="", help="of the built-in policies, where there is no --case")
+    parser.add_argument("--slos", default="")
+    parser.add_argument("--seconds", type=trace_seconds, action="extend", default=[], metavar="TRACE=SECONDS,...")
+    parser.add_argument("--drain", type=float, default=DRAIN_S, help="seconds (default %(default)g)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--serve", default="", metavar="NAME=VALUE,...", help="options of the server")
+    parser.add_argument("--clients", type=int, help="load processes (default: a quarter of the cores)")
+    parser.add_argument("--budget", type=float, default=560.0, help="seconds for everything (default %(default)g)")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--again", action="store_true", help="forget what is there already")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="DIR")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The script that compares policies on a GPU, on a CPU: cases, results that survive, goodput out of few rates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script itself
+
+from figures.cases import RATES, Contender, cases, trace_for  # noqa: E402
+from figures.crossing import crossing, pooled  # noqa: E402
+from figures.sheet import NAME, Sheet  # noqa: E402
+
+from semipd.bench.traces import LOOSE, load_trace  # noqa: E402
+
+TURNS = Contender("static", (("mode", "turns"), ("chunk", "64")))
+
+
+def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "policies.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_policies_are_swapped_in_one_server_a_failed_case_is_reported_and_the_same_command_goes_on(
+    tmp_path: Path,
+) -> None:
+    asked = ("--tiny", "--out", str(tmp_path), "--case", "none-such:chat:tight")
+    asked += ("--case", "static,mode=turns,chunk=64:chat:tight,loose", "--case", "chunked:long:tight")
+    done = script(*asked)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("server_*.log"))) == 1
+    result = json.loads((tmp_path / NAME).read_text())["result"]
+    assert [(run["policy"], run["trace"], run["slo"]) for run in result["runs"]] == [
+        ("static", "chat", "tight"),
+        ("static", "chat", "loose"),
+        ("chunked", "long", "tight"),
+    ]
+    assert all(run["valid"] and run["score"]["done"] == run["score"]["sent"] for run in result["runs"])
+    assert not any("records" in run for run in result["runs"])
+    (failure,) = result["failures"]
+    assert failure["policy"] == "none-such"
+    assert "no policy is named" in failure["error"]
+
+    again = script(*asked)
+    assert again.stdout.count("there already") == 3
+
+    table = script("--table", str(tmp_path))
+    assert table.returncode == 0
+    assert "static mode=turns chunk=64" in table.stdout
+
+
+def test_what_a_case_leaves_out_is_every_trace_and_slo_at_the_usual_rates() -> None:
+    found = cases("static,mode=turns,chunk=64", RATES)
+    assert {(case.trace, case.slo): case.rates for case in found} == RATES
+    assert {case.contender for case in found} == {TURNS}
+    (one,) = cases("fcfs:long:loose:9.5,8", RATES)
+    assert (one.trace, one.slo, one.rates) == ("long", "loose", (8.0, 9.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fcfs:poems", "no trace is named 'poems'; there are chat, mixed, long"),
+        ("fcfs:chat:odd", "no SLO is named 'odd'"),
+        ("fcfs:chat:tight:fast", "'fast' is not a number above 0"),
+        ("static,turns:chat", "'turns' is not OPTION=VALUE"),
+        ("mode=turns:chat", "does not begin with the name of a policy"),
+        ("fcfs:chat:tight:56:3", "is not POLICY:TRACE:SLO:RATES"),
+    ],
+)
+def test_a_case_that_cannot_be_read_is_told_by_what_is_wrong(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        cases(text, RATES)
+
+
+def test_requests_carry_the_slo_that_they_are_held_to(tmp_path: Path) -> None:
+    assert trace_for("chat", "tight", tmp_path) == "chat"
+    tight, loose = load_trace("chat"), load_trace(trace_for("chat", "loose", tmp_path))
+    assert [entry.prompt_len for entry in loose] == [entry.prompt_len for entry in tight]
+    assert loose[0].tpot_slo_s == pytest.approx(tight[0].tpot_slo_s * LOOSE)
+    assert loose[0].ttft_slo_s == pytest.approx(tight[0].ttft_slo_s * LOOSE)
+
+
+@pytest.mark.parametrize(
+    ("attainment", "value", "said"),
+    [
+        ({56.0: 0.98, 64.0: 0.94, 72.0: 0.84}, 67.2, "67.2"),
+        ({56.0: 0.98, 64.0: 0.90, 72.0: 0.5}, 64.0, "64"),
+        ({56.0: 0.89, 60.0: 0.95, 64.0: 0.85}, 62.0, "62"),
+        ({56.0: 0.98, 64.0: 0.95}, None, ">= 64"),
+        ({56.0: 0.7, 64.0: 0.3}, None, "< 56"),
+        ({}, None, "-"),
+    ],
+)
+def test_goodput_is_interpolated_only_between_a_rate_that_passed_and_the_next_that_failed(
+    attainment: dict[float, float], value: float | None, said: str
+) -> None:
+    found = crossing(attainment)
+    assert found.value == (None if value is None else pytest.approx(value))
+    assert found.said() == said
+
+
+def test_runs_of_one_rate_are_pooled_by_requests() -> None:
+    assert pooled([(64.0, 300, 0.9), (56.0, 10, 1.0), (64.0, 100, 0.5)]) == {56.0: 1.0, 64.0: pytest.approx(0.8)}
+
+
+def run_of(attainment: float, *, rate: float = 56.0, seed: int = 0, valid: bool = True) -> dict[str, Any]:
+    score = {"sent": 100, "attainment": attainment}
+    return {"rate": rate, "seconds": 12.0, "seed": seed, "valid": valid, "score": score}
+
+
+def test_files_of_several_sessions_merge_the_later_run_counts_and_an_invalid_one_does_not(tmp_path: Path) -> None:
+    case, other = cases("fcfs:chat:tight", RATES) + cases("adaptive:chat:tight", RATES)
+    first, second = Sheet(), Sheet()
+    first.open_session({"name": "first"})
+    first.add(case, 20.0, run_of(0.5))
+    first.add(case, 20.0, run_of(0.2, rate=64.0, valid=False))
+    first.fail(other, 56.0, "lost")
+    second.open_session({"name": "second"})
+    second.add(case, 20.0, run_of(0.95))
+    second.add(other, 20.0, run_of(0.99))
+    merged = Sheet.read([first.save(tmp_path / "1"), second.save(tmp_path / "2")])
+    assert merged.failures == []
+    ends = {key[0].policy: runs for key, runs in merged.by_key().items()}
+    assert [run["score"]["attainment"] for run in ends["fcfs"]] == [0.95]
+    assert merged.sessions[ends["fcfs"][0]["session"]]["settings"]["name"] == "second"
+    assert merged.done(case, 56.0, 12.0, 0) is not None
+    assert merged.done(case, 64.0, 12.0, 0) is None
