@@ -16,6 +16,7 @@ from semipd.sim.profile import (
     DecodePoint,
     DecodeTable,
     Gpu,
+    MixedPoint,
     ModelShape,
     Overheads,
     PrefillPoint,
@@ -61,7 +62,18 @@ class Beside:
     tokens: int
 
 
-Task = StepAlone | PassAlone | Beside
+@dataclass(frozen=True, slots=True)
+class MixedPass:
+    """A decode step on so many SMs, prefill idle, that takes along `tokens` tokens of a prompt after `start` others."""
+
+    sms: int
+    rows: int
+    context: int
+    tokens: int
+    start: int
+
+
+Task = StepAlone | PassAlone | Beside | MixedPass
 
 
 class Unfit(Exception):
@@ -73,6 +85,7 @@ class Machine(Protocol):
 
     def step_alone(self, task: StepAlone) -> float: ...
     def pass_alone(self, task: PassAlone) -> float: ...
+    def mixed_pass(self, task: MixedPass) -> float: ...
     def beside(self, task: Beside) -> tuple[float, float]:
         """Of a decode step and of a prefill pass."""
 
@@ -81,14 +94,19 @@ def tasks(sms: int, max_context: int, *, quick: bool) -> list[Task]:
     """The most telling first. What a profile can't do without is before all else."""
     steps = [(64, 1024), (64, 4096), (1, 512), (16, 1024), (128, 1024), (256, 512), (512, 256)]
     passes = [(2048, 0), (256, 0), (512, 0), (1024, 0), (512, 3584), (64, 0), (4096, 0), (7680, 0)]
-    mixes = [(64, 1024, 2048), (128, 1024, 512)]
+    pairings = [(64, 1024, 2048), (128, 1024, 512)]
+    mixed = [(64, 512, 512), (64, 512, 2048), (256, 512, 512), (16, 512, 512), (256, 512, 2048), (64, 512, 1024)]
     if not quick:
         steps += [(32, 1024), (96, 1024), (192, 512), (8, 4096), (128, 4096), (384, 512), (256, 2048), (16, 256)]
         passes += [(128, 0), (384, 0), (768, 0), (1536, 0), (3072, 0), (1024, 3072), (2048, 5120), (128, 1024)]
-        mixes += [(64, 4096, 1024), (16, 1024, 256)]
+        pairings += [(64, 4096, 1024), (16, 1024, 256)]
+        mixed += [(64, 512, 256), (16, 512, 1024), (256, 512, 1024), (16, 512, 256), (256, 512, 256), (16, 512, 2048)]
+        mixed += [(64, 512, 64), (64, 4096, 512), (128, 2048, 1024)]
     steps = [(rows, context) for rows, context in steps if context <= max_context and rows * context <= MOST_TOKENS]
     passes = [(tokens, start) for tokens, start in passes if tokens + start <= max_context]
-    mixes = [mix for mix in mixes if max(mix[1:]) <= max_context]
+    pairings = [one for one in pairings if max(one[1:]) <= max_context]
+    alone = [(*size, 0) for size in mixed if max(size[1:]) <= max_context]
+    alone += [] if quick or max_context < 4096 else [(64, 512, 512, 3584), (64, 512, 1024, 3072)]
     splits = [(n, sms - n) for n in decode_choices(sms) if n < sms]
     pairs = [*splits[1::2], *splits[::2], (sms, sms)]
     if not quick:
@@ -96,15 +114,16 @@ def tasks(sms: int, max_context: int, *, quick: bool) -> list[Task]:
     pairs = list(dict.fromkeys(pairs))
     reference: list[Task] = [StepAlone(sms, *step) for step in steps[:4]]
     reference += [PassAlone(sms, *one) for one in passes[:5]]
-    beside: list[Task] = [Beside(*pair, *mix) for mix in mixes for pair in pairs]
+    beside: list[Task] = [Beside(*pair, *one) for one in pairings for pair in pairs]
     rest: list[Task] = [*(StepAlone(sms, *step) for step in steps[4:]), *(PassAlone(sms, *one) for one in passes[5:])]
     fewer: list[Task] = [PassAlone(p, *one) for one in ((2048, 0), (256, 0)) for _, p in splits]
     fewer += [StepAlone(d, *step) for step in steps[:1] + ([] if quick else steps[1:4]) for d, _ in splits]
-    return [*reference, *_alternating(beside, rest), *fewer]
+    together: list[Task] = [MixedPass(sms, *size) for size in alone]
+    return [*reference, *_alternating(beside, rest, together), *fewer]
 
 
-def _alternating(first: Sequence[Task], second: Sequence[Task]) -> list[Task]:
-    return [task for both in zip_longest(first, second) for task in both if task is not None]
+def _alternating(*lists: Sequence[Task]) -> list[Task]:
+    return [task for one_each in zip_longest(*lists) for task in one_each if task is not None]
 
 
 @dataclass
@@ -116,6 +135,8 @@ class Recording:
     steps: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)
     """By SMs of the phase and of the other, then by rows and context: milliseconds."""
     passes: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)
+    mixed: dict[tuple[int, int, int, int], list[float]] = field(default_factory=dict)
+    """By rows, context, tokens and start."""
     left_out: list[str] = field(default_factory=list)
     done: int = 0
     made: Provenance = field(default_factory=provenance)
@@ -125,6 +146,9 @@ class Recording:
 
     def batch(self, sms: int, other_sms: int, tokens: int, start: int, ms: float) -> None:
         self.passes.setdefault((sms, other_sms), {}).setdefault((tokens, start), []).append(ms)
+
+    def mixed_pass(self, rows: int, context: int, tokens: int, start: int, ms: float) -> None:
+        self.mixed.setdefault((rows, context, tokens, start), []).append(ms)
 
     def profile(self) -> Profile | None:
         """None: too little is known yet."""
@@ -148,6 +172,7 @@ class Recording:
                 PrefillTable(*pair, tuple(PrefillPoint(*size, median(ms)) for size, ms in sorted(points.items())))
                 for pair, points in sorted(self.passes.items())
             ),
+            mixed=tuple(MixedPoint(*size, median(ms)) for size, ms in sorted(self.mixed.items())),
         )
         try:
             check(made, "")
@@ -187,6 +212,8 @@ def measure(task: Task, machine: Machine, recording: Recording) -> None:
             recording.step(sms, 0, rows, context, machine.step_alone(task))
         case PassAlone(sms, tokens, start):
             recording.batch(sms, 0, tokens, start, machine.pass_alone(task))
+        case MixedPass(_, rows, context, tokens, start):
+            recording.mixed_pass(rows, context, tokens, start, machine.mixed_pass(task))
         case Beside(decode_sms, prefill_sms, rows, context, tokens):
             step_ms, pass_ms = machine.beside(task)
             recording.step(decode_sms, prefill_sms, rows, context, step_ms)

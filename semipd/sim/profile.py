@@ -102,6 +102,18 @@ class PrefillTable:
 
 
 @dataclass(frozen=True, slots=True)
+class MixedPoint:
+    """One decode step of `rows` sequences that attend to `context` tokens each, with `tokens` tokens of a prompt in it
+    of which `start` tokens were computed before; on all SMs, with nothing beside it."""
+
+    rows: int
+    context: int
+    tokens: int
+    start: int
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     source: Source
     model: ModelShape
@@ -109,6 +121,8 @@ class Profile:
     overheads: Overheads
     decode: tuple[DecodeTable, ...]
     prefill: tuple[PrefillTable, ...]
+    mixed: tuple[MixedPoint, ...] = ()
+    """Empty, and the field may be missing in a file: not measured, so no mixed batches can be simulated."""
     kind: str = KIND
     format: int = FORMAT
 
@@ -124,6 +138,7 @@ def read_profile(path: Path) -> Profile:
         raise InputError(f"{path}: not a profile of `semipd profile`")
     if given.get("format") != FORMAT:
         raise InputError(f"{path}: format: this version reads {FORMAT}, not {given.get('format')!r}")
+    given = {"mixed": [], **given}  # files from before it was measured have none
     profile = from_plain(Profile, given, str(path))
     _refuse_unknown(given, to_plain(profile), str(path))
     check(profile, str(path))
@@ -184,7 +199,17 @@ def check(profile: Profile, where: str) -> None:
         _positive(f"{where}: prefill[{at}]", "tokens", (p.tokens for p in batch.points))
         if any(p.start < 0 for p in batch.points):
             raise InputError(f"{where}: prefill[{at}]: points: start: must be at least 0")
+    _check_mixed(profile.mixed, f"{where}: mixed")
     _check_references(profile, where)
+
+
+def _check_mixed(points: Sequence[MixedPoint], where: str) -> None:
+    for name in ("rows", "context", "tokens", "ms"):
+        _positive(where, name, (getattr(p, name) for p in points))
+    if any(p.start < 0 for p in points):
+        raise InputError(f"{where}: points: start: must be at least 0")
+    if len({(p.rows, p.context, p.tokens, p.start) for p in points}) < len(points):
+        raise InputError(f"{where}: points: one is there twice")
 
 
 def _check_references(profile: Profile, where: str) -> None:

@@ -29,7 +29,18 @@ from semipd.coordinator.server import private_folder
 from semipd.core.clock import SystemClock
 from semipd.core.errors import CheckpointError, StartError
 from semipd.core.model import ModelConfig, parse_model_config
-from semipd.sim.plan import MOST_TOKENS, Beside, PassAlone, Recording, StepAlone, Task, Unfit, carry_out, tasks
+from semipd.sim.plan import (
+    MOST_TOKENS,
+    Beside,
+    MixedPass,
+    PassAlone,
+    Recording,
+    StepAlone,
+    Task,
+    Unfit,
+    carry_out,
+    tasks,
+)
 from semipd.sim.profile import Gpu, ModelShape
 from semipd.wire.process import PARENT
 
@@ -114,6 +125,10 @@ class TwoSides:
 
     def pass_alone(self, task: PassAlone) -> float:
         return float(self._prefill.ask(do="alone", sms=task.sms, tokens=task.tokens, start=task.start)["ms"])
+
+    def mixed_pass(self, task: MixedPass) -> float:
+        sizes = {"rows": task.rows, "context": task.context, "tokens": task.tokens, "start": task.start}
+        return float(self._decode.ask(do="alone", sms=task.sms, **sizes)["ms"])
 
     def beside(self, task: Beside) -> tuple[float, float]:
         whole_s = SETTLE_S + MEASURE_S + TAIL_S

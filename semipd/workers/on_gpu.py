@@ -8,12 +8,11 @@ from collections.abc import Callable
 import structlog
 import torch
 
-from semipd.core.config import ServerConfig
+from semipd.core.config import MIXED_PROMPTS, MIXED_TOKENS, ServerConfig
 from semipd.core.model import ModelConfig
 from semipd.core.sms import decode_choices, prefill_choices
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.lanes import Side
-from semipd.engine.cuda.mixed import MOST_PROMPTS
 from semipd.engine.cuda.waiting import GLANCE_S
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
@@ -32,10 +31,6 @@ SPARE_BUDGET_S = 0.001
 
 TURN_LIMIT_S = 0.25
 """Longer than any pass that a policy would plan where the phases take turns."""
-
-MIXED_TOKENS = 2048
-"""Of prompts in a decode step, at most: activations for more would be memory that the pool can use better, and a step
-of so many takes 50 ms of an H200 with 8 billion weights."""
 
 OTHER = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 
@@ -68,7 +63,7 @@ class OnGpu:
         )
         # A share for life is decode's alone: it takes no prompts.
         mixes = role is Role.DECODE and config.partition != "mps"
-        self.room = Room(min(config.max_batch_tokens, MIXED_TOKENS), MOST_PROMPTS) if mixes else None
+        self.room = Room(min(config.max_batch_tokens, MIXED_TOKENS), MIXED_PROMPTS) if mixes else None
         self._batch = None
         if role is Role.DECODE:
             self._batch = self.engine.decode_batch(self.room.tokens if self.room else 0)

@@ -43,4 +43,6 @@ def test_a_recording_is_a_profile_that_can_be_simulated(tmp_path: Path) -> None:
     assert any(table.other_sms for table in profile.decode)
     times, sms = ProfileTimes(profile), profile.gpu.sms
     assert times.decode_s(64, 64 * 4096, sms, 0) > times.decode_s(1, 512, sms, 0)
+    mixed = {(p.rows, p.context, p.tokens): p.ms for p in profile.mixed}
+    assert mixed[64, 512, 2048] > mixed[64, 512, 512] > times.decode_s(64, 64 * 512, sms, 0) * 1e3
     assert times.prefill_s(2048, 2048**2 / 2, sms, 0) > times.prefill_s(256, 256**2 / 2, sms, 0)

@@ -33,6 +33,8 @@ def main() -> None:
 
 def took(role: str, asked: dict[str, float]) -> float:
     slower = 132 / asked["sms"]
+    if role == "decode" and "tokens" in asked:
+        return slower * (5.0 + (asked["rows"] + asked["tokens"]) * 0.025 + asked["start"] * 1e-3)
     if role == "decode":
         return slower * (4.0 + asked["rows"] * (0.02 + asked["context"] * 30e-6))
     return slower * (1.0 + asked["tokens"] * (0.023 + asked.get("start", 0) * 1e-6))

@@ -10,9 +10,10 @@ from math import prod
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import MIXED_TOKENS, PAGE_SIZE
 from semipd.core.model import ModelConfig
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.decode import CudaDecodeBatch
@@ -71,32 +72,76 @@ def open_engine(
 
 def decode_step_ms(engine: CudaEngine, rows: int, context: int, steps: int = 30, sms: int = 0) -> float:
     """Median of the time from one step's end to the next one's, `rows` sequences at `context` tokens each, greedy."""
-    pages = engine.pages
-    each = -(-(context + steps + 16) // PAGE_SIZE)
-    order = np.random.default_rng(0).permutation(pages)
-    if rows * each > pages:
-        raise ValueError(f"{rows} sequences of {context} tokens need {rows * each} pages; there are {pages}")
+    try:
+        batch, _ = fill_batch(engine, rows, context, context + steps + 16)
+        engine.use_sms(sms)
+        bucket = batch.graphs.bucket(rows)
+        assert bucket is not None
+        batch.graphs.capture_one(bucket, engine.lanes.current)
+        return _between_ms(engine, batch, steps, ())
+    finally:
+        empty_batch(engine)
+
+
+def mixed_step_ms(
+    engine: CudaEngine, rows: int, context: int, tokens: int, steps: int = 12, sms: int = 0, start: int = 0
+) -> float:
+    """As `decode_step_ms`, with a prompt in each step: so many tokens of it, after `start` that are in the pool; its
+    next token is sampled."""
+    try:
+        batch, free = fill_batch(engine, rows, context, context + steps + 16, start + tokens)
+        engine.use_sms(sms)
+        draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=100), (), ())
+        ids = np.random.default_rng(2).integers(0, 1000, tokens).tolist()
+        return _between_ms(engine, batch, steps, [PrefillItem(rows, ids, start, free, draw, start + tokens)])
+    finally:
+        empty_batch(engine)
+
+
+def fill_batch(
+    engine: CudaEngine, rows: int, context: int, grown: int, prompt: int = 0
+) -> tuple[CudaDecodeBatch, npt.NDArray[np.int32]]:
+    """The batch for measurements, with `rows` greedy sequences at `context` tokens that may grow to `grown`, in pages
+    that lie anywhere; and others, for a prompt of so many tokens.
+
+    Raises ValueError, with nothing done, where the pool has not so many pages.
+    """
+    each, others = -(-grown // PAGE_SIZE), -(-prompt // PAGE_SIZE)
+    needed = rows * each + others
+    if needed > engine.pages:
+        wanted = f"{rows} sequences of {context} tokens" + (f" and a prompt of {prompt}" if prompt else "")
+        raise ValueError(f"{wanted} need {needed} pages; there are {engine.pages}")
+    order = np.random.default_rng(0).permutation(engine.pages).astype(np.int32)
     batch = bench_batch(engine)
-    engine.use_sms(sms)
     draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=1 << 20), (), (1,))
     for row in range(rows):
-        batch.add(row, context, order[row * each : (row + 1) * each].astype(np.int32), draw)
-    bucket = batch.graphs.bucket(rows)
-    assert bucket is not None
-    batch.graphs.capture_one(bucket, engine.lanes.current)
-    ends = []
-    for _ in range(steps + 5):
-        batch.step(_nothing)
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(engine.lanes.stream)
-        ends.append(event)
-    torch.cuda.synchronize()
+        batch.add(row, context, order[row * each : (row + 1) * each], draw)
+    return batch, order[rows * each : needed]
+
+
+def empty_batch(engine: CudaEngine) -> None:
+    """Waits for the device and takes everything out of the batch for measurements; back to all SMs."""
+    batch = bench_batch(engine)
     batch.drain(_nothing)
+    batch.prompt_outcomes()
     for lease in batch.leases():
         batch.remove(lease)
     batch.quiet()
     engine.use_sms(0)
-    times: list[float] = [a.elapsed_time(b) for a, b in pairwise(ends[5:])]
+
+
+def _between_ms(
+    engine: CudaEngine, batch: CudaDecodeBatch, steps: int, prompts: Sequence[PrefillItem], warm: int = 5
+) -> float:
+    """Median time on the device from one step's end to the next one's."""
+    ends = []
+    for _ in range(steps + warm):
+        batch.step(_nothing, prompts=prompts)
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(engine.lanes.stream)
+        ends.append(event)
+    torch.cuda.synchronize()
+    times: list[float] = [a.elapsed_time(b) for a, b in pairwise(ends[warm:])]
     return statistics.median(times)
 
 
@@ -106,7 +151,7 @@ _batches: WeakKeyDictionary[CudaEngine, CudaDecodeBatch] = WeakKeyDictionary()
 def bench_batch(engine: CudaEngine) -> CudaDecodeBatch:
     """One batch for all measurements of an engine: its graphs are kept."""
     if engine not in _batches:
-        _batches[engine] = engine.decode_batch()
+        _batches[engine] = engine.decode_batch(MIXED_TOKENS)
     return _batches[engine]
 
 

@@ -208,7 +208,7 @@ class CudaDecodeBatch:
 
         `prompts`: as there; their pages are the device's until `prompt_outcomes` has told of them. Raises ValueError,
         with nothing launched, also where the batch is made for fewer tokens of prompts, there are more of them than
-        MOST_PROMPTS, or together longer than that.
+        MIXED_PROMPTS, or together longer than that.
 
         Nothing to launch: answers for what is on the device. The first step of all answers nothing. Not `ahead`: waits
         for the step that it launches, too, and answers for it.

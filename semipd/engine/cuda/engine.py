@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import structlog
 import torch
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import MIXED_PROMPTS, PAGE_SIZE
 from semipd.core.model import ModelConfig
 from semipd.engine.cuda.chunks import Chunks
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import Forward, rotation_table
 from semipd.engine.cuda.lanes import Lanes, Side
-from semipd.engine.cuda.mixed import MOST_PROMPTS
 from semipd.engine.cuda.prefill import GRAPH_PROMPTS, CudaPrefill
 from semipd.engine.decoder import Pulse
 from semipd.engine.flashinfer_kernels import Kernel, KernelError, load, ready_kernel
@@ -152,7 +151,7 @@ class CudaEngine:
     def decode_batch(self, prompt_tokens: int = 0) -> CudaDecodeBatch:
         """An empty one. A worker has one. `prompt_tokens`: of the prompts of a step, at most; 0: it takes none."""
         rows = self._max_running
-        prompts = min(MOST_PROMPTS, prompt_tokens)
+        prompts = min(MIXED_PROMPTS, prompt_tokens)
         forward = Forward(self._model, self._weights, self._pool, rows + prompt_tokens, rows + prompts)
         chunks = self._chunks(forward, prompt_tokens, prompts, prompts * self._widest) if prompts else None
         batch = CudaDecodeBatch(forward, self._rotation, self.lanes, rows, self._max_context, chunks)

@@ -24,8 +24,6 @@ from semipd.engine.cuda.rows import Rows
 from semipd.engine.cuda.tables import Tables
 from semipd.engine.prompts import PrefillItem
 
-MOST_PROMPTS = 64
-"""Prompts in a step."""
 WARM_TOKENS = 2048
 
 Special = list[tuple[int, int, Rules]]

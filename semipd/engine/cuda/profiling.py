@@ -6,6 +6,7 @@ Messages are JSON objects, one a line: asked on standard input, answered on stan
 
     {"do": "open", "config": {...}, "dtype", "max_batch_tokens", "max_running", "pool_tokens"}     -> {"sms"}
     {"do": "alone", "sms", "rows", "context"} or {..., "tokens", "start"}                          -> {"ms"}
+    {"do": "alone", "sms", "rows", "context", "tokens", "start"}: of decode, with a prompt in it   -> {"ms"}
     {"do": "prepare", "sms", "rows", "context", "seconds"} or {..., "tokens"}                      -> {}
     {"do": "go", "start", "since", "until", "tail"}: times of time.monotonic()                     -> {"ms"}
     {"do": "forget"}: what was prepared                                                            -> {}
@@ -32,7 +33,15 @@ from semipd.core.config import PAGE_SIZE
 from semipd.core.model import parse_model_config
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.core.sms import decode_choices, prefill_choices
-from semipd.engine.cuda.bench import bench_batch, decode_step_ms, open_engine, prefill_ms
+from semipd.engine.cuda.bench import (
+    bench_batch,
+    decode_step_ms,
+    empty_batch,
+    fill_batch,
+    mixed_step_ms,
+    open_engine,
+    prefill_ms,
+)
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.lanes import Side
 from semipd.engine.engine import PrefillItem
@@ -67,19 +76,15 @@ class Decode:
         self._engine = engine
 
     def alone(self, asked: dict[str, Any]) -> float:
-        return decode_step_ms(self._engine, asked["rows"], asked["context"], sms=asked["sms"])
+        rows, context, sms = asked["rows"], asked["context"], asked["sms"]
+        if "tokens" in asked:
+            return mixed_step_ms(self._engine, rows, context, asked["tokens"], sms=sms, start=asked["start"])
+        return decode_step_ms(self._engine, rows, context, sms=sms)
 
     def prepare(self, asked: dict[str, Any]) -> None:
         engine, rows, context = self._engine, asked["rows"], asked["context"]
-        each = -(-(context + int(asked["seconds"] / FASTEST_STEP_S) + 16) // PAGE_SIZE)
-        if rows * each > engine.pages:
-            raise ValueError(f"{rows} sequences of {context} tokens need {rows * each} pages; there are {engine.pages}")
-        order = np.random.default_rng(0).permutation(engine.pages).astype(np.int32)
-        batch = bench_batch(engine)
+        batch, _ = fill_batch(engine, rows, context, context + int(asked["seconds"] / FASTEST_STEP_S) + 16)
         engine.use_sms(asked["sms"])
-        draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=1 << 20), (), (1,))
-        for row in range(rows):
-            batch.add(row, context, order[row * each : (row + 1) * each], draw)
         bucket = batch.graphs.bucket(rows)
         assert bucket is not None
         batch.graphs.capture_one(bucket, engine.lanes.current)
@@ -94,12 +99,7 @@ class Decode:
         return ends
 
     def forget(self) -> None:
-        batch = bench_batch(self._engine)
-        batch.drain(_nothing)
-        for lease in batch.leases():
-            batch.remove(lease)
-        batch.quiet()
-        self._engine.use_sms(0)
+        empty_batch(self._engine)
 
 
 class Prefill:

@@ -72,6 +72,19 @@ def test_a_split_that_was_not_measured_is_between_its_neighbours() -> None:
     assert wide < between < narrow
 
 
+def mixed_point(**changed: float) -> dict[str, float]:
+    return {"rows": 64, "context": 512, "tokens": 512, "start": 0, "ms": 20.0} | changed
+
+
+def test_mixed_passes_may_be_there_or_not(plain: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    plain.pop("mixed", None)  # as files were before they were measured
+    file.write_text(json.dumps(plain))
+    assert read_profile(file).mixed == ()
+    file.write_text(json.dumps(plain | {"mixed": [mixed_point()]}))
+    assert read_profile(file).mixed == (profile.MixedPoint(64, 512, 512, 0, 20.0),)
+
+
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -103,6 +116,10 @@ Change = Callable[[dict[str, Any]], object]
             lambda p: p["decode"][0].update(points=[q for q in p["decode"][0]["points"] if q["context"] != 4096]),
             "one number of rows must be there at two contexts or more",
         ),
+        (lambda p: p.update(mixed=[mixed_point(rows=0)]), "mixed: points[0]: rows: must be above 0"),
+        (lambda p: p.update(mixed=[mixed_point(start=-1)]), "mixed: points: start: must be at least 0"),
+        (lambda p: p.update(mixed=[mixed_point(), mixed_point(ms=2.0)]), "mixed: points: one is there twice"),
+        (lambda p: p.update(mixed=[mixed_point(seconds=1)]), "mixed[0]: seconds: no such field"),
     ],
 )
 def test_a_broken_profile_is_refused_by_file_and_field(

@@ -9,7 +9,19 @@ import pytest
 import support
 from semipd.bench.errors import InputError, RunFailed
 from semipd.core.clock import ManualClock
-from semipd.sim.plan import MOST_TOKENS, Beside, PassAlone, Recording, StepAlone, Task, Unfit, carry_out, tasks
+from semipd.core.config import MIXED_TOKENS
+from semipd.sim.plan import (
+    MOST_TOKENS,
+    Beside,
+    MixedPass,
+    PassAlone,
+    Recording,
+    StepAlone,
+    Task,
+    Unfit,
+    carry_out,
+    tasks,
+)
 from semipd.sim.profile import Gpu, ModelShape, read_profile
 from semipd.sim.recorder import Side, TwoSides, open_both, read_model, record, save
 from semipd.sim.times import ProfileTimes
@@ -40,6 +52,10 @@ class Fake:
         self._second(task)
         return 132 / task.sms * (1 + task.tokens * (0.023 + 1e-6 * task.start))
 
+    def mixed_pass(self, task: MixedPass) -> float:
+        self._second(task)
+        return 5 + 0.025 * (task.rows + task.tokens) + 1e-6 * task.tokens * task.start
+
     def beside(self, task: Beside) -> tuple[float, float]:
         self._second(task)
         return task.rows * 0.3 + task.decode_sms * 1e-3, task.tokens * 0.05
@@ -65,6 +81,11 @@ def test_the_plan_fits_the_device_and_has_nothing_twice() -> None:
                 case PassAlone(sms, tokens, start):
                     assert sms <= 132
                     assert tokens + start <= 8192
+                case MixedPass(sms, rows, context, tokens, start):
+                    assert sms == 132
+                    assert rows * context <= MOST_TOKENS
+                    assert 0 < tokens <= MIXED_TOKENS
+                    assert tokens + start <= 8192
                 case Beside(decode_sms, prefill_sms, _, _, _):
                     assert decode_sms + prefill_sms == 132 or decode_sms == 132
     assert 2 * len(tasks(132, 8192, quick=True)) < 240 > len(tasks(132, 8192, quick=False)) * 1.5
@@ -78,6 +99,9 @@ def test_a_whole_recording_is_a_profile_that_reads_its_points_off_again(tmp_path
     profile = read_profile(out)
     assert profile.source.recorded
     times = ProfileTimes(profile)
+    found = {(p.rows, p.context, p.tokens, p.start): p.ms for p in profile.mixed}
+    assert found[64, 512, 512, 3584] == pytest.approx(5 + 0.025 * 576 + 1e-6 * 512 * 3584)
+    assert len(found) == sum(isinstance(task, MixedPass) for task in todo)
     assert times.decode_s(64, 64 * 1024, 132, 0) * 1e3 == pytest.approx(4 + 0.02 * 64 + 30e-6 * 65536, rel=1e-4)
     assert times.decode_s(64, 64 * 1024, 32, 100) * 1e3 == pytest.approx(64 * 0.3 + 0.032, rel=1e-4)
     assert times.prefill_s(2048, 2048**2 / 2, 100, 32) * 1e3 == pytest.approx(2048 * 0.05, rel=1e-4)
@@ -95,6 +119,23 @@ def test_too_little_is_no_profile(tmp_path: Path) -> None:
     recording, _ = recorded(5.0)
     assert not save(recording, tmp_path / "mine.json")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_mixed_passes_are_known_before_the_last_pairs_side_by_side(quick: bool) -> None:
+    """The recording may be cut short: each kind has its most telling points by then."""
+    todo = tasks(132, 8192, quick=quick)
+    kinds = [type(task) for task in todo]
+    half = kinds[: len(kinds) // 2]
+    assert half.count(MixedPass) > kinds.count(MixedPass) / 2
+    assert half.count(Beside) > kinds.count(Beside) / 3
+
+
+def test_a_recording_without_mixed_passes_is_a_profile_all_the_same(tmp_path: Path) -> None:
+    recording, _ = recorded(1e9, unfit=MixedPass)
+    out = tmp_path / "mine.json"
+    assert save(recording, out)
+    assert read_profile(out).mixed == ()
 
 
 def test_what_does_not_fit_is_left_out_and_said() -> None:
@@ -118,6 +159,7 @@ def test_two_processes_are_told_what_to_measure_and_begin_together(sides: tuple[
     machine = TwoSides(decode, prefill)
     assert machine.step_alone(StepAlone(66, 64, 1000)) == pytest.approx(2 * (4 + 64 * 0.05))
     assert machine.pass_alone(PassAlone(132, 1000, 0)) == pytest.approx(24.0)
+    assert machine.mixed_pass(MixedPass(132, 64, 1000, 936, 500)) == pytest.approx(30.5)
     assert machine.beside(Beside(66, 66, 64, 1000, 1000)) == pytest.approx((4 * (4 + 64 * 0.05), 4 * 24.0))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,10 +45,17 @@ def device() -> torch.device:
 
 
 class Event:
-    def __init__(self, **_: object) -> None: ...
-    def record(self, *_: object) -> None: ...
+    def __init__(self, **_: object) -> None:
+        self._at_s = 0.0
+
+    def record(self, *_: object) -> None:
+        self._at_s = time.perf_counter()
+
     def query(self) -> bool:
         return True
+
+    def elapsed_time(self, later: Event) -> float:
+        return 1e3 * (later._at_s - self._at_s)
 
 
 class Stream:

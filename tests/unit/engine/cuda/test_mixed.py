@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
+from semipd.core.config import MIXED_PROMPTS
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.engine import CudaEngine
-from semipd.engine.cuda.mixed import MOST_PROMPTS
 from semipd.engine.engine import Engine, PrefillItem
 from semipd.engine.outcome import Draw, Failed, Sampled
 
@@ -164,13 +164,13 @@ def test_prompts_alone_fly_and_are_told_of_when_they_are_fetched(engines: Engine
 
 def test_refuses_what_its_buffers_do_not_hold(engines: Engines) -> None:
     _, engine = engines("llama")
-    batch = engine.decode_batch(prompt_tokens=MOST_PROMPTS + 1)
+    batch = engine.decode_batch(prompt_tokens=MIXED_PROMPTS + 1)
     draw = Draw(PLAIN, StoppingParams(max_tokens=5), (), (1,))
     batch.add(0, 3, np.array([0], np.int32), draw)
     with pytest.raises(ValueError, match="lease 0 is in the batch"):
         batch.step(lambda: None, prompts=items_of(1, 3))
-    many = items_of(MOST_PROMPTS + 2, 1)[1:]
-    with pytest.raises(ValueError, match=f"{MOST_PROMPTS + 1} prompts, at most {MOST_PROMPTS} fit"):
+    many = items_of(MIXED_PROMPTS + 2, 1)[1:]
+    with pytest.raises(ValueError, match=f"{MIXED_PROMPTS + 1} prompts, at most {MIXED_PROMPTS} fit"):
         batch.step(lambda: None, prompts=many)
     with pytest.raises(ValueError, match="66 tokens of prompts, at most 65 fit"):
         batch.step(lambda: None, prompts=items_of(4, 22)[1:])
