@@ -218,8 +218,8 @@ def trace_seconds(text: str) -> list[tuple[str, float]]:
     found = []
     for part in text.split(","):
         trace, _, seconds = part.partition("=")
-        found.append((*listed(trace, TRACES, "trace"), positive(seconds)))
-    return [(trace, seconds) for trace, seconds in found]
+        found.append((listed(trace, TRACES, "trace")[0], positive(seconds)))
+    return found
 
 
 def arguments() -> argparse.Namespace:

@@ -12,9 +12,9 @@ from semipd.bench.provenance import provenance
 RESULTS = Path(__file__).parent / "results"
 
 
-def save(name: str, figures: dict[str, Any]) -> Path:
-    """Writes benchmarks/results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Writes NAME.json, in benchmarks/results unless told."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"provenance": asdict(provenance()), **figures}, indent=2) + "\n")
     return path
