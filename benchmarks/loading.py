@@ -2,10 +2,10 @@
 
 usage: python benchmarks/loading.py [--gigabytes 4] [--rounds 3] [--device cpu|cuda] [--folder DIR] [--save]
 
-A checkpoint of random numbers in Llama-3-8B's layer shape is written and the page cache told to forget it. Then, in
-turn: plain reads of the same bytes by as many threads, nothing done to them; the reading half of a load, through the
-staging buffers (and, on a GPU, onto the device), nothing done to them; and the load, with every check. The same again
-with the files in the page cache. On a CPU the checks are the CPU's work, on a GPU the GPU's.
+A checkpoint of random numbers in Llama-3-8B's layer shape (each layer the same) is written and the page cache told to
+forget it. Then, in turn: plain reads of the same bytes by as many threads, nothing done to them; the reading half of a
+load, through the staging buffers (and, on a GPU, onto the device), nothing done to them; and the load, with every
+check. The same again with the files in the page cache. On a CPU the checks are the CPU's work, on a GPU the GPU's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import tempfile
 import threading
@@ -56,10 +57,15 @@ def write_checkpoint(folder: Path, model: ModelConfig) -> list[Path]:
     """One file a layer and one for the rest, with the index that names them."""
     shapes = {spec.name: spec.shape for spec in weight_layout(model, "bfloat16")}
     files: dict[str, dict[str, torch.Tensor]] = {}
+    drawn: dict[str, torch.Tensor] = {}  # all layers have the same numbers: drawing them all would take minutes
     for name, target in targets(model).items():
-        part = name.split(".")[2] if ".layers." in name else "rest"
-        rows = torch.empty((target.rows, *shapes[target.name][1:]), dtype=torch.bfloat16)
-        files.setdefault(f"model-{part}.safetensors", {})[name] = rows.normal_(0, 0.02)
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        part = layer[1] if layer else "rest"
+        kind = name.replace(f".layers.{part}.", ".layers.")
+        if kind not in drawn:
+            shape = (target.rows, *shapes[target.name][1:])
+            drawn[kind] = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
+        files.setdefault(f"model-{part}.safetensors", {})[name] = drawn[kind]
     index = {name: file for file, tensors in files.items() for name in tensors}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     written = []
@@ -121,7 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure; default: the system's own")
-    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--save", action="store_true", help="in benchmarks/results, as loading_DEVICE.json")
     asked = parser.parse_args()
     layers = max(1, round((asked.gigabytes * 1e9 - 0.5e9) / LAYER_BYTES))
     model = parse_model_config({**SHAPE, "num_hidden_layers": layers})
@@ -162,7 +168,8 @@ def main() -> None:
         table.add_row(how, *(f"{speed[f'{what} {how}']:.2f}" for what in acts))
     console.print(table)
     if asked.save:
-        save("loading", {"device": asked.device, "bytes": total, "threads": threads, "seconds": times, "gb_s": speed})
+        found = {"device": asked.device, "bytes": total, "threads": threads, "seconds": times, "gb_s": speed}
+        save(f"loading_{asked.device}", found)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ AIMS: Mapping[str, Aim] = {
     "prefill_2048_tok_s": Aim("prefill of 2048 tokens alone", "engine", "tok/s", 39_000, 42_000, True),
     "alone_ttft_ms": Aim("one request alone: TTFT of 251 tokens (p50)", "alone", "ms", 15, 12),
     "alone_tpot_ms": Aim("one request alone: TPOT (p50)", "alone", "ms", 4.9, 4.4),
-    "split_delay_steps": Aim("change of the split: p99 from decision to first step under it", "split", "steps", 1, 1),
+    "split_delay_steps": Aim("change of the split: mean from decision to first step under it", "split", "steps", 1, 1),
     "split_added_us": Aim("change of the split: added to the steps around it", "split", "µs", 100, 100),
     "mps_stalled": Aim("mps: requests stalled by a change", "mps", "", 0, 0),
     "mps_p99_ratio": Aim("mps: p99 token gap during a change / before", "mps", "x", 2, 2),

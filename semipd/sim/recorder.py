@@ -94,9 +94,9 @@ class Side:
             raise Unfit(answer["error"])
         return answer
 
-    def ask(self, seconds: float = ANSWER_S, **message: Any) -> dict[str, Any]:
+    def ask(self, within_s: float = ANSWER_S, /, **message: Any) -> dict[str, Any]:
         self.tell(**message)
-        return self.hear(seconds)
+        return self.hear(within_s)
 
     def _ended(self) -> RunFailed:
         return RunFailed(f"the {self._role} process ended with code {self._process.wait(5.0)}")

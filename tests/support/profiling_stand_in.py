@@ -23,6 +23,8 @@ def main() -> None:
                 answer = {"ms": took(role, asked)}
             case "prepare" if asked.get("tokens") == 13:
                 answer = {"error": "ValueError: unlucky"}
+            case "prepare" if role == "decode" and "seconds" not in asked:
+                sys.exit(4)
             case "prepare":
                 prepared = 2 * took(role, asked)
             case "go":
