@@ -5,10 +5,11 @@ from __future__ import annotations
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.snapshot import Observed, Snapshot, WaitingSequence
 from semipd.policies.deadlines import Work
-from semipd.policies.latency import LatencyModel, refitted
+from semipd.policies.fitting import Fit
+from semipd.policies.latency import LatencyModel
 
 REFIT_S = 0.1
-"""The model is refitted at most so often: it takes about a millisecond."""
+"""The model is refitted at most so often."""
 TURN_TOKENS = 768
 """Of a batch where the phases take turns, or are mixed, about."""
 
@@ -17,7 +18,8 @@ class Forecast:
     """Remembers the fitted model, and when the present batch can have begun. Call `see` with each snapshot."""
 
     def __init__(self, model: LatencyModel | None = None) -> None:
-        self.model = model or LatencyModel()
+        self._fit = Fit(model or LatencyModel())
+        self.model = self._fit.model
         self._observed: Observed | None = None
         self._refitted_s = float("-inf")
         self._idle_s = float("-inf")
@@ -31,7 +33,7 @@ class Forecast:
             steps = snapshot.observed.steps
             self._answered_s = max((s.end_s for s in steps[-8:] if s.phase is Phase.PREFILL), default=self._answered_s)
             if now >= self._refitted_s + REFIT_S:
-                self.model = refitted(self.model, steps)
+                self.model = self._fit.see(steps)
                 self._refitted_s = now
                 self._observed = snapshot.observed
 

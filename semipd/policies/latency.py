@@ -3,7 +3,7 @@
 A roofline with few constants. Time under share r is 1/r of the full device's where arithmetic is the limit (semi-PD,
 section 5) and saturates where memory bandwidth is: a quarter of an H200's SMs reads three quarters of its bandwidth.
 While the other phase computes as well, the two share bandwidth and power. The constants are those of Llama-3-8B in
-bf16 on one H200; for another model or device `refitted` scales them to the steps that were observed.
+bf16 on one H200; for another model or device they are scaled to the steps that were observed (`policies.fitting`).
 
 All times in seconds, shares in percent of the device. Everything here is a pure function of immutable values.
 """
@@ -11,19 +11,11 @@ All times in seconds, shares in percent of the device. Everything here is a pure
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from statistics import median
+from dataclasses import dataclass, field
+from functools import lru_cache
 
-from semipd.core.partition import FULL, Mode, Phase, Shares
+from semipd.core.partition import FULL, Phase, Shares
 from semipd.core.snapshot import Step
-
-FITTED_TO = 48
-"""Steps of one kind, the latest, that a scale factor is the median of."""
-FEWEST = 4
-"""Steps of one kind below which its factor stays as it is."""
-BOUND = 300.0
-"""A factor stays within 1/300 and 300: room for a small model or a CPU, none for a clock that jumped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +38,10 @@ class Scales:
 
 
 def _first(shared: float | None, alone: float | None, is_shared: bool) -> float:
-    for value in (shared, alone) if is_shared else (alone, shared):
-        if value is not None:
-            return value
-    return 1.0
+    own, others = (shared, alone) if is_shared else (alone, shared)
+    if own is not None:
+        return own
+    return 1.0 if others is None else others
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +91,8 @@ class LatencyModel:
         """One step of `rows` sequences that attend to `context_tokens` in all. `other` is prefill's share; 0: idle."""
         if rows <= 0:
             return 0.0
-        r = _decode_fraction(share, other)
-        saturated = math.sqrt(1 + (0.2 / r) ** 2)
-        weights = self.weights_s * (max(1.5, saturated) if other else saturated)
-        kv = context_tokens * self.kv_s * (max(1.4, 0.37 + 0.54 / r) if other else saturated)
-        step = math.hypot(weights, rows * self.row_s / r) + kv
+        r, weights, kv = _decode_slowdown(share, other)
+        step = math.hypot(self.weights_s * weights, rows * self.row_s / r) + context_tokens * self.kv_s * kv
         return step * self.scales.decode(other > 0)
 
     def mixed_s(self, tokens: int, computed: int, rows: int, context_tokens: int) -> float:
@@ -115,6 +104,8 @@ class LatencyModel:
         )
 
 
+# Policies ask for the few shares that they choose among again and again.
+@lru_cache(maxsize=1024)
 def _prefill_slowdown(share: float, other: float) -> float:
     """Against the full device with nobody else on it."""
     r = share / 100
@@ -126,76 +117,19 @@ def _prefill_slowdown(share: float, other: float) -> float:
     return math.pow(r, -0.87) / (0.99 - 0.215 * r)
 
 
-def _decode_fraction(share: float, other: float) -> float:
-    """Of the device, as decode feels it: of the SMs that both may use prefill holds most, of all SMs nearly all."""
+@lru_cache(maxsize=1024)
+def _decode_slowdown(share: float, other: float) -> tuple[float, float, float]:
+    """The fraction of the device that decode feels, and how much longer it reads the weights, and the KV.
+
+    Of the SMs that both may use prefill holds most, of all SMs nearly all.
+    """
     r = share / 100
     if not other:
-        return r
+        saturated = math.sqrt(1 + (0.2 / r) ** 2)
+        return r, saturated, saturated
     exclusive = min(r, max(0.0, 1 - other / 100))
-    return max(0.02, exclusive + 0.6 * exclusive * (r - exclusive))
-
-
-def with_company(steps: Sequence[Step]) -> list[tuple[Step, bool]]:
-    """Each step, and whether the other phase computed for at least half of it. Linear in the number of steps."""
-    found: list[tuple[Step, bool]] = []
-    by_phase = {phase: [s for s in steps if s.phase is phase] for phase in Phase}
-    for phase, mine in by_phase.items():
-        others = by_phase[Phase.DECODE if phase is Phase.PREFILL else Phase.PREFILL]
-        first = 0
-        for step in mine:
-            start = step.end_s - step.duration_s
-            while first < len(others) and others[first].end_s <= start:
-                first += 1
-            busy, at = 0.0, first
-            while at < len(others) and others[at].end_s - others[at].duration_s < step.end_s:
-                other = others[at]
-                busy += min(step.end_s, other.end_s) - max(start, other.end_s - other.duration_s)
-                at += 1
-            found.append((step, busy >= step.duration_s / 2))
-    return found
-
-
-def refitted(model: LatencyModel, steps: Sequence[Step]) -> LatencyModel:
-    """The model with its scale factors fitted to `steps`, oldest first as the server observes them.
-
-    Each factor is the median of observed over predicted of the latest steps of its kind, so that a few outliers move
-    nothing, and is bounded. A kind that too few steps are of keeps the factor that it had. Small prefill batches, which
-    take as long as their launch, say how long that is, once larger ones say how long the work is.
-    """
-    plain = replace(model, scales=Scales())
-    steps = [step for step in steps if step.mode is not Mode.MIXED]  # each tells of both phases at once
-    ratios: dict[tuple[Phase, bool], list[float]] = {(p, c): [] for p in Phase for c in (False, True)}
-    small: list[tuple[bool, float]] = []  # batches that only their launch makes so long, it is thought
-    for step, company in reversed(with_company(steps)):
-        expected = expected_s(plain, step, company)
-        if expected <= 0 or step.duration_s <= 0:
-            continue
-        ratio, kind = step.duration_s / expected, ratios[step.phase, company]
-        if step.phase is Phase.PREFILL and expected <= plain.launch_s:
-            small.append((company, ratio))
-        elif len(kind) < FITTED_TO:
-            kind.append(ratio)
-    before = model.scales
-    launch = before.launch
-    if max(len(ratios[Phase.PREFILL, company]) for company in (False, True)) >= FEWEST:
-        launch = _factor([ratio for _, ratio in small[:FITTED_TO]], before.launch)
-    elif launch is None:  # nothing but small ones: they tell of all, as nobody else does
-        for company, ratio in small[: 2 * FITTED_TO]:
-            ratios[Phase.PREFILL, company].append(ratio)
-    return replace(
-        model,
-        scales=Scales(
-            prefill_alone=_factor(ratios[Phase.PREFILL, False], before.prefill_alone),
-            prefill_shared=_factor(ratios[Phase.PREFILL, True], before.prefill_shared),
-            decode_alone=_factor(ratios[Phase.DECODE, False], before.decode_alone),
-            decode_shared=_factor(ratios[Phase.DECODE, True], before.decode_shared),
-            launch=launch,
-        ),
-    )
-
-
-def _factor(ratios: Sequence[float], before: float | None) -> float | None:
-    return min(BOUND, max(1 / BOUND, median(ratios))) if len(ratios) >= FEWEST else before
+    r = max(0.02, exclusive + 0.6 * exclusive * (r - exclusive))
+    return r, max(1.5, math.sqrt(1 + (0.2 / r) ** 2)), max(1.4, 0.37 + 0.54 / r)
 
 
 def expected_s(model: LatencyModel, step: Step, company: bool) -> float:
