@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from semipd.core.partition import Mode
 from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
 from semipd.core.snapshot import RunningSequence, Snapshot
-from semipd.policies.choice import SPLITS, Choice, Hysteresis, Load, best, choices, split_choice
+from semipd.policies.choice import SPLITS, Choice, Hysteresis, Load, choices, preferred, split_choice
 from semipd.policies.contract import Policy
 from semipd.policies.deadlines import ASSUMED_TPOT_S, ASSUMED_TTFT_S, due_s
 from semipd.policies.filling import fill_batch
@@ -55,6 +55,8 @@ class Adaptive(Policy):
         read.finish()
         self._forecast = Forecast()
         self._slack = BySlack(self._forecast, self._margin)
+        self._paced: Sequence[RunningSequence] = ()
+        self._pace_s = 0.0
         self._shares, self._mode = SPLITS[2], Mode.SPLIT
         self._since_s = float("-inf")
 
@@ -109,7 +111,7 @@ class Adaptive(Policy):
         if self._batch_s:
             return self._batch_s
         slos = [w.slo for w in snapshot.waiting[:RECENT]] + [f.slo for f in snapshot.observed.first_tokens[-RECENT:]]
-        wishes = sorted(slo.ttft_s for slo in slos if slo.ttft_s is not None)
+        wishes = sorted([slo.ttft_s for slo in slos if slo.ttft_s is not None])
         tight = wishes[len(wishes) // 10] if wishes else ASSUMED_TTFT_S
         return min(LONGEST_BATCH_S, max(self._forecast.launch_s(), tight * BATCH_OF_WISH))
 
@@ -119,11 +121,12 @@ class Adaptive(Policy):
     def _choose(self, snapshot: Snapshot) -> Choice:
         model, limits, now = self._forecast.model, snapshot.limits, snapshot.now_s
         load = self._load(snapshot)
-        wanted = best(model, load, limits)
+        found = list(choices(model, load, limits))
+        wanted = preferred(found, load)
         if self._mode_of(snapshot) is Mode.SPLIT:
             present = split_choice(model, load, self._shares)
         else:
-            same = [c for c in choices(model, load, limits) if c.mode is self._mode]
+            same = [c for c in found if c.mode is self._mode]
             present = max(same, key=lambda c: (c.decode_s <= load.pace_s, c.prefill_rate))
         settled = self._hysteresis.settle(present, wanted, load, now - self._since_s)
         if (settled.shares, settled.mode) != (self._shares, self._mode):
@@ -133,18 +136,23 @@ class Adaptive(Policy):
     def _load(self, snapshot: Snapshot) -> Load:
         """The running batch, and the prompts with the worker that will join it."""
         joining = [w for w in snapshot.waiting if w.in_flight_tokens and not w.remaining_tokens]
-        context = sum(r.context_tokens for r in snapshot.running) + sum(w.prompt_tokens for w in joining)
-        pace = min(self._pace(r, snapshot.now_s) for r in snapshot.running)
+        context = self._forecast.batch.context_tokens(snapshot) + sum(w.prompt_tokens for w in joining)
         first = snapshot.waiting[0]
         return Load(
             rows=min(len(snapshot.running) + len(joining), snapshot.limits.max_running),
             context_tokens=context,
-            pace_s=pace,
+            pace_s=self._tightest_pace_s(snapshot),
             chunk=self._chunk(snapshot),
             computed=first.computed_tokens,
         )
 
-    def _pace(self, running: RunningSequence, now_s: float) -> float:
+    def _tightest_pace_s(self, snapshot: Snapshot) -> float:
+        running = self._forecast.batch.looked_over(snapshot)
+        if running is not self._paced:
+            self._paced, self._pace_s = running, min([self._pace(r) for r in running])
+        return self._pace_s
+
+    def _pace(self, running: RunningSequence) -> float:
         """Seconds a token under which its mean stays within its wish, less the margin.
 
         A sequence that fell behind is to make up for it over HORIZON tokens, unless that were more than twice as fast.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from semipd.core.partition import FULL, Mode, Shares
@@ -79,7 +79,11 @@ def best(model: LatencyModel, load: Load, limits: Limits) -> Choice:
 
     Under splits alone that is the smallest decode share that keeps the pace.
     """
-    found = list(choices(model, load, limits))
+    return preferred(list(choices(model, load, limits)), load)
+
+
+def preferred(found: Sequence[Choice], load: Load) -> Choice:
+    """`best` of those that were found."""
     keeping = [c for c in found if c.decode_s <= load.pace_s]
     if keeping:
         return max(keeping, key=lambda c: c.prefill_rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.snapshot import Observed, Snapshot, WaitingSequence
+from semipd.policies.batch import RunningBatch
 from semipd.policies.deadlines import Work
 from semipd.policies.fitting import Fit
 from semipd.policies.latency import LatencyModel
@@ -20,6 +21,7 @@ class Forecast:
     def __init__(self, model: LatencyModel | None = None) -> None:
         self._fit = Fit(model or LatencyModel())
         self.model = self._fit.model
+        self.batch = RunningBatch()
         self._observed: Observed | None = None
         self._refitted_s = float("-inf")
         self._idle_s = float("-inf")
@@ -62,7 +64,7 @@ class Forecast:
         mixed batches, the rows in it."""
         if snapshot.mode is Mode.SPLIT or not snapshot.running:
             return 0.0
-        rows, context = len(snapshot.running), sum(r.context_tokens for r in snapshot.running)
+        rows, context = len(snapshot.running), self.batch.context_tokens(snapshot)
         if snapshot.mode is Mode.TURNS:
             return self.model.decode_s(rows, context)
         mixed = self.model.mixed_s(TURN_TOKENS, 0, rows, context)
