@@ -17,6 +17,7 @@ from semipd.bench.target import TargetInfo
 from semipd.bench.traces import TraceEntry, load_trace, scaled
 from semipd.core.config import PAGE_SIZE
 from semipd.core.errors import ConfigError
+from semipd.core.partition import Mode
 from semipd.policies.registry import make_policy
 from semipd.sim.life import Life
 from semipd.sim.profile import Profile
@@ -54,6 +55,7 @@ class Laboratory:
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
             max_waiting=self.max_waiting,
+            modes=frozenset({Mode.SPLIT, Mode.TURNS} | ({Mode.MIXED} if self.profile.mixed else set())),
         )
 
     def target(self) -> TargetInfo:

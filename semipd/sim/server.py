@@ -1,7 +1,7 @@
 """The coordinator in simulated time: admission, the queue, plans through the policy host's checks, the pool's pages.
 
-As `semipd.coordinator`: two batches ahead, a plan whenever one can be given out and every 20 ms, ready sequences into
-the decode batch by arrival, the youngest gives its pages back where none are left.
+As `semipd.coordinator`: two batches ahead with whoever computes prompts, a plan whenever one can be given out and every
+20 ms, ready sequences into the decode batch by arrival, the youngest gives its pages back where none are left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from semipd.coordinator.coordinator import REVIEW_S
 from semipd.coordinator.observations import Observations
 from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.prefill_desk import PLANS_AHEAD
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import MIXED_TOKENS, PAGE_SIZE
 from semipd.core.errors import Reason
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.plan import AdmitInput, Plan
@@ -64,7 +64,13 @@ class Server:
         overheads = settings.overheads
         self.device = Device(times, settings.sms, overheads.prepare_s, overheads.handover_s, first)
         self.prefill = PrefillWorker(self.device)
-        self.decode = DecodeWorker(self.device, self._take_pages, self._preempted, self._joined)
+        self.decode = DecodeWorker(
+            self.device,
+            self._take_pages,
+            self._preempted,
+            self._joined,
+            min(settings.max_batch_tokens, MIXED_TOKENS),
+        )
         self.shares = first.granted
         self.reviewed_s = 0.0
         self.decoding = 0
@@ -75,7 +81,7 @@ class Server:
         self._observations = Observations()
         self._waiting: dict[int, Life] = {}
         self._idle = 0
-        """Of those that wait, how many have nothing with the prefill worker."""
+        """Of those that wait, how many have nothing with a worker."""
         self._ready: list[Life] = []
         self._numbers: list[int] = []  # of what runs, rising; and their seats
         self._seats: list[Seat] = []
@@ -95,7 +101,7 @@ class Server:
 
     @property
     def waiting(self) -> int:
-        """With nothing at the prefill worker."""
+        """With nothing at a worker."""
         return self._idle
 
     @property
@@ -116,7 +122,7 @@ class Server:
             self._limits,
             self.shares,
             self.device.mode,
-            len(self.prefill.batches),
+            len(self.prefill.batches) + len(self.decode.batches),
             self._observations.observed(),
         )
 
@@ -137,7 +143,9 @@ class Server:
 
     def batch_done(self) -> None:
         """The prefill pass on the device has ended."""
-        batch, now = self.prefill.finish(self.now_s), self.now_s
+        self._answered(self.prefill.finish(self.now_s))
+
+    def _answered(self, batch: Batch) -> None:
         self._seen_waiting = None
         for life, tokens in batch.chunks:
             life.computed += tokens
@@ -148,12 +156,11 @@ class Server:
             else:
                 del self._waiting[life.number]
                 self._sampled(life)
-        assert batch.run is not None
-        count, took = len(batch.chunks), now - batch.run.start_s
-        self._observe(Phase.PREFILL, took, count, batch.tokens, batch.context_tokens)
+        count = len(batch.chunks)
+        self._observe(Phase.PREFILL, batch.seconds, count, batch.tokens, batch.context_tokens, batch.mode)
 
     def _sampled(self, life: Life) -> None:
-        """The prefill worker has sampled its next token: the first, or the one after a preemption."""
+        """Who computed its prompt has sampled its next token: the first, or the one after a preemption."""
         now = self.now_s
         life.output += 1
         self.tokens.output(now + self.settings.overheads.deliver_s, 1)
@@ -176,7 +183,11 @@ class Server:
 
     def step_done(self) -> None:
         """The decode step on the device has ended."""
-        step, now = self.decode.finish(), self.now_s
+        step, now = self.decode.finish(self.now_s), self.now_s
+        if step.load is not None and step.load.last:
+            self._answered(step.load.batch)
+        if not step.rows:
+            return
         dropped = step.dropped
         joiners = [life for life in step.joiners if life not in dropped] if dropped else step.joiners
         for life in joiners:
@@ -193,7 +204,7 @@ class Server:
             self._leave(life)
             self._over(life, pages)
         if rows:
-            self._observe(Phase.DECODE, now - step.run.start_s, rows, rows, step.context_tokens)
+            self._observe(Phase.DECODE, now - step.run.start_s, rows, rows, step.context_tokens, self.device.mode)
 
     def _gap(self, life: Life) -> None:
         gap = self.now_s - life.last_token_s
@@ -216,16 +227,14 @@ class Server:
         del self._seats[at]
         self._seen_seats = None
 
-    def _observe(self, phase: Phase, took: float, count: int, tokens: int, context: int) -> None:
-        self._observations.step(
-            Observation(phase, self.now_s, took, count, tokens, context, self.shares, self.device.mode)
-        )
+    def _observe(self, phase: Phase, took: float, count: int, tokens: int, context: int, mode: Mode) -> None:
+        self._observations.step(Observation(phase, self.now_s, took, count, tokens, context, self.shares, mode))
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
     def act(self) -> None:
         """After all that has happened at a moment."""
-        room = self._idle > 0 and len(self.prefill.batches) < PLANS_AHEAD
+        room = self._idle > 0 and self._has_room(self.device.mode)
         if room or (self.alive and self.now_s >= self.reviewed_s + REVIEW_S):
             self.reviewed_s = self.now_s
             self.plans += 1
@@ -235,14 +244,18 @@ class Server:
         if self.free_pages == 0:
             self._unjam()
 
+    def _has_room(self, mode: Mode) -> bool:
+        """For another batch with whoever computes prompts in that mode."""
+        return len((self.decode if mode is Mode.MIXED else self.prefill).batches) < PLANS_AHEAD
+
     def _follow(self, plan: Plan) -> None:
-        self.device.mode = Mode.TURNS if plan.mode is Mode.TURNS else Mode.SPLIT
+        self.device.mode = plan.mode
         if plan.shares is not None and plan.shares != self._wish:
             self._wish = plan.shares
             self.device.split = split_sms(plan.shares, self.settings.sms)
             self.shares = self.device.split.granted
         self._decode_limit = plan.decode_limit or self.settings.max_running
-        if plan.prefill and len(self.prefill.batches) < PLANS_AHEAD:
+        if plan.prefill and self._has_room(plan.mode):
             self._give_out(plan)
 
     def _give_out(self, plan: Plan) -> None:
@@ -264,7 +277,11 @@ class Server:
         self._idle -= len(chunks)
         self._seen_waiting = None
         heard = self.now_s + self.settings.overheads.turnaround_s
-        self.prefill.give(Batch(chunks, tokens, context, pairs, heard))
+        batch = Batch(chunks, tokens, context, pairs, heard, plan.mode)
+        if plan.mode is Mode.MIXED:
+            self.decode.give(batch)
+        else:
+            self.prefill.give(batch)
 
     def _hand_over(self) -> None:
         """What is ready goes to the decode worker, by arrival, while the batch has room."""
@@ -315,7 +332,7 @@ class Server:
 
     def _unjam(self) -> None:
         """Nobody can go on for want of pages: of those that nobody computes on, the youngest gives its own back."""
-        if self.prefill.batches:
+        if self.prefill.batches or self.decode.batches:
             return
         if not self.decoding:
             if self._ready or self._idle <= 1:

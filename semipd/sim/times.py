@@ -10,6 +10,12 @@ last measurement the last line goes on; below the first number of rows or tokens
 constant outside of what was measured. Alone on fewer SMs, ratios are linear in log-log between the measured numbers of
 SMs, and rise with 1/SMs below the least. Side by side, a pair of SMs that was not measured takes the ratios of those
 that were, weighted by the inverse square of the distance in SMs.
+
+**A mixed pass** reads the weights once for rows and prompts: it is expected to take what a prefill pass over as many
+tokens as both have together takes without its attention, what prompts pay for their pairs, and what the context adds to
+a decode step of as many rows. The ratio of what was measured to that is linear in the logarithms of rows and of tokens
+of prompts, constant outside of what was measured; points that differ in nothing but context and start are averaged. On
+other SMs, or beside prefill, it takes the ratios of a prefill pass over as many tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from semipd.sim.profile import DecodeTable, PrefillTable, Profile
+from semipd.sim.profile import DecodeTable, MixedPoint, PrefillTable, Profile
 
 Pair = tuple[int, int]
 """SMs of the phase, SMs of the other (0: idle)."""
@@ -36,6 +42,9 @@ class Times(Protocol):
 
     def prefill_s(self, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
         """One pass over `tokens` tokens; `pairs`: of a token and one that it attends to, over the pass."""
+
+    def mixed_s(self, rows: int, context_tokens: int, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
+        """One decode step as in `decode_s`, of no rows perhaps, that takes along prompts as in `prefill_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +78,10 @@ class ProfileTimes:
     def __init__(self, profile: Profile) -> None:
         self._decode = _Decode(profile.decode, profile.gpu.sms)
         self._prefill = _Prefill(profile.prefill, profile.gpu.sms)
+        self._mixed = _Mixed(profile.mixed, self._decode, self._prefill) if profile.mixed else None
         self._steps: dict[tuple[int, int, int], Line] = {}
         self._passes: dict[tuple[int, int, int], tuple[float, float, float, float]] = {}
+        self._mixes: dict[tuple[int, int, int, int], tuple[float, float, float, Line]] = {}
 
     def decode_s(self, rows: int, context_tokens: int, sms: int, other_sms: int) -> float:
         step = self._steps.get((rows, sms, other_sms))
@@ -85,10 +96,20 @@ class ProfileTimes:
         base, pair, own, least = known
         return max(least, base + pair * (pairs - own)) / 1000
 
+    def mixed_s(self, rows: int, context_tokens: int, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
+        """To be asked of a profile alone that has mixed passes."""
+        known = self._mixes.get((rows, tokens, sms, other_sms))
+        if known is None:
+            assert self._mixed is not None, "the profile has no mixed passes"
+            known = self._mixes[rows, tokens, sms, other_sms] = self._mixed.step(rows, tokens, (sms, other_sms))
+        base, pair, least, context = known
+        return (max(least, base + pair * pairs) + context.at(context_tokens)) / 1000
+
 
 class _Decode:
     def __init__(self, tables: Sequence[DecodeTable], sms: int) -> None:
         grouped = {(t.sms, t.other_sms): t for t in tables}
+        self._whole = sms, 0
         self._reference = _reference_steps(grouped[sms, 0])
         self._rows = sorted(self._reference)
         self._ratios = Ratios({pair: self._ratio(t) for pair, t in grouped.items()}, sms)
@@ -97,6 +118,12 @@ class _Decode:
     def _alone(self, rows: int, context_tokens: float) -> float:
         near = {float(r): self._reference[r].at(context_tokens) for r in self._neighbours(rows)}
         return line(near).at(max(rows, self._rows[0]))
+
+    def of_context(self, rows: int) -> Line:
+        """Alone on all SMs: what of a step's milliseconds is for the tokens attended to, over their number."""
+        none = self._alone(rows, 0)
+        alone = self.step(rows, self._whole)
+        return Line(alone.xs, tuple(y - none for y in alone.ys))
 
     def _neighbours(self, rows: int) -> list[int]:
         """The two measured numbers of rows between which, or beyond which, it is."""
@@ -162,13 +189,58 @@ class _Prefill:
         ratios = line({tokens: sum(each) / len(each) for tokens, each in found.items()})
         return lambda tokens, _start: ratios.within(math.log(tokens))
 
+    def apart(self, tokens: int) -> tuple[float, float, float]:
+        """Alone on all SMs: milliseconds without any attention, of each pair; and the least."""
+        base = self._alone(tokens)
+        least = max(self._curve.ys[0], base / 2)
+        return base - self._pair_ms * tokens * tokens / 2, self._pair_ms, least
+
+    def ratio(self, tokens: int, pair: Pair) -> float:
+        """To the time alone on all SMs."""
+        return self._ratios.of(pair)(tokens, 0)
+
     def batch(self, tokens: int, pair: Pair) -> tuple[float, float, float, float]:
         """Milliseconds with the prompt's own triangle, of each further pair; the pairs of the triangle; the least."""
-        ratio = self._ratios.of(pair)(tokens, 0)
+        ratio = self.ratio(tokens, pair)
         base = self._alone(tokens) * ratio
         # A batch of many short prompts has fewer pairs than one long prompt: never less than its GEMMs, nor the floor.
         least = max(self._curve.ys[0] * ratio, base / 2)
         return base, self._pair_ms * ratio, tokens * tokens / 2, least
+
+
+class _Mixed:
+    def __init__(self, points: Sequence[MixedPoint], decode: _Decode, prefill: _Prefill) -> None:
+        self._decode, self._prefill = decode, prefill
+        self._contexts: dict[int, Line] = {0: Line((0.0,), (0.0,))}
+        found: dict[float, dict[float, list[float]]] = {}
+        for p in points:
+            base, pair, least = prefill.apart(p.rows + p.tokens)
+            expected = max(least, base + pair * p.tokens * (p.start + p.tokens / 2))
+            expected += self._context(p.rows).at(p.rows * p.context)
+            of_rows = found.setdefault(math.log(p.rows), {})
+            of_rows.setdefault(math.log(p.tokens), []).append(p.ms / expected)
+        self._ratios = {
+            rows: line({tokens: sum(each) / len(each) for tokens, each in by_tokens.items()})
+            for rows, by_tokens in found.items()
+        }
+
+    def step(self, rows: int, tokens: int, pair: Pair) -> tuple[float, float, float, Line]:
+        """Milliseconds without attention, of each pair of the prompts; the least of both together; and over the tokens
+        attended to by the rows."""
+        together = rows + tokens
+        ratio = self._ratio(rows, tokens) * self._prefill.ratio(together, pair)
+        base, each, least = self._prefill.apart(together)
+        context = self._context(rows)
+        return base * ratio, each * ratio, least * ratio, Line(context.xs, tuple(y * ratio for y in context.ys))
+
+    def _context(self, rows: int) -> Line:
+        if rows not in self._contexts:
+            self._contexts[rows] = self._decode.of_context(rows)
+        return self._contexts[rows]
+
+    def _ratio(self, rows: int, tokens: int) -> float:
+        at = math.log(tokens)
+        return line({r: each.within(at) for r, each in self._ratios.items()}).within(math.log(max(1, rows)))
 
 
 class Ratios:

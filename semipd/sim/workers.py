@@ -5,6 +5,9 @@ step is settled one step ahead. While only one phase has work it has all SMs; wh
 when a pass is launched), or, where they take turns, the whole device for one pass. Prefill takes the turn when it
 becomes busy; decode's steps that are on the device by then run out beside it.
 
+In mixed batches decode computes prompts, too: a step takes along the next of what was given to it, and steps of prompts
+alone fly as the others do. A batch that comes while two steps are on the device is in the one after them.
+
 A pass that is under way goes faster or slower when the other phase begins or ends one: what is left of it is rescaled.
 """
 
@@ -15,10 +18,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import MIXED_TOKENS, PAGE_SIZE
 from semipd.core.partition import Mode, Phase
 from semipd.core.sms import SmSplit
 from semipd.sim.life import Life
+from semipd.sim.mixing import spread
 from semipd.sim.times import Times
 
 
@@ -68,6 +72,10 @@ class Batch:
     context_tokens: int
     pairs: float
     heard_s: float
+    mode: Mode = Mode.SPLIT
+    """In which it was given out, and so to whom, whatever the mode is by now."""
+    seconds: float = 0.0
+    """On the device, of passes that have ended."""
     ready_s: float = math.inf
     """Its pass may begin from then on: what the host does before that is done. Known once it is the first in line."""
     run: Pass | None = None
@@ -138,6 +146,7 @@ class PrefillWorker:
         """
         batch, device = self.batches.popleft(), self._device
         assert batch.run is not None
+        batch.seconds = now - batch.run.start_s
         if batch.alternating:
             device.turn = Phase.DECODE
         following = self.batches[0] if self.batches else None
@@ -150,14 +159,40 @@ class PrefillWorker:
         return batch
 
 
+@dataclass(slots=True)
+class Load:
+    """What one decode step takes along of a batch."""
+
+    batch: Batch
+    tokens: int
+    pairs: float
+    last: bool = False
+    """With it the batch is computed."""
+
+
 class Step:
     """A decode step that was launched."""
 
-    __slots__ = ("context_tokens", "dropped", "enders", "joiners", "number", "own_turn", "rows", "run")
+    __slots__ = (
+        "beside_s",
+        "context_tokens",
+        "dropped",
+        "enders",
+        "joiners",
+        "load",
+        "number",
+        "own_turn",
+        "rows",
+        "run",
+    )
 
-    def __init__(self, number: int, rows: int, context_tokens: int, run: Pass) -> None:
+    def __init__(self, number: int, rows: int, context_tokens: int, run: Pass, load: Load | None) -> None:
         self.number = number
+        """Without rows that of the last step that had some: who is in which is counted by those."""
         self.rows = rows
+        self.load = load
+        self.beside_s = 0.0
+        """What the host adds."""
         self.context_tokens = context_tokens
         """Attended to, over its rows."""
         self.run = run
@@ -180,13 +215,21 @@ class DecodeWorker:
         take_pages: Callable[[int], bool],
         preempted: Callable[[Life], None],
         joined: Callable[[Life], None],
+        most_tokens: int = MIXED_TOKENS,
     ) -> None:
+        """`most_tokens`: of prompts in a step."""
         self._device = device
         self._take_pages = take_pages
         self._preempted = preempted
         self._joined = joined
         self.adopted: deque[tuple[float, Life]] = deque()
         """Handed over, and when the worker hears of it; it has not taken them into the batch."""
+        self.batches: deque[Batch] = deque()
+        """Of prompts, given out and not answered."""
+        self._unheard: deque[Batch] = deque()
+        self._loads: deque[Load] = deque()
+        """For the next steps, one each."""
+        self._most_tokens = most_tokens
         self.flying: deque[Step] = deque()
         self.done = 0
         """The last step that was answered for."""
@@ -210,9 +253,17 @@ class DecodeWorker:
         return self.flying[0].run.sms if self.flying else 0
 
     def wake_s(self, now: float) -> float:
-        if self.adopted and not self.flying and not self._members and self.adopted[0][0] > now:
-            return self.adopted[0][0]
-        return math.inf
+        if self.flying or self._members or self._loads:
+            return math.inf
+        heard_s = self.adopted[0][0] if self.adopted else math.inf
+        if self._unheard:
+            heard_s = min(heard_s, self._unheard[0].heard_s)
+        return heard_s if heard_s > now else math.inf
+
+    def give(self, batch: Batch) -> None:
+        """Prompts, to be computed in its steps."""
+        self.batches.append(batch)
+        self._unheard.append(batch)
 
     def pages_of(self, life: Life, steps: int) -> int:
         """Held by a member after so many steps."""
@@ -233,7 +284,7 @@ class DecodeWorker:
                 if device.turn is Phase.DECODE:
                     self._take_turn(now)
                 else:
-                    self._prepared = bool(self._members)
+                    self._prepared = bool(self._members or self._loads)
         elif not (self.flying and self.flying[-1].own_turn):
             while len(self.flying) < 2:
                 self._hear(now)
@@ -241,7 +292,7 @@ class DecodeWorker:
                     break
         if self.flying and self.flying[0].run.other_sms < 0:
             self.flying[0].run.start_s = now
-        device.decode_busy = bool(self._members or self.flying)
+        device.decode_busy = bool(self._members or self.flying or self._loads)
 
     def _take_turn(self, now: float) -> None:
         """One step, which is answered for before anything else is launched."""
@@ -263,18 +314,33 @@ class DecodeWorker:
             self._growing[(number - life.computed) % PAGE_SIZE] += 1
             self._ending.setdefault(life.last_step, []).append(life)
             self._joined(life)
+        # A batch is opened when all before it is under way.
+        if self._unheard and not self._loads and self._unheard[0].heard_s <= now:
+            batch = self._unheard.popleft()
+            chunks = ((life.computed, tokens) for life, tokens in batch.chunks)
+            self._loads.extend(Load(batch, *load) for load in spread(chunks, self._most_tokens))
+            self._loads[-1].last = True
 
     def _launch(self, now: float) -> bool:
-        if len(self.flying) >= 2 or not self._members:
+        if len(self.flying) >= 2:
             return False
         number, device = self._launched + 1, self._device
-        if not self._find_pages(number):
+        found = bool(self._members) and self._find_pages(number)
+        if not found and not self._loads:
             return False
+        load = self._loads.popleft() if self._loads else None
         alone = device.turns or not device.prefill_busy
-        step = Step(number, len(self._members), self._context, Pass(device.sms if alone else device.split.decode, now))
-        step.joiners, self._joining = self._joining, []
+        run = Pass(device.sms if alone else device.split.decode, now)
+        rows, context = (len(self._members), self._context) if found else (0, 0)
+        step = Step(number if found else self._launched, rows, context, run, load)
+        if load is not None and not self.flying:
+            step.beside_s = device.prepare_s  # else the host does it while the step before is on the device
         self.flying.append(step)
-        self._launched, self._prepared = number, False
+        self._prepared = False
+        if not found:
+            return True
+        step.joiners, self._joining = self._joining, []
+        self._launched = number
         self._context += step.rows
         for life in self._ending.pop(number, ()):
             step.enders.append(life)
@@ -293,7 +359,7 @@ class DecodeWorker:
             if life.joined == number:
                 self._joining.remove(life)
             for step in self.flying:
-                if step.number >= life.joined:
+                if step.rows and step.number >= life.joined:
                     step.dropped.append(life)
             life.pages = self.pages_of(life, number - life.joined)
             life.output += max(0, self.done - life.joined + 1)
@@ -312,14 +378,23 @@ class DecodeWorker:
         step = self.flying[0] if self.flying else None
         if step is None or step.run.other_sms == other_sms:
             return
-        seconds = self._device.times.decode_s(step.rows, step.context_tokens, step.run.sms, other_sms)
+        times, rows, load, sms = self._device.times, step.rows, step.load, step.run.sms
+        if load is None:
+            seconds = times.decode_s(rows, step.context_tokens, sms, other_sms)
+        else:
+            seconds = times.mixed_s(rows, step.context_tokens, load.tokens, load.pairs, sms, other_sms)
+            seconds += step.beside_s
         step.run.rate(now, seconds + self._device.handover_s * step.own_turn, other_sms)
 
-    def finish(self) -> Step:
-        """Takes the step that has ended."""
+    def finish(self, now: float) -> Step:
+        """Takes the step that has ended. Where it was the last of a batch of prompts, that is answered with it."""
         step = self.flying.popleft()
         self.done = step.number
-        self._device.decode_busy = bool(self._members or self.flying)
+        if step.load is not None:
+            step.load.batch.seconds += now - step.run.start_s
+            if step.load.last:
+                self.batches.popleft()
+        self._device.decode_busy = bool(self._members or self.flying or self._loads)
         if step.own_turn:
             self._device.turn = Phase.PREFILL
         return step

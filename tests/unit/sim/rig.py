@@ -39,6 +39,11 @@ class Flat:
         self.asked.append(("prefill", sms, other_sms))
         return tokens * self.token_s * SMS / sms
 
+    def mixed_s(self, rows: int, context_tokens: int, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
+        """Both, one after the other."""
+        self.asked.append(("mixed", sms, other_sms))
+        return (self.step_s * (rows > 0) + tokens * self.token_s) * SMS / sms
+
 
 class Modelled:
     """The times of the policies' own latency model, for the comparison with `semipd.policies.testing.world`."""
@@ -54,6 +59,9 @@ class Modelled:
     def prefill_s(self, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
         share, other = 100 * sms / self._sms, 100 * other_sms / self._sms
         return self._model.prefill_s(tokens, round(pairs / tokens + tokens / 2), share=share, other=other)
+
+    def mixed_s(self, rows: int, context_tokens: int, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
+        return self._model.mixed_s(tokens, round(pairs / tokens - tokens / 2), rows, context_tokens)
 
 
 class Plain(Policy):
@@ -83,7 +91,7 @@ def due(*requests: tuple[float, int, int]) -> list[Arrival]:
 
 
 def settings(pages: int = 1000, overheads: Overheads = NOTHING, **others: int) -> Settings:
-    return Settings(pages=pages, sms=SMS, overheads=overheads, **others)
+    return Settings(pages=pages, sms=SMS, overheads=overheads, modes=frozenset(Mode), **others)
 
 
 def run(

@@ -10,10 +10,11 @@ from unit.sim.rig import NOTHING, Flat, Modelled, Plain, due, run, settings
 from semipd.bench.arrivals import Arrival as Due
 from semipd.bench.traces import TraceEntry
 from semipd.core.partition import FULL, Mode, Shares
-from semipd.core.plan import Plan
+from semipd.core.plan import PlaceInput, Plan
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits, RunningSequence
 from semipd.policies.adaptive import Adaptive
+from semipd.policies.chunked import Chunked
 from semipd.policies.fcfs import Fcfs
 from semipd.policies.latency import split
 from semipd.policies.static import Static
@@ -124,11 +125,21 @@ def traffic(seed: int, count: int = 200, rate: float = 20.0) -> list[Due]:
     return found
 
 
+class Fickle(Plain):
+    """Another mode with each plan."""
+
+    def place(self, given: PlaceInput) -> Plan:
+        self._mode = (Mode.MIXED, Mode.SPLIT, Mode.MIXED, Mode.TURNS)[len(self.seen) % 4]
+        return super().place(given)
+
+
 POLICIES = {
     "fcfs": lambda: Fcfs({}),
     "turns": lambda: Static({"mode": "turns", "chunk": "256"}),
     "split": lambda: Static({"prefill": "60", "decode": "40"}),
     "adaptive": lambda: Adaptive({}),
+    "chunked": lambda: Chunked({"budget": "200"}),
+    "fickle": lambda: Fickle(HALVES, chunk=300),
 }
 
 
