@@ -61,7 +61,7 @@ def serve(config: ServerConfig, console: ServeConsole) -> int:
         backend = choose_backend(config.partition, device, kind, cpus)
         config = replace(config, partition=backend.name, mps=kind.name)
         _tell(console, device, backend, kind)
-        RunDir(run_dir).config.write_text(config.to_json())
+        RunDir(run_dir).keep(config.to_json())
         post = stack.enter_context(ZmqPost(RunDir(run_dir)))
         signals = stack.enter_context(Signals())
         server = Server(config, run_dir, post, signals, console, mps)
@@ -176,7 +176,7 @@ class Server:
         """A gateway that is started again gets the same port."""
         self._address = f"{self._config.host}:{port}"
         self._config = replace(self._config, port=port)
-        RunDir(self._run_dir).config.write_text(self._config.to_json())
+        RunDir(self._run_dir).keep(self._config.to_json())
 
     def run(self) -> int:
         if self._config.metrics_port >= 0:

@@ -142,6 +142,7 @@ class Supervisor:
             return
         log.error("gateway lost", gateway=name, exit_code=gateway.exit_code())
         was_listening = self._listening.pop(name, None) is not None
+        del self._gateways[name]
         self._children.bury(gateway)
         if not was_listening:
             raise StartError(f"{name} ended with code {gateway.exit_code()} before it listened")

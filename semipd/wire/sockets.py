@@ -21,6 +21,12 @@ class RunDir:
     def config(self) -> Path:
         return self.path / "config.json"
 
+    def keep(self, config: str) -> None:
+        """Writes the configuration. Whoever reads it meanwhile, as starting processes do, finds the old or the new."""
+        draft = self.path / ".config.json"
+        draft.write_text(config)
+        draft.replace(self.config)
+
     @property
     def gateway_endpoint(self) -> str:
         return f"ipc://{self.path}/gateway.sock"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from semipd.bench.run import run
 from semipd.bench.settings import RunSettings
@@ -32,3 +35,16 @@ def test_both_of_two_gateways_get_streams_and_all_of_them_end_well(tmp_path: Pat
     assert report.score.done == report.score.sent > 40
     assert accepted.keys() == {"gateway.0", "gateway.1"}
     assert accepted.total() >= report.score.sent
+
+
+def test_a_gateway_that_ends_before_it_listens_ends_the_server_and_is_named(tmp_path: Path) -> None:
+    """A module that Python imports first ends it, before it can say why."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'semipd.gateway' in sys.orig_argv:\n    os._exit(7)\n"
+    )
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    server = RunningServer("--no-spare-worker", environment={"PYTHONPATH": paths})
+    with pytest.raises(RuntimeError) as ended, server:
+        pass
+    assert "gateway.0 ended with code 7 before it listened" in str(ended.value)
+    assert "Traceback" not in str(ended.value)
