@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from semipd.core.partition import Phase, Shares
+from semipd.core.partition import Mode, Phase, Shares
 from semipd.core.request import Slo
 from semipd.core.snapshot import (
     Completion,
@@ -21,6 +21,7 @@ from semipd.core.snapshot import (
 )
 from semipd.policies.testing.world import Arrival, Settings
 
+ALL_MODES = frozenset(Mode)
 TIGHT = Slo(ttft_s=0.15, tpot_s=0.0367)
 
 
@@ -77,6 +78,8 @@ SCENARIOS = (
     Scenario("a burst", Settings(), burst),
     Scenario("a small pool", Settings(pages=300, limits=Limits(2048, 16)), chat_and_documents),
     Scenario("a small engine", Settings(pages=400, limits=Limits(96, 4)), burst),
+    Scenario("an engine of all modes", Settings(limits=Limits(8192, 256, ALL_MODES)), chat_and_documents),
+    Scenario("a small engine of all modes", Settings(pages=300, limits=Limits(512, 16, ALL_MODES)), chat_and_documents),
 )
 
 
@@ -117,7 +120,7 @@ def snapshot(draw: random.Random, waiting: int, running: int) -> Snapshot:
                 number, f"r{number}", first - 0.1, first, now, _lengths(draw, 800, 9000), output, 300, 0, wish(draw)
             )
         )
-    return Snapshot(
+    moment = Snapshot(
         now_s=now,
         waiting=tuple(prompts),
         running=tuple(batch),
@@ -127,6 +130,9 @@ def snapshot(draw: random.Random, waiting: int, running: int) -> Snapshot:
         prefill_batches=draw.randint(0, 2),
         observed=observed(draw, now),
     )
+    if draw.random() < 0.5:
+        return moment
+    return replace(moment, limits=replace(limits, modes=ALL_MODES), mode=draw.choice(tuple(Mode)))
 
 
 def observed(draw: random.Random, now: float) -> Observed:

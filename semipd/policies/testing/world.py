@@ -1,6 +1,8 @@
 """A small world in simulated time: requests arrive, are prefilled and decoded, and pages are counted, as in the server.
 
-Two workers as the latency model says, two prefill batches ahead, a tick after each event and at least every 20 ms.
+Two workers as the latency model says, two prefill batches ahead with whoever computes prompts, a tick after each event
+and at least every 20 ms. In mixed batches each decode step takes one prefill batch along, and is on the whole device.
+Turns are not played: both compute at once.
 Everything is a function of the arrivals and the policy: no clock is read and nothing is drawn.
 """
 
@@ -108,6 +110,7 @@ class Batch:
     chunks: tuple[Chunk, ...]
     tokens: int
     context_tokens: int
+    mode: Mode
 
 
 class World:
@@ -133,6 +136,8 @@ class World:
         self._ready: dict[SequenceId, Life] = {}
         self._decoding: dict[SequenceId, Life] = {}
         self._batches: deque[Batch] = deque()
+        self._riding: deque[Batch] = deque()  # for decode steps to take along
+        self._along: Batch | None = None  # in the step at work
         self._prefill_end: tuple[float, float, Shares] | None = None  # of the batch at the front: end, start, shares
         self._decode_end: tuple[float, float, Shares] | None = None
         self._decode_limit = self.settings.limits.max_running
@@ -176,7 +181,7 @@ class World:
                 life.refused = answer.why
 
     def _tick(self) -> None:
-        room = len(self._batches) < PLANS_AHEAD and bool(self._waiting)
+        room = self._has_room(self.mode) and bool(self._waiting)
         if not room and self.now_s < self._reviewed_s + REVIEW_S:
             return
         self._reviewed_s = self.now_s
@@ -185,9 +190,17 @@ class World:
         self.shares, self.mode = plan.shares or self.shares, plan.mode
         most = self.settings.limits.max_running
         self._decode_limit = min(plan.decode_limit or most, most)
-        if plan.prefill and room:
-            self._give_out(plan.prefill)
+        if plan.prefill and self._has_room(plan.mode):
+            self._give_out(plan.prefill, plan.mode)
         self._unjam()
+
+    def _has_room(self, mode: Mode) -> bool:
+        """For another batch with whoever computes prompts in that mode."""
+        return (self._with_decode() if mode is Mode.MIXED else len(self._batches)) < PLANS_AHEAD
+
+    def _with_decode(self) -> int:
+        """Prefill batches."""
+        return len(self._riding) + (self._along is not None)
 
     def snapshot(self) -> Snapshot:
         settings = self.settings
@@ -200,7 +213,7 @@ class World:
             limits=settings.limits,
             shares=self.shares,
             mode=self.mode,
-            prefill_batches=len(self._batches),
+            prefill_batches=len(self._batches) + self._with_decode(),
             observed=self._observed,
         )
 
@@ -217,7 +230,8 @@ class World:
     def _unjam(self) -> None:
         """Prompts that are half computed hold all pages and nothing runs: the least important starts over."""
         holders = [life for life in self._waiting.values() if life.computed]
-        if self.free_pages() == 0 and not self._batches and not self._ready and not self._decoding and len(holders) > 1:
+        idle = not (self._batches or self._with_decode() or self._ready or self._decoding)
+        if self.free_pages() == 0 and idle and len(holders) > 1:
             _least_important(holders).computed = 0
 
     def _preempt(self, life: Life) -> None:
@@ -228,16 +242,20 @@ class World:
 
     # --- prefill ----------------------------------------------------------------------------------------------------
 
-    def _give_out(self, chunks: tuple[Chunk, ...]) -> None:
+    def _give_out(self, chunks: tuple[Chunk, ...], mode: Mode) -> None:
         context = 0
         for chunk in chunks:
             life = self._waiting[chunk.sequence]
             life.in_flight = chunk.tokens
             context += life.computed + chunk.tokens
-        self._batches.append(Batch(chunks, sum(c.tokens for c in chunks), context))
+        batch = Batch(chunks, sum(c.tokens for c in chunks), context, mode)
+        (self._riding if mode is Mode.MIXED else self._batches).append(batch)
 
     def _end_batch(self, timing: tuple[float, float, Shares]) -> None:
         batch, self._prefill_end = self._batches.popleft(), None
+        self._computed(batch, timing)
+
+    def _computed(self, batch: Batch, timing: tuple[float, float, Shares]) -> None:
         for chunk in batch.chunks:
             life = self._waiting.get(chunk.sequence)
             if life is None:
@@ -248,12 +266,14 @@ class World:
                 self._token(life)
                 if life.end_s is None:
                     self._ready[life.sequence] = life
-        self._observe(Phase.PREFILL, timing, len(batch.chunks), batch.tokens, batch.context_tokens)
+        self._observe(Phase.PREFILL, timing, len(batch.chunks), batch.tokens, batch.context_tokens, batch.mode)
 
     # --- decode -----------------------------------------------------------------------------------------------------
 
     def _end_step(self, timing: tuple[float, float, Shares]) -> None:
-        self._decode_end = None
+        along, self._along, self._decode_end = self._along, None, None
+        if along is not None:
+            self._computed(along, timing)
         batch = list(self._decoding.values())
         context = sum(life.computed for life in batch)
         for life in batch:
@@ -261,7 +281,8 @@ class World:
             self._token(life)
             if life.end_s is not None:
                 del self._decoding[life.sequence]
-        self._observe(Phase.DECODE, timing, len(batch), len(batch), context)
+        if batch:
+            self._observe(Phase.DECODE, timing, len(batch), len(batch), context, self.mode)
 
     def _token(self, life: Life) -> None:
         life.output += 1
@@ -280,7 +301,7 @@ class World:
         """Whoever is free begins with what there is; each keeps the pace that it began with to the end of its step."""
         if self._decode_end is None:
             self._adopt()
-        prefilling, decoding = bool(self._batches), bool(self._decoding)
+        prefilling, decoding = bool(self._batches), bool(self._decoding or self._with_decode())
         shares = self.shares if prefilling and decoding else FULL
         model = self.settings.model
         if self._prefill_end is None and prefilling:
@@ -295,8 +316,13 @@ class World:
             self._prefill_end = (self.now_s + took, self.now_s, self.shares)
         if self._decode_end is None and decoding:
             context = sum(life.computed for life in self._decoding.values())
-            other = shares.prefill if prefilling else 0.0
-            took = model.decode_s(len(self._decoding), context, share=shares.decode, other=other)
+            if self._riding:
+                along = self._along = self._riding.popleft()
+                computed = (along.context_tokens - along.tokens) // len(along.chunks)
+                took = model.mixed_s(along.tokens, computed, len(self._decoding), context)
+            else:
+                other = shares.prefill if prefilling else 0.0
+                took = model.decode_s(len(self._decoding), context, share=shares.decode, other=other)
             self._decode_end = (self.now_s + took, self.now_s, self.shares)
 
     def _adopt(self) -> None:
@@ -319,9 +345,17 @@ class World:
                     life.expired = True
                     del group[life.sequence]
 
-    def _observe(self, phase: Phase, timing: tuple[float, float, Shares], rows: int, tokens: int, context: int) -> None:
+    def _observe(
+        self,
+        phase: Phase,
+        timing: tuple[float, float, Shares],
+        sequences: int,
+        tokens: int,
+        context: int,
+        mode: Mode,
+    ) -> None:
         end, start, shares = timing
-        self._steps.append(Step(phase, end, end - start, rows, tokens, context, shares, self.mode))
+        self._steps.append(Step(phase, end, end - start, sequences, tokens, context, shares, mode))
         self._observed = Observed(tuple(self._steps), tuple(self._firsts), tuple(self._completions))
 
 

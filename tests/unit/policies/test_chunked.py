@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from semipd.core.errors import ConfigError
-from semipd.core.partition import FULL, Mode
+from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.plan import Chunk
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, WaitingSequence
@@ -64,6 +65,22 @@ def test_everybody_is_served(order: str) -> None:
     assert all(life.end_s is not None for life in world.run())
     assert {plan.mode for _, plan in world.plans} == {Mode.MIXED}
     assert max(sum(chunk.tokens for chunk in plan.prefill) for _, plan in world.plans) <= 512
+
+
+def test_in_the_kits_world_its_prompts_ride_on_decode_steps() -> None:
+    arrivals = [Arrival(0.01 * n, 300, 20) for n in range(60)]
+    world = World(Chunked({}), arrivals, Settings(limits=MIXED))
+    world.run()
+    steps = world.snapshot().observed.steps
+    assert {step.mode for step in steps} == {Mode.MIXED}
+    prompts, rows = ([step for step in steps if step.phase is phase] for phase in (Phase.PREFILL, Phase.DECODE))
+    together = {step.end_s: step.duration_s for step in rows}
+    assert len(prompts) >= 60 * 300 / 512
+    riding = [step for step in prompts if step.end_s in together]
+    assert len(riding) > len(prompts) / 2
+    assert all(together[step.end_s] == step.duration_s for step in riding)
+    moments = sorted((step.end_s - step.duration_s, step.end_s) for step in [*rows, *prompts])
+    assert all(b >= end - 1e-9 or b == a for (a, end), (b, _) in pairwise(moments)), "one pass at a time"
 
 
 def test_it_is_found_by_name_and_refuses_what_it_does_not_know() -> None:
