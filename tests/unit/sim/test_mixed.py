@@ -54,6 +54,16 @@ def test_a_batch_that_comes_after_the_next_step_was_launched_is_in_the_one_behin
     assert firsts(done) == [0.102, 0.334, 0.444, pytest.approx(0.444 + 0.01 + 0.11)]
 
 
+def test_a_long_prompt_alone_is_in_every_third_step() -> None:
+    """When a chunk is answered one step is on the device, and another is launched before the next plan is there."""
+    overheads = Overheads(0.0, turnaround_s=0.002, prepare_s=0.0, deliver_s=0.0, handover_s=0.0)
+    times = Flat()
+    done = run(mixed(), due((0.0, 100, 100), (0.205, 300, 1)), times, settings(overheads=overheads))
+    assert firsts(done) == [0.102, pytest.approx(0.224 + 3 * 0.11 + 2 * 0.02)]
+    phases = [phase for phase, _, _ in times.asked]
+    assert phases[13:20] == ["mixed", "decode", "decode", "mixed", "decode", "decode", "mixed"]
+
+
 def test_a_pass_behind_nothing_waits_for_its_preparation_and_others_do_not() -> None:
     overheads = Overheads(0.0, 0.0, prepare_s=0.004, deliver_s=0.0, handover_s=0.0)
     done = run(mixed(), due((0.0, 100, 1), (0.0, 100, 1), (0.0, 100, 1)), server=settings(overheads=overheads))
