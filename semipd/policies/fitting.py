@@ -27,24 +27,28 @@ class Seen:
     start_s: float
     company_s: float = 0.0
     """Of its duration, that the other phase computed too. Rises when a step that ran beside it ends later."""
-    weighed_in_company: bool | None = None
-    """Whether `ratio` and `small` are those in company; None: it was not weighed."""
+    company: bool = False
+    """The other phase computed for at least half of it."""
+    weighed: bool = False
+    """`ratio` and `small` are those in this company."""
     ratio: float = 0.0
     """Observed over expected, by a model without scale factors; 0: it tells nothing."""
     small: bool = False
     """A prefill batch that only its launch makes so long, it is thought."""
 
-    @property
-    def company(self) -> bool:
-        """Whether the other phase computed for at least half of it."""
-        return self.company_s >= self.step.duration_s / 2
+    def meet(self, seconds: float) -> None:
+        """The other phase computed for so long beside it."""
+        self.company_s += seconds
+        company = self.company_s >= self.step.duration_s / 2
+        if company is not self.company:
+            self.company, self.weighed = company, False
 
     def weigh(self, plain: LatencyModel) -> None:
-        self.weighed_in_company = self.company
         expected, took = expected_s(plain, self.step, self.company), self.step.duration_s
         if expected > 0 and took > 0:
             self.ratio = took / expected
             self.small = self.step.phase is Phase.PREFILL and expected <= plain.launch_s
+        self.weighed = True
 
 
 class Window:
@@ -76,8 +80,8 @@ class Window:
             if other.step.phase is not step.phase:
                 both = min(step.end_s, other.step.end_s) - max(added.start_s, other.start_s)
                 if both > 0:
-                    added.company_s += both
-                    other.company_s += both
+                    added.meet(both)
+                    other.meet(both)
         self.seen.append(added)
 
 
@@ -101,13 +105,12 @@ class Fit:
         decode: tuple[list[float], list[float]] = ([], [])
         small: list[tuple[bool, float]] = []
         for seen in reversed(self._window.seen):
-            company = seen.company
-            if seen.weighed_in_company is not company:
+            if not seen.weighed:
                 seen.weigh(self._plain)
             if seen.small:
-                small.append((company, seen.ratio))
+                small.append((seen.company, seen.ratio))
             elif seen.ratio:
-                (prefill if seen.step.phase is Phase.PREFILL else decode)[company].append(seen.ratio)
+                (prefill if seen.step.phase is Phase.PREFILL else decode)[seen.company].append(seen.ratio)
         before = self.model.scales
         launch = before.launch
         if max(map(len, prefill)) >= FEWEST:
