@@ -54,24 +54,34 @@ def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
 
 
 def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]:
-    """All that the engine can do (`limits.modes`) and the model knows of.
+    """What the engine can do (`limits.modes`) and the model knows of, as far as it may be the best.
+
+    Each way begins with what is best for one phase and goes on towards the other: splits until decode's pace is kept,
+    for those that follow leave prefill less; chunks until it is not, for larger ones only take longer.
 
     The model of mixed batches is a GPU's, where the weights are read once for both phases and arithmetic is free until
     it takes longer than that. An engine that mixes and can't take turns is a CPU: nothing is free there, each chunk
     delays each token, and no factor that is fitted to what was observed tells of it. So there it is never chosen.
     """
     for shares in SPLITS:
-        yield split_choice(model, load, shares)
+        choice = split_choice(model, load, shares)
+        yield choice
+        if choice.decode_s <= load.pace_s:
+            break
     chunks = [c for c in CHUNKS if c <= limits.max_batch_tokens] or [limits.max_batch_tokens]
     if Mode.TURNS in limits.modes:
         step = model.decode_s(load.rows, load.context_tokens)
         for chunk in chunks:
             turn = step + model.prefill_s(chunk, load.computed + chunk)
             yield Choice(FULL, Mode.TURNS, turn, chunk / turn, chunk)
+            if turn > load.pace_s:
+                break
     if {Mode.MIXED, Mode.TURNS} <= limits.modes:
         for chunk in chunks:
             took = model.mixed_s(chunk, load.computed, load.rows, load.context_tokens)
             yield Choice(FULL, Mode.MIXED, took, chunk / took, chunk)
+            if took > load.pace_s:
+                break
 
 
 def best(model: LatencyModel, load: Load, limits: Limits) -> Choice:

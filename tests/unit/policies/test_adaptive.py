@@ -13,9 +13,9 @@ from semipd.core.plan import AdmitInput
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, WaitingSequence
 from semipd.policies.adaptive import Adaptive
-from semipd.policies.choice import SPLITS, Choice, Hysteresis, Load, best, split_choice
+from semipd.policies.choice import CHUNKS, SPLITS, Choice, Hysteresis, Load, best, split_choice
 from semipd.policies.contract import Policy
-from semipd.policies.latency import LatencyModel, split
+from semipd.policies.latency import LatencyModel, Scales, split
 from semipd.policies.static import Static
 from semipd.policies.testing import Arrival, Settings, World
 from semipd.policies.testing.draws import poisson
@@ -67,6 +67,29 @@ class TestChoice:
         for pace in (0.001, 0.02, 0.06, 1.0):
             load = replace(LOAD, pace_s=pace)
             assert best(MODEL, load, on_cpu) == best(MODEL, load, SPLIT_ONLY)
+
+    def test_nothing_better_is_passed_over(self) -> None:
+        """Against every split and every chunk of turns and mixed batches, under random loads and speeds."""
+        draw = random.Random(2)
+        everything = Limits(8192, 512, frozenset(Mode))
+        for _ in range(300):
+            rows, pace = draw.randint(1, 256), draw.uniform(0.004, 0.08)
+            load = Load(rows, rows * draw.randint(50, 4000), pace, draw.randint(4, 64) * 32, draw.choice((0, 0, 3000)))
+            scales = Scales(*(draw.uniform(0.5, 2.0) for _ in range(5)))
+            model = LatencyModel(scales=scales)
+            step = model.decode_s(rows, load.context_tokens)
+            turns = [step + model.prefill_s(c, load.computed + c) for c in CHUNKS]
+            mixed = [model.mixed_s(c, load.computed, rows, load.context_tokens) for c in CHUNKS]
+            found = [split_choice(model, load, shares) for shares in SPLITS]
+            found += [Choice(FULL, Mode.TURNS, took, c / took, c) for c, took in zip(CHUNKS, turns, strict=True)]
+            found += [Choice(FULL, Mode.MIXED, took, c / took, c) for c, took in zip(CHUNKS, mixed, strict=True)]
+            chosen = best(model, load, everything)
+            keeping = [c.prefill_rate for c in found if c.decode_s <= pace]
+            if keeping:
+                assert chosen.decode_s <= pace
+                assert chosen.prefill_rate == max(keeping)
+            else:
+                assert chosen.decode_s == min(c.decode_s for c in found)
 
     def test_turns_are_no_longer_than_the_pace(self) -> None:
         chosen = best(MODEL, replace(LOAD, pace_s=0.06), Limits(8192, 512, frozenset({Mode.SPLIT, Mode.TURNS})))
