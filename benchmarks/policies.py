@@ -9,7 +9,8 @@
 A case is POLICY[:TRACE,...[:SLO,...[:RATE,...]]]; what is left out is every trace, both SLOs, the usual rates. Its
 rates are run rising, until less than 60 % of the requests are inside their SLO. Requests carry the SLO that they are
 held to: the trace's own is tight, loose is 10/7.5 of it. Each run begins with a new policy object, so it does not
-matter what ran before; a policy that learns does so within the run.
+matter what ran before; a policy that learns does so within the run. Before its first run a policy gets a few requests
+that don't count: what its mode compiles when it is first used is there then.
 
 After its arrivals a run waits --drain seconds for answers; what has not ended by then is a miss, in an overload many.
 `on_pace` in a run counts those of them that were inside their SLO until then: were it much of a run, wait longer.
@@ -28,7 +29,8 @@ import asyncio
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ from figures.cases import (  # noqa: E402
     TINY_RATES,
     TRACES,
     Case,
+    Contender,
     cases,
     default_cases,
     listed,
@@ -53,9 +56,11 @@ from figures.cases import (  # noqa: E402
     trace_for,
 )
 from figures.goodput import HOPELESS, said, summary  # noqa: E402
+from figures.load import settings_for, trace_arrivals  # noqa: E402
 from figures.scale import FULL, TINY, Scale  # noqa: E402
 from figures.sheet import Sheet, attained, goodput_of, sheets  # noqa: E402
 
+from semipd.bench.drive import drive, look  # noqa: E402
 from semipd.bench.plain import to_plain  # noqa: E402
 from semipd.bench.records import UNFINISHED, RequestRecord  # noqa: E402
 from semipd.bench.report import RunReport  # noqa: E402
@@ -69,6 +74,8 @@ BETWEEN_S = 3.0
 """To start load processes and to swap the policy, about."""
 RESERVE_S = 15.0
 """Of the whole time, kept to stop the server and print the table."""
+TRIED_S, TRIED_RATE, TRIED_TOKENS = 1.5, 20.0, 48
+"""Of the requests that a policy gets before its first run."""
 STUCK_S = 40.0
 """Beyond arrivals and drain, until a run is given up."""
 
@@ -85,7 +92,7 @@ def main() -> int:
 
 
 def measure(given: argparse.Namespace) -> int:
-    end = time.monotonic() + given.budget
+    end = time.monotonic() + given.budget - RESERVE_S
     scale: Scale = TINY if given.tiny else FULL
     out: Path = given.out or RESULTS
     out.mkdir(parents=True, exist_ok=True)
@@ -93,69 +100,99 @@ def measure(given: argparse.Namespace) -> int:
     seconds = (dict(scale.run_s) if given.tiny else SECONDS) | dict(given.seconds)
     sheet = Sheet.read([] if given.again else sheets([out]))
     sheet.open_session({"name": scale.name, "server": scale.server, "serve": given.serve, "clients": given.clients})
-    failed = False
     with (
         tempfile.TemporaryDirectory() as folder,
         Bench(scale, out, wishes(asked, given.serve), given.seed, given.clients) as bench,
     ):
-        for case in asked:
-            failed |= not run_case(case, bench, sheet, seconds[case.trace], given.drain, end - RESERVE_S, Path(folder))
+        comparison = Comparison(bench, sheet, seconds, given.drain, end, Path(folder))
+        fine = [comparison.run(case) for case in asked]
     table = shown(sheet)
     if given.tiny:
         table.title = "a small model on this machine's CPUs: that there are figures is all that these say"
     Console(width=150).print(table)
     print(sheet.save(out))
-    return int(failed)
+    return int(not all(fine))
 
 
-def run_case(case: Case, bench: Bench, sheet: Sheet, seconds: float, drain_s: float, end: float, folder: Path) -> bool:
-    """Its rates, rising. Whether none of them failed."""
-    for rate in case.rates:
-        there = sheet.done(case, rate, seconds, bench.seed)
-        if there is not None:
-            print(f"{case.label} at {rate:g}/s: there already", flush=True)
-        else:
-            left = end - time.monotonic()
-            if left < seconds + drain_s + BETWEEN_S:
+@dataclass
+class Comparison:
+    """Case after case on one server. Times in seconds; `end` is of time.monotonic()."""
+
+    bench: Bench
+    sheet: Sheet
+    seconds: Mapping[str, float]
+    """Of arrivals, by trace."""
+    drain_s: float
+    end: float
+    folder: Path
+    """For traces."""
+    warm: set[tuple[str, Contender]] = field(default_factory=set)
+    """What was tried out already: the server by its address, and the policy."""
+
+    def run(self, case: Case) -> bool:
+        """Its rates, rising. Whether none of them failed."""
+        seconds = self.seconds[case.trace]
+        for rate in case.rates:
+            there = self.sheet.done(case, rate, seconds, self.bench.seed)
+            left = self.end - time.monotonic()
+            if there is not None:
+                print(f"{case.label} at {rate:g}/s: there already", flush=True)
+            elif left < seconds + self.drain_s + BETWEEN_S:
                 print(f"{case.label} at {rate:g}/s: left out, the time is over", flush=True)
                 return True
-            try:
-                with limit(min(left, bench.scale.start_s + seconds + drain_s + STUCK_S)):
-                    report = one(case, rate, bench, seconds, drain_s, folder)
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except Exception as error:
-                sheet.fail(case, rate, described(error))
-                sheet.save(bench.out)
-                print(f"{case.label} at {rate:g}/s: FAILED: {described(error)}", flush=True)
-                return False
-            there = told(report, case)
-            sheet.add(case, drain_s, there)
-            sheet.save(bench.out)
-            print(f"{case.contender.label}, {case.slo}: {said(report)}", flush=True)
-        if there["score"]["attainment"] < HOPELESS:
-            break
-    return True
+            else:
+                try:
+                    with limit(min(left, self.bench.scale.start_s + seconds + self.drain_s + STUCK_S)):
+                        there = self._one(case, rate)
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except Exception as error:
+                    self.sheet.fail(case, rate, described(error))
+                    self.sheet.save(self.bench.out)
+                    print(f"{case.label} at {rate:g}/s: FAILED: {described(error)}", flush=True)
+                    return False
+            if there["score"]["attainment"] < HOPELESS:
+                break
+        return True
+
+    def _one(self, case: Case, rate: float) -> dict[str, Any]:
+        """A run under a new policy object, saved. A policy that the server replaced meanwhile makes it invalid."""
+        bench = self.bench
+        served, admin = bench.server(case.label)
+        wish = bench.wanted(case.label)
+        if (served.address, case.contender) not in self.warm:
+            asyncio.run(try_out(served.target, bench.scale, bench.clients))
+            self.warm.add((served.address, case.contender))
+        admin.set_policy(wish.policy, wish.policy_options)
+        settings = RunSettings(
+            *(served.target, trace_for(case.trace, case.slo, self.folder), rate, self.seconds[case.trace]),
+            seed=bench.seed,
+            clients=bench.clients,
+            scale=bench.scale.traces,
+            drain_s=self.drain_s,
+        )
+        report = asyncio.run(run(settings))
+        report = replace(report, settings=replace(settings, trace=case.trace))
+        ran = admin.info().policy
+        if ran != wish.policy:
+            replaced = f"the server replaced the policy by {ran}; see its log"
+            report = replace(report, problems=(*report.problems, replaced))
+        found = told(report, case)
+        self.sheet.add(case, self.drain_s, found)
+        self.sheet.save(bench.out)
+        print(f"{case.contender.label}, {case.slo}: {said(report)}", flush=True)
+        return found
 
 
-def one(case: Case, rate: float, bench: Bench, seconds: float, drain_s: float, folder: Path) -> RunReport:
-    """A run under a new policy object. A policy that the server replaced while it ran makes the run invalid."""
-    served, admin = bench.server(case.label)
-    wish = bench.wanted(case.label)
-    admin.set_policy(wish.policy, wish.policy_options)
-    settings = RunSettings(
-        *(served.target, trace_for(case.trace, case.slo, folder), rate, seconds),
-        seed=bench.seed,
-        clients=bench.clients,
-        scale=bench.scale.traces,
-        drain_s=drain_s,
-    )
-    report = asyncio.run(run(settings))
-    report = replace(report, settings=replace(settings, trace=case.trace))
-    ran = admin.info().policy
-    if ran == wish.policy:
-        return report
-    return replace(report, problems=(*report.problems, f"the server replaced the policy by {ran}; see its log"))
+async def try_out(target: str, scale: Scale, clients: int | None) -> None:
+    """A few requests under the policy that is there, so that what its mode compiles or allocates when it is first used
+    is there when it counts. Short outputs: it is over soon."""
+    due = [
+        replace(arrival, entry=replace(arrival.entry, output_len=min(arrival.entry.output_len, TRIED_TOKENS)))
+        for arrival in trace_arrivals(scale, "mixed", TRIED_RATE, TRIED_S, 99)
+    ]
+    settings = settings_for(target, TRIED_S, clients, "mixed", TRIED_RATE, 99)
+    await drive(settings, await look(settings), due)
 
 
 def told(report: RunReport, case: Case) -> dict[str, Any]:
