@@ -21,7 +21,7 @@ from semipd.bench.settings import RunSettings
 from semipd.sim.profile import SHIPPED, load_profile
 from semipd.sim.run import Laboratory, simulate
 
-POLICIES = ("fcfs", "static:mode=turns,chunk=1024", "static:prefill=64,decode=36", "semi-pd", "adaptive")
+POLICIES = ("fcfs", "static:mode=turns,chunk=1024", "static:prefill=64,decode=36", "semi-pd", "chunked", "adaptive")
 
 
 def main() -> None:
