@@ -27,7 +27,7 @@ log = structlog.get_logger()
 REPLACEMENT_BUDGET_S = 0.7
 """For graphs, where requests wait for this worker; the rest comes when it is idle."""
 SPARE_BUDGET_S = 0.001
-"""One graph at a time, some ten milliseconds: a request that comes meanwhile waits no longer than that."""
+"""One graph at a time, some tens of milliseconds: a request that comes meanwhile waits no longer than that."""
 
 TURN_LIMIT_S = 0.25
 """Longer than any pass that a policy would plan where the phases take turns."""
@@ -67,15 +67,16 @@ class OnGpu:
         self._batch = None
         if role is Role.DECODE:
             self._batch = self.engine.decode_batch(self.room.tokens if self.room else 0)
-        self._captured = self.engine.open_prefill() if self._batch is None else self._batch
+        opened = self.engine.open_prefill() if self._batch is None else self._batch
+        self._capture = opened.capture
         self._busy: bool | None = None
         self._change = self._control.split().change
         budget_s = REPLACEMENT_BUDGET_S if appoint.replacement else config.capture_budget_s
         start = time.monotonic()
-        self._captured.warm()
-        self._captured.graphs.capture(budget_s, progress)
-        graphs = self._captured.graphs
-        log.info("graphs captured", graphs=graphs.captured, of=graphs.total, seconds=time.monotonic() - start)
+        opened.warm()
+        self._capture.run(budget_s, progress)
+        captured, total = self._capture.captured, self._capture.total
+        log.info("graphs captured", graphs=captured, of=total, seconds=time.monotonic() - start)
 
     def batch(self) -> Batch:
         """The decode worker's one."""
@@ -120,8 +121,8 @@ class OnGpu:
         """Shares of a GPU come by the control block, or with the appointment."""
 
     def has_spare_work(self) -> bool:
-        return self._captured.graphs.captured < self._captured.graphs.total
+        return self._capture.captured < self._capture.total
 
     def do_spare_work(self) -> None:
         if self.has_spare_work():
-            self._captured.graphs.capture(SPARE_BUDGET_S)
+            self._capture.run(SPARE_BUDGET_S)

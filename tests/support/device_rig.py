@@ -69,8 +69,8 @@ class Rig:
         self.engine = _engine(self.model, self.weights, self.pool, self.limits)
         self.batch = self.engine.decode_batch()
         if capture and device.type == "cuda":
-            self.engine.open_prefill().graphs.capture(CAPTURE_S)
-            self.batch.graphs.capture(CAPTURE_S)
+            self.engine.open_prefill().capture.run(CAPTURE_S)
+            self.batch.capture.run(CAPTURE_S)
         self.answers: dict[int, Answer] = {}
         """By lease, which is never used twice."""
         self.pulses = 0

@@ -93,7 +93,12 @@ def mixed_step_ms(
         engine.use_sms(sms)
         draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=100), (), ())
         ids = np.random.default_rng(2).integers(0, 1000, tokens).tolist()
-        return _between_ms(engine, batch, steps, [PrefillItem(rows, ids, start, free, draw, start + tokens)])
+        prompts = [PrefillItem(rows, ids, start, free, draw, start + tokens)]
+        assert batch.mixed is not None
+        bucket = batch.mixed.bucket(rows, prompts)
+        if bucket is not None:
+            batch.mixed.graphs.capture_one(bucket, engine.lanes.current)
+        return _between_ms(engine, batch, steps, prompts)
     finally:
         empty_batch(engine)
 

@@ -27,6 +27,14 @@ Said = dict[str, npt.NDArray[Any]]
 
 NO_ROWS = np.empty(0, np.int64)
 
+GRAPH_PROMPTS = 64
+"""Prompts in a captured pass, at most."""
+GRAPH_CONTEXT = 4
+"""The prompts of a captured pass attend to so many times their tokens, at most: beyond, the faster attention counts for
+more than the launches do."""
+FEW_TOKENS = 256
+"""Fewer than these count as so many: launches would take longer than any attention."""
+
 
 class Chunks:
     """For passes of at most so many tokens, prompts and pages.
@@ -72,7 +80,7 @@ class Chunks:
             say["pages"][pages : pages + len(table)] = table
             for offset in range(0, count, prefill_attention.QUERY_BLOCK):
                 size = min(prefill_attention.QUERY_BLOCK, count - offset)
-                say["blocks"][:4, blocks] = first + offset, size, start + offset, pages
+                say["blocks"][:4, blocks] = mine.start + offset, size, start + offset, pages
                 blocks += 1
             pages += len(table)
             first += count
@@ -83,14 +91,29 @@ class Chunks:
 
     # --- how they are computed --------------------------------------------------------------------------------------
 
-    def attention(self, items: Sequence[PrefillItem], given: Given) -> Attend:
-        """Over the items' queries alone, wherever in the pass their tokens lie."""
-        if self._flashinfer is not None:
-            return self._flashinfer.plan(items, given["pages"], self._forward.pool)
-        return self.triton(sum(-(-len(item.tokens) // prefill_attention.QUERY_BLOCK) for item in items), given)
+    def attention(self, items: Sequence[PrefillItem], given: Given, begin: int = 0) -> Attend:
+        """For the items' queries, from place `begin` of the pass on and to its end."""
+        if self._flashinfer is None:
+            return self._triton(sum(-(-len(item.tokens) // prefill_attention.QUERY_BLOCK) for item in items), given)
+        own = self._flashinfer.plan(items, given["pages"], self._forward.pool)
+        if not begin:
+            return own
+        return lambda index, queries, out: own(index, queries[begin:], out[begin:])
 
-    def triton(self, most_blocks: int, given: Given) -> Attend:
-        """Capturable: the same launch for any prompts of at most so many blocks."""
+    def capturable(self, items: Sequence[PrefillItem]) -> bool:
+        """Whether `captured_attention`, and the common rotation, are right for them."""
+        tokens = sum(len(item.tokens) for item in items)
+        attended = sum(item.start + len(item.tokens) for item in items)
+        few = len(items) <= GRAPH_PROMPTS and attended <= GRAPH_CONTEXT * max(tokens, FEW_TOKENS)
+        return few and not self._needs_own_rotation(items)
+
+    def captured_attention(self, tokens: int, given: Given) -> Attend:
+        """The same launches for any items that are `capturable` and of so many tokens at most, wherever in the pass
+        they lie."""
+        return self._triton(tokens // prefill_attention.QUERY_BLOCK + min(tokens, GRAPH_PROMPTS), given)
+
+    def _triton(self, most_blocks: int, given: Given) -> Attend:
+        """At most so many blocks. Where each lies in the pass, the command says."""
         forward = self._forward
         tables = given["pages"].view(-1, 1)  # a block names the place of its prompt's first page
 

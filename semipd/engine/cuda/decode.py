@@ -22,7 +22,7 @@ from semipd.engine.cuda.chunks import Chunks, prompt_outcomes
 from semipd.engine.cuda.command import Command
 from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules, columns, outcome
 from semipd.engine.cuda.forward import Fed, Forward, Rotation
-from semipd.engine.cuda.graphs import Graphs
+from semipd.engine.cuda.graphs import Capture, Graphs
 from semipd.engine.cuda.kernels import decode_attention
 from semipd.engine.cuda.lanes import Lanes
 from semipd.engine.cuda.mixed import MixedSteps
@@ -90,12 +90,17 @@ class CudaDecodeBatch:
         self._tokens = torch.zeros(most_rows, dtype=torch.int32, device=device)
         self._slots_fed = torch.full((most_rows,), -1, dtype=torch.int32, device=device)
         self._drawer = Drawer(model.vocab_size, forward.rows, device)
-        self._mixed: MixedSteps | None = None
+        self.graphs = Graphs(lanes, buckets_for(most_rows), self._launch_forward, self._say_nothing)
+        """Of steps without prompts."""
+        kinds = [self.graphs]
+        self.mixed: MixedSteps | None = None
         if chunks is not None:
             rows = self._device_rows
-            self._mixed = MixedSteps(forward, rotation, rows, chunks, self._tables, self._drawer, most_rows)
+            self.mixed = MixedSteps(forward, rotation, lanes, rows, chunks, self._tables, self._drawer, most_rows)
+            kinds.append(self.mixed.graphs)
+        # Those of mixed passes come before the lanes that share the device: they are few, and more launches are saved.
+        self.capture = Capture(kinds)
         self._prompt_outcomes: list[PromptOutcomes] = []
-        self.graphs = Graphs(lanes, buckets_for(most_rows), self._launch_forward, self._say_nothing)
         self._free_slots = list(range(slots))[::-1]
         self._row: dict[int, Row] = {}
         self._rows: list[Row] = []
@@ -261,17 +266,17 @@ class CudaDecodeBatch:
         return True
 
     def _launch_mixed(self, prompts: Sequence[PrefillItem]) -> bool:
-        if self._mixed is None:
+        if self.mixed is None:
             raise ValueError("the batch is made for no prompts")
         for item in prompts:
             if item.lease in self._row:
                 raise ValueError(f"lease {item.lease} is in the batch")
-        self._mixed.check(prompts)
+        self.mixed.check(prompts)
         self._prepared = None
         places = self._ready()
         with self._lanes.on():
             self._tables.send()
-            drawn, rules = self._mixed.launch(self._columns, places, self._special(places), prompts)
+            drawn, rules = self.mixed.launch(self._columns, places, self._special(places), prompts)
             self._fly(places, drawn, prompts, rules)
         return True
 
@@ -326,8 +331,8 @@ class CudaDecodeBatch:
             self._tables.warm()
             self.graphs.run(self.graphs.least)
             self._drawer.draw(self._forward.logits[:1], given["rows"][:1], given, [], self._tables.fed)
-            if self._mixed is not None:
-                self._mixed.warm()
+            if self.mixed is not None:
+                self.mixed.warm()
             self._lanes.stream.synchronize()
 
     def _say_nothing(self) -> None:

@@ -9,12 +9,12 @@ import torch
 
 from semipd.core.config import MIXED_PROMPTS, PAGE_SIZE
 from semipd.core.model import ModelConfig
-from semipd.engine.cuda.chunks import Chunks
+from semipd.engine.cuda.chunks import GRAPH_PROMPTS, Chunks
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import Forward, rotation_table
 from semipd.engine.cuda.lanes import Lanes, Side
-from semipd.engine.cuda.prefill import GRAPH_PROMPTS, CudaPrefill
+from semipd.engine.cuda.prefill import CudaPrefill
 from semipd.engine.decoder import Pulse
 from semipd.engine.flashinfer_kernels import Kernel, KernelError, load, ready_kernel
 from semipd.engine.outcome import Failed, Sampled

@@ -102,22 +102,29 @@ class Forward:
 
         `logits`: a buffer to use instead, for more rows than `rows`.
         """
+        self.begin(fed, rotation, attend)
+        return self.end(len(fed.tokens), wanted, logits)
+
+    def begin(self, fed: Fed, rotation: Rotation, attend: Attend) -> None:
+        """The pass up to its last attention: all in which tokens need one another. To be followed by `end`."""
         count = len(fed.tokens)
         x, attended = self._x[:count], self._attended[:count]
         torch.index_select(self._embed, 0, fed.tokens, out=x)
-        for index in range(len(self.layers) - 1):
+        last = len(self.layers) - 1
+        for index in range(last):
             self._attend(index, x, fed, rotation, attend, attended)
             self._finish(index, x, attended.flatten(1))
-        last = len(self.layers) - 1
         self._attend(last, x, fed, rotation, attend, attended)
-        if wanted is None:
-            flat = attended.flatten(1)
-        else:  # from here on each token is computed for itself
+
+    def end(self, count: int, wanted: torch.Tensor | None, logits: torch.Tensor | None = None) -> torch.Tensor:
+        """As `run`, of the `count` first tokens of what began."""
+        x, flat = self._x[:count], self._attended[:count].flatten(1)
+        if wanted is not None:
             rows = len(wanted)
+            torch.index_select(x, 0, wanted, out=self._last_x[:rows])
+            torch.index_select(flat, 0, wanted, out=self._last_attended[:rows])
             x, flat = self._last_x[:rows], self._last_attended[:rows]
-            torch.index_select(self._x[:count], 0, wanted, out=x)
-            torch.index_select(attended.flatten(1), 0, wanted, out=flat)
-        self._finish(last, x, flat)
+        self._finish(len(self.layers) - 1, x, flat)
         normed = self._normed[: len(x)]
         rms_norm(x, self._norm, self.model.rms_norm_eps, normed)
         out = (self.logits if logits is None else logits)[: len(x)]

@@ -24,13 +24,15 @@ class Graphs:
         buckets: Sequence[int],
         work: Callable[[int], None],
         say_nothing: Callable[[], None],
+        choices: Sequence[int] | None = None,
     ) -> None:
         """`say_nothing` sends a command of padding alone: what is launched to warm up and to capture touches no
-        sequence."""
+        sequence. `choices`: SMs of the lanes that they are for; None: of all lanes."""
         self._lanes = lanes
         self._buckets = sorted(buckets)
         self._work = work
         self._say_nothing = say_nothing
+        self._choices = sorted(lanes.choices() if choices is None else choices, reverse=True)
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._warm: set[tuple[int, int]] = set()
 
@@ -44,6 +46,10 @@ class Graphs:
         """The smallest bucket."""
         return self._buckets[0]
 
+    def ready(self, bucket: int) -> bool:
+        """Whether it is captured for the current lane."""
+        return (bucket, self._lanes.current) in self._graphs
+
     def run(self, bucket: int) -> None:
         """On the current lane, in its stream."""
         graph = self._graphs.get((bucket, self._lanes.current))
@@ -54,41 +60,23 @@ class Graphs:
 
     @property
     def total(self) -> int:
-        return len(self._buckets) * len(self._lanes.choices())
+        return len(self._buckets) * len(self._choices)
 
     @property
     def captured(self) -> int:
         return len(self._graphs)
 
     def missing(self) -> list[tuple[int, int]]:
-        """(bucket, SMs): first those on all SMs, every second bucket before the ones between."""
+        """(bucket, SMs): first those on most SMs, every second bucket before the ones between."""
         order = self._buckets[::-1][::2] + self._buckets[::-1][1::2]
-        lanes = sorted(self._lanes.choices(), reverse=True)
-        return [(b, sms) for sms in lanes for b in order if (b, sms) not in self._graphs]
-
-    def capture(self, budget_s: float, progress: Progress = lambda done, total: None) -> None:
-        """As many as fit into so many seconds. No other work of this process may be on the device."""
-        self._say_nothing()
-        until = time.monotonic() + budget_s
-        enabled = gc.isenabled()
-        gc.disable()  # a collection while a stream is captured could free device memory, which ends the capture
-        try:
-            for bucket, sms in self.missing():
-                if time.monotonic() >= until:
-                    return
-                self._capture(bucket, sms)
-                progress(self.captured, self.total)
-        finally:
-            if enabled:
-                gc.enable()
+        return [(b, sms) for sms in self._choices for b in order if (b, sms) not in self._graphs]
 
     def capture_one(self, bucket: int, sms: int) -> None:
-        """That one, where it is not captured; as `capture`."""
-        if (bucket, sms) not in self._graphs:
-            self._say_nothing()
-            self._capture(bucket, sms)
-
-    def _capture(self, bucket: int, sms: int) -> None:
+        """That one, where it is not captured and is one of these. No other work of this process may be on the
+        device."""
+        if sms not in self._choices or (bucket, sms) in self._graphs:
+            return
+        self._say_nothing()
         back = self._lanes.current
         self._lanes.use(sms)
         with self._lanes.on():
@@ -98,11 +86,47 @@ class Graphs:
                     self._work(bucket)
                     self._warm.add(kind)
             self._lanes.stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self._work(bucket)
-            finally:
-                graph.capture_end()
-        self._graphs[bucket, sms] = graph
+            self._graphs[bucket, sms] = record(lambda: self._work(bucket))
         self._lanes.use(back)
+
+
+class Capture:
+    """The capture of several kinds of passes, in one order: what runs on the whole device first, kind after kind."""
+
+    def __init__(self, kinds: Sequence[Graphs]) -> None:
+        self._kinds = kinds
+
+    @property
+    def total(self) -> int:
+        return sum(graphs.total for graphs in self._kinds)
+
+    @property
+    def captured(self) -> int:
+        return sum(graphs.captured for graphs in self._kinds)
+
+    def run(self, budget_s: float, progress: Progress = lambda done, total: None) -> None:
+        """As many as fit into so many seconds. No other work of this process may be on the device."""
+        until = time.monotonic() + budget_s
+        missing = [(graphs, bucket, sms) for graphs in self._kinds for bucket, sms in graphs.missing()]
+        for graphs, bucket, sms in sorted(missing, key=lambda one: -one[2]):  # stable: what is of one lane stays so
+            if time.monotonic() >= until:
+                return
+            graphs.capture_one(bucket, sms)
+            progress(self.captured, self.total)
+
+
+def record(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """What `work` launches on the current stream, none of which is run."""
+    enabled = gc.isenabled()
+    gc.disable()  # a collection while a stream is captured could free device memory, which ends the capture
+    try:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            work()
+        finally:
+            graph.capture_end()
+    finally:
+        if enabled:
+            gc.enable()
+    return graph

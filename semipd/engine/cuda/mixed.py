@@ -2,8 +2,9 @@
 arXiv 2403.02310).
 
 The rows come first, then the chunks, token after token. All products are over both; attention is the decode kernel for
-the rows and prefill's for the chunks, into one buffer. Launched kernel by kernel: a pass of so many tokens takes the
-device longer than its launches take the CPU, which is one step ahead.
+the rows and prefill's for the chunks, into one buffer. The launches of a pass of few tokens would take the CPU longer
+than the pass takes the device: it is a graph by its total of tokens, in which any rows and chunks find place, padded.
+Others are launched kernel by kernel, without padding and with FlashInfer's attention where there is its kernel.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import numpy.typing as npt
 import torch
 
 from semipd.core.config import PAGE_SIZE
-from semipd.engine.cuda.chunks import Chunks, fill_draws, special_draws
+from semipd.engine.cuda.chunks import Chunks, Said, fill_draws, special_draws
 from semipd.engine.cuda.command import Command
 from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules
 from semipd.engine.cuda.forward import Attend, Fed, Forward, Rotation
+from semipd.engine.cuda.graphs import Graphs
+from semipd.engine.cuda.lanes import Lanes
 from semipd.engine.cuda.rows import Rows
 from semipd.engine.cuda.tables import Tables
 from semipd.engine.prompts import PrefillItem
 
+BUCKETS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024)
+"""Tokens of a captured pass. With more, the device takes longer than the launches."""
 WARM_TOKENS = 2048
 
 Special = list[tuple[int, int, Rules]]
@@ -36,14 +41,15 @@ class MixedSteps:
         self,
         forward: Forward,
         rotation: Rotation,
+        lanes: Lanes,
         rows: Rows,
         chunks: Chunks,
         tables: Tables,
         drawer: Drawer,
         most_rows: int,
     ) -> None:
-        self._forward, self._rotation, self._rows, self._chunks = forward, rotation, rows, chunks
-        self._tables, self._drawer = tables, drawer
+        self._forward, self._rotation, self._lanes, self._rows, self._chunks = forward, rotation, lanes, rows, chunks
+        self._tables, self._drawer, self._most_rows = tables, drawer, most_rows
         tokens, places = most_rows + chunks.most_tokens, most_rows + chunks.most_prompts
         self._command = Command(
             {
@@ -58,6 +64,10 @@ class MixedSteps:
             },
             forward.pool.device,
         )
+        largest = min(BUCKETS[-1], tokens)
+        buckets = [*(bucket for bucket in BUCKETS if bucket < largest), largest]
+        # The other phase has nothing to do where its prompts are inside steps: they have the whole device.
+        self.graphs = Graphs(lanes, buckets, self._begin_captured, self._say_nothing, choices=[lanes.all])
 
     def check(self, prompts: Sequence[PrefillItem]) -> None:
         """Raises ValueError where a step has no room for so many."""
@@ -71,6 +81,12 @@ class MixedSteps:
         ):
             if count > most:
                 raise ValueError(f"a step of {count} {what}, at most {most} fit")
+
+    def bucket(self, rows: int, prompts: Sequence[PrefillItem]) -> int | None:
+        """Of the graph that such a pass takes, where it is captured; None: it is launched kernel by kernel."""
+        if not self._chunks.capturable(prompts):
+            return None
+        return self.graphs.bucket(rows + sum(len(item.tokens) for item in prompts))
 
     def launch(
         self,
@@ -88,28 +104,33 @@ class MixedSteps:
         rules = [self._rules(item) for item in draws]
         count = len(places)
         rotation = self._chunks.own_rotation(prompts, columns["context"][places])
-        pages = self._fill(columns, places, prompts, draws, rules, own_rotation=rotation is not None)
+        bucket = self.bucket(count, prompts)
+        if bucket is not None and not self.graphs.ready(bucket):
+            bucket = None  # without its graph, padding is nothing but a burden
+        tokens = count + sum(len(item.tokens) for item in prompts)
+        pages = self._fill(columns, places, prompts, draws, rules, bucket or tokens, own_rotation=rotation is not None)
         self._command.send(pages)
-        drawn = self._run(
-            prompts, count, len(draws), rotation or self._rotation, [*special, *special_draws(draws, rules, count)]
-        )
+        if bucket is None:
+            self._begin(prompts, count, tokens, rotation or self._rotation)
+        else:
+            self.graphs.run(bucket)
+        drawn = self._end(tokens, count + len(draws), [*special, *special_draws(draws, rules, count)])
         for each in rules:
             self._drawer.forget(each.history)  # the next pass comes after this one on the device
         return drawn, rules
 
     def warm(self) -> None:
-        """Compiles and loads what is launched. Touches no sequence; reads page 0, and writes nowhere."""
+        """Compiles and loads what is launched, captured or not. Touches no sequence; reads page 0, and writes
+        nowhere."""
         tokens = min(self._chunks.most_tokens, WARM_TOKENS)
         nobody = PrefillItem(0, [0] * tokens, 0, np.zeros(-(-tokens // PAGE_SIZE), np.int32))
         say = self._command.next()
-        pages, _ = self._chunks.fill(say, [nobody], 1)
-        self._rows.fill_nothing(say)
-        for name in ("tokens", "positions", "wanted", *COLUMNS):
-            say[name][:] = 0
+        self._fill_nothing(say)
+        self._chunks.fill(say, [nobody], 1)
         say["slots"][:] = -1
-        say["history"][:] = -1
-        self._command.send(pages)
-        self._run([nobody], 1, 1, self._rotation, [])
+        self._command.send()
+        self._begin([nobody], 1, 1 + tokens, self._rotation)
+        self._end(1 + tokens, 2, [])
 
     # --- what the device is told ------------------------------------------------------------------------------------
 
@@ -120,10 +141,11 @@ class MixedSteps:
         prompts: Sequence[PrefillItem],
         draws: Sequence[PrefillItem],
         rules: Sequence[Rules],
+        padded: int,
         *,
         own_rotation: bool,
     ) -> int:
-        """How many page numbers the prompts have."""
+        """The command for a pass padded to so many tokens; how many page numbers the prompts have."""
         say, count = self._command.next(), len(places)
         self._rows.fill(say, columns, places)
         # The rows' tokens and slots are on the device alone: `Rows.feed` puts them there.
@@ -131,11 +153,27 @@ class MixedSteps:
         say["slots"][:count] = -1
         say["positions"][:count] = np.arange(count) if own_rotation else columns["context"][places]
         pages, lasts = self._chunks.fill(say, prompts, count)
+        tokens = count + sum(len(item.tokens) for item in prompts)
+        for name, nothing in (("tokens", 0), ("positions", 0), ("slots", -1)):
+            say[name][tokens:padded] = nothing
         say["wanted"][:] = 0
         say["wanted"][:count] = np.arange(count)
         say["wanted"][count : count + len(lasts)] = lasts
         fill_draws(say, count, draws, rules)
         return pages
+
+    def _fill_nothing(self, say: Said) -> None:
+        self._rows.fill_nothing(say)
+        for name in ("tokens", "positions", "wanted", "count", "pages", *COLUMNS):
+            say[name][:] = 0
+        say["slots"][:] = -1
+        say["history"][:] = -1
+
+    def _say_nothing(self) -> None:
+        """A command of padding alone: what is launched to warm up and to capture touches no sequence."""
+        self._fill_nothing(self._command.next())
+        with self._lanes.on():
+            self._command.send()
 
     def _rules(self, item: PrefillItem) -> Rules:
         assert item.draw is not None
@@ -144,30 +182,35 @@ class MixedSteps:
 
     # --- how it is computed -----------------------------------------------------------------------------------------
 
-    def _run(
-        self, prompts: Sequence[PrefillItem], rows: int, draws: int, rotation: Rotation, special: Special
-    ) -> Drawn | None:
+    def _begin_captured(self, bucket: int) -> None:
+        """What is captured: from the command to the last attention, for any rows and prompts of so many tokens."""
         given = self._command.device
-        end = rows + sum(len(item.tokens) for item in prompts)
-        if rows:
-            self._rows.feed(given, given["tokens"][:rows], given["slots"][:rows])
-        fed = Fed(given["tokens"][:end], given["positions"][:end], given["slots"][:end])
-        drawn = rows + draws
+        places = min(bucket, self._most_rows)
+        self._begin_with(self._chunks.captured_attention(bucket, given), places, bucket, self._rotation)
+
+    def _begin(self, prompts: Sequence[PrefillItem], rows: int, tokens: int, rotation: Rotation) -> None:
+        attend = self._chunks.attention(prompts, self._command.device, rows)
+        self._begin_with(attend, rows, tokens, rotation)
+
+    def _begin_with(self, of_chunks: Attend, places: int, tokens: int, rotation: Rotation) -> None:
+        """`places`: the first ones, among which are all rows; the others have their tokens from the command."""
+        given, attend = self._command.device, of_chunks
+        if places:
+            self._rows.feed(given, given["tokens"][:places], given["slots"][:places], pad=False)
+            of_rows = self._rows.attention(given, places)
+
+            def attend(index: int, queries: torch.Tensor, out: torch.Tensor) -> None:
+                of_rows(index, queries[:places], out[:places])
+                of_chunks(index, queries, out)
+
+        fed = Fed(given["tokens"][:tokens], given["positions"][:tokens], given["slots"][:tokens])
+        self._forward.begin(fed, rotation, attend)
+
+    def _end(self, tokens: int, drawn: int, special: Special) -> Drawn | None:
+        """From the last attention to what is drawn: few launches, for as many places as there are."""
+        given = self._command.device
         # One row is computed where nothing is sampled: the last layer has nothing else to do with the others.
-        wanted = given["wanted"][: max(1, drawn)]
-        logits = self._forward.run(fed, rotation, self._attention(prompts, rows), wanted)
+        logits = self._forward.end(tokens, given["wanted"][: max(1, drawn)])
         if not drawn:
             return None
         return self._drawer.draw(logits, given["rows"][:drawn], given, special, self._tables.fed)
-
-    def _attention(self, prompts: Sequence[PrefillItem], rows: int) -> Attend:
-        chunks = self._chunks.attention(prompts, self._command.device)
-        if not rows:
-            return chunks
-        own = self._rows.attention(self._command.device, rows)
-
-        def attend(index: int, queries: torch.Tensor, out: torch.Tensor) -> None:
-            own(index, queries[:rows], out[:rows])
-            chunks(index, queries[rows:], out[rows:])
-
-        return attend

@@ -15,12 +15,11 @@ import numpy.typing as npt
 import torch
 
 from semipd.core.config import PAGE_SIZE
-from semipd.engine.cuda.chunks import Chunks, fill_draws, prompt_outcomes, special_draws
+from semipd.engine.cuda.chunks import GRAPH_PROMPTS, Chunks, fill_draws, prompt_outcomes, special_draws
 from semipd.engine.cuda.command import Command
 from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules
 from semipd.engine.cuda.forward import Attend, Fed, Forward, Rotation
-from semipd.engine.cuda.graphs import Graphs
-from semipd.engine.cuda.kernels import prefill_attention
+from semipd.engine.cuda.graphs import Capture, Graphs
 from semipd.engine.cuda.lanes import Lanes
 from semipd.engine.cuda.waiting import wait_for
 from semipd.engine.decoder import Pulse
@@ -30,10 +29,6 @@ from semipd.engine.prompts import PrefillItem
 BUCKETS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Tokens of a captured pass."""
 WARM_TOKENS = 2048
-GRAPH_PROMPTS = 64
-"""Prompts in a captured pass, at most."""
-GRAPH_CONTEXT = 4
-"""A captured pass attends to so many times its tokens, at most: beyond, the faster attention counts for more."""
 
 
 @dataclass(slots=True)
@@ -74,6 +69,7 @@ class CudaPrefill:
         self.graphs = Graphs(
             lanes, sorted({b for b in BUCKETS if b < largest} | {largest}), self._launch_captured, self._say_nothing
         )
+        self.capture = Capture([self.graphs])
 
     @property
     def most_pages(self) -> int:
@@ -90,7 +86,7 @@ class CudaPrefill:
         with self._lanes.on():
             rules = [self._rules(item) for item in draws]
             rotation = self._chunks.own_rotation(items)
-            bucket = self._bucket(items, tokens, len(draws)) if rotation is None else None
+            bucket = self.graphs.bucket(tokens) if self._chunks.capturable(items) else None
             pages = self._fill(self._command.next(), items, draws, rules, bucket or tokens)
             self._command.send(pages)
         return Pass(items, draws, rules, tokens, bucket, rotation or self._rotation)
@@ -184,19 +180,11 @@ class CudaPrefill:
 
     # --- how it is computed -----------------------------------------------------------------------------------------
 
-    def _bucket(self, items: Sequence[PrefillItem], tokens: int, draws: int) -> int | None:
-        """None: launch by launch."""
-        bucket = self.graphs.bucket(tokens)
-        attended = sum(item.start + len(item.tokens) for item in items)
-        if bucket is None or len(items) > GRAPH_PROMPTS or draws > min(bucket, GRAPH_PROMPTS):
-            return None
-        return bucket if attended <= GRAPH_CONTEXT * max(tokens, 256) else None
-
     def _launch_captured(self, bucket: int) -> None:
         """What is captured: from the command to the logits of `wanted`."""
-        most_blocks = bucket // prefill_attention.QUERY_BLOCK + min(bucket, GRAPH_PROMPTS)
         wanted = self._command.device["wanted"][: min(bucket, GRAPH_PROMPTS, self._forward.rows)]
-        self._run(bucket, self._rotation, self._chunks.triton(most_blocks, self._command.device), wanted)
+        attend = self._chunks.captured_attention(bucket, self._command.device)
+        self._run(bucket, self._rotation, attend, wanted)
 
     def _launch(self, items: Sequence[PrefillItem], tokens: int, draws: int, rotation: Rotation) -> torch.Tensor:
         # One row is computed where nothing is sampled: the last layer has nothing else to do with the others.

@@ -91,11 +91,14 @@ class Rows:
         say["begins"][kind, : len(begins)] = begins
         say["begins"][kind, len(begins) :] = begins[-1]
 
-    def feed(self, given: Mapping[str, torch.Tensor], tokens: torch.Tensor, slots: torch.Tensor) -> None:
-        """Each row's token, and where in the pool its keys and values go: [places] int32 each."""
+    def feed(
+        self, given: Mapping[str, torch.Tensor], tokens: torch.Tensor, slots: torch.Tensor, *, pad: bool = True
+    ) -> None:
+        """Each row's token, and where in the pool its keys and values go: [places] int32 each. Not `pad`: places
+        without a row are left as they are."""
         places = len(tokens)
         rows, contexts = given["rows"][:places], given["contexts"][:places]
-        feeding.feed(rows, contexts, self._tables.fed, self._tables.pages, tokens, slots)
+        feeding.feed(rows, contexts, self._tables.fed, self._tables.pages, tokens, slots, pad=pad)
 
     def attention(self, given: Mapping[str, torch.Tensor], places: int) -> Attend:
         rows = given["rows"][:places]

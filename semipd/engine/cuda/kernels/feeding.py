@@ -24,10 +24,10 @@ def update(words: torch.Tensor, where: torch.Tensor, values: torch.Tensor) -> No
     _update[(triton.cdiv(len(where), PIECE),)](words, where, values, len(where), PIECE, num_warps=4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["places"])  # any number of rows comes, and none is to wait for a kernel of its own
 def _feed(
     rows, contexts, fed, tables, tokens, slots, places, table_width: tl.constexpr,
-    page_size: tl.constexpr, piece: tl.constexpr,
+    page_size: tl.constexpr, pad: tl.constexpr, piece: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0) * piece + tl.arange(0, piece)
     inside = at < places
@@ -36,8 +36,9 @@ def _feed(
     context = tl.load(contexts + at, mask=inside, other=0)
     token = tl.load(fed + row, mask=real, other=0)
     page = tl.load(tables + row.to(tl.int64) * table_width + context // page_size, mask=real, other=0)
-    tl.store(tokens + at, token, mask=inside)
-    tl.store(slots + at, tl.where(real, page * page_size + context % page_size, -1), mask=inside)
+    written = inside if pad else real
+    tl.store(tokens + at, token, mask=written)
+    tl.store(slots + at, tl.where(real, page * page_size + context % page_size, -1), mask=written)
 
 
 def feed(
@@ -47,9 +48,14 @@ def feed(
     tables: torch.Tensor,
     tokens: torch.Tensor,
     slots: torch.Tensor,
+    *,
+    pad: bool = True,
 ) -> None:
-    """tokens [places]: those last sampled (`fed` [rows]); slots [places] int32: where their keys go, -1 for padding."""
+    """tokens [places]: those last sampled (`fed` [rows]); slots [places] int32: where their keys go.
+
+    A place of row -1 is padding: slot -1; not `pad`: it is left as it is.
+    """
     places = len(tokens)
     _feed[(triton.cdiv(places, PIECE),)](
-        rows, contexts, fed, tables, tokens, slots, places, tables.shape[1], PAGE_SIZE, PIECE, num_warps=4
+        rows, contexts, fed, tables, tokens, slots, places, tables.shape[1], PAGE_SIZE, pad, PIECE, num_warps=4
     )

@@ -18,8 +18,9 @@ pytest.importorskip("triton")
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
 # Kernels are made when they are imported: only now.
-from semipd.core.model import parse_model_config  # noqa: E402
+from semipd.core.model import ModelConfig, parse_model_config  # noqa: E402
 from semipd.engine.cuda import engine as cuda_engine  # noqa: E402
+from semipd.engine.cuda import graphs as cuda_graphs  # noqa: E402
 from semipd.engine.engine import Engine  # noqa: E402
 from semipd.engine.layout import pool_shape, weight_layout  # noqa: E402
 from semipd.engine.loading import fill_dummy  # noqa: E402
@@ -84,6 +85,13 @@ class OneLane:
         yield
 
 
+class PlayedGraph:
+    """Does again what was recorded; as with a real one, nothing is done while it is."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.replay = work
+
+
 @pytest.fixture
 def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its time: every stream is in order and every event is there at once. So what is computed, and in which steps, can
@@ -95,21 +103,38 @@ def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(cuda_engine, "Lanes", OneLane)
+    monkeypatch.setattr(cuda_graphs, "record", PlayedGraph)
+
+
+def _small(family: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    small = random_model(family)
+    model = parse_model_config(small.config.to_dict() | {"architectures": [type(small).__name__]})
+    weights = {spec.name: torch.empty(spec.shape) for spec in weight_layout(model, "float32")}
+    fill_dummy(model, weights, 0)
+    return model, weights
 
 
 @pytest.fixture
-def engines(played_device: None) -> Callable[[str], tuple[Engine, cuda_engine.CudaEngine]]:
-    """Makes a CPU's and a GPU's engine of a family, over the same weights; the GPU's pool is full of NaN."""
+def gpu_engine(played_device: None) -> Callable[[str], tuple[cuda_engine.CudaEngine, torch.Tensor]]:
+    """Makes a GPU's engine of a family, always with the same weights, and its pool, full of NaN."""
+
+    def make(family: str) -> tuple[cuda_engine.CudaEngine, torch.Tensor]:
+        model, weights = _small(family)
+        pool = torch.full(pool_shape(model, PAGES), torch.nan)
+        engine = cuda_engine.CudaEngine(model, weights, pool, max_batch_tokens=64, max_running=7, max_context=160)
+        return engine, pool
+
+    return make
+
+
+@pytest.fixture
+def engines(
+    gpu_engine: Callable[[str], tuple[cuda_engine.CudaEngine, torch.Tensor]],
+) -> Callable[[str], tuple[Engine, cuda_engine.CudaEngine]]:
+    """Makes a CPU's and a GPU's engine of a family, with the same weights; the GPU's pool is full of NaN."""
 
     def make(family: str) -> tuple[Engine, cuda_engine.CudaEngine]:
-        small = random_model(family)
-        model = parse_model_config(small.config.to_dict() | {"architectures": [type(small).__name__]})
-        weights = {spec.name: torch.empty(spec.shape) for spec in weight_layout(model, "float32")}
-        fill_dummy(model, weights, 0)
-        shape = pool_shape(model, PAGES)
-        gpu = cuda_engine.CudaEngine(
-            model, weights, torch.full(shape, torch.nan), max_batch_tokens=64, max_running=7, max_context=160
-        )
-        return Engine(model, weights, torch.zeros(shape)), gpu
+        model, weights = _small(family)
+        return Engine(model, weights, torch.zeros(pool_shape(model, PAGES))), gpu_engine(family)[0]
 
     return make

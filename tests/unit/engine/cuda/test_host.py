@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import gc
+import contextlib
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from semipd.engine.cuda import graphs as cuda_graphs
 from semipd.engine.cuda.command import DEPTH, Command
 from semipd.engine.cuda.decode import BUCKETS, buckets_for
-from semipd.engine.cuda.graphs import Graphs
+from semipd.engine.cuda.graphs import Capture, Graphs
 from semipd.engine.cuda.kernels import decode_attention
 from semipd.engine.cuda.lanes import Lanes
 
@@ -77,12 +80,31 @@ def test_a_batch_of_usual_size_has_the_usual_buckets() -> None:
 
 
 class PlayedLanes:
-    """Of `Lanes`, what says which there are."""
+    """One place that work goes to, whose name changes."""
 
-    all = current = 132
+    all = 132
+
+    def __init__(self) -> None:
+        self.current = self.all
+        self.stream = self
 
     def choices(self) -> tuple[int, ...]:
         return (16, 64, 132)
+
+    def use(self, sms: int) -> None:
+        self.current = sms
+
+    def on(self) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
+    def synchronize(self) -> None: ...
+
+
+class Recorded:
+    """In the place of a graph."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.replay = work
 
 
 @pytest.fixture
@@ -114,10 +136,49 @@ def test_what_is_not_captured_runs_launch_by_launch(graphs: Graphs, launched: li
 
 def test_without_a_budget_nothing_is_captured(graphs: Graphs, launched: list[int]) -> None:
     said: list[tuple[int, int]] = []
-    graphs.capture(0.0, lambda done, total: said.append((done, total)))
+    Capture([graphs]).run(0.0, lambda done, total: said.append((done, total)))
     assert launched == said == []
     assert len(graphs.missing()) == 15
-    assert gc.isenabled()
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "record", Recorded)
+
+
+def test_a_kind_for_the_whole_device_comes_before_the_lanes_that_share_it(recorded: None) -> None:
+    lanes = PlayedLanes()
+    order: list[tuple[str, int]] = []
+
+    def kind(name: str, buckets: list[int], choices: list[int] | None = None) -> Graphs:
+        done = partial(order.append, (name, 0))
+        return Graphs(cast(Lanes, lanes), buckets, lambda bucket: order.append((name, bucket)), done, choices)
+
+    rows, tokens = kind("rows", [1, 2]), kind("tokens", [64, 128], [132])
+    capture = Capture([rows, tokens])
+    said: list[tuple[int, int]] = []
+    capture.run(60.0, lambda done, total: said.append((done, total)))
+
+    assert said == [(number, 8) for number in range(1, 9)]
+    assert capture.captured == capture.total == 8
+    assert (rows.captured, rows.total, tokens.captured, tokens.total) == (6, 6, 2, 2)
+    before = list(dict.fromkeys(name for name, _ in order))
+    assert before == ["rows", "tokens"]
+    last_of_tokens = max(at for at, (name, _) in enumerate(order) if name == "tokens")
+    assert [name for name, bucket in order[:last_of_tokens] if not bucket] == ["rows"] * 2 + ["tokens"] * 2
+    assert [name for name, bucket in order[last_of_tokens:] if not bucket] == ["rows"] * 4, "the other lanes"
+    assert order[0] == ("rows", 0), "nothing is launched before a command that says nothing"
+    assert lanes.current == lanes.all
+
+
+def test_a_graph_is_ready_on_the_lane_that_it_was_captured_on(recorded: None) -> None:
+    lanes = PlayedLanes()
+    graphs = Graphs(cast(Lanes, lanes), [64, 128], lambda _: None, lambda: None, [132])
+    graphs.capture_one(64, 132)
+    graphs.capture_one(64, 16)
+    assert (graphs.ready(64), graphs.ready(128), graphs.captured) == (True, False, 1)
+    lanes.use(16)
+    assert not graphs.ready(64)
 
 
 # --- items of attention ---------------------------------------------------------------------------------------------

@@ -189,3 +189,14 @@ def test_feeding(device: torch.device) -> None:
     feeding.feed(rows, contexts, fed, tables, tokens, slots)
     assert tokens.tolist() == [103, 0, 102]
     assert slots.tolist() == [12 * PAGE_SIZE + 5, -1, 11 * PAGE_SIZE + 1]
+
+
+def test_feeding_beside_prompts_leaves_their_tokens_alone(device: torch.device) -> None:
+    tables = torch.full((2, 4), 3, dtype=torch.int32, device=device)
+    rows = torch.tensor([1, -1, -1], dtype=torch.int32, device=device)
+    contexts = torch.tensor([PAGE_SIZE + 2, 0, 0], dtype=torch.int32, device=device)
+    fed = torch.tensor([100, 101], dtype=torch.int32, device=device)
+    tokens, slots = (torch.full((4,), 77, dtype=torch.int32, device=device) for _ in range(2))
+    feeding.feed(rows, contexts, fed, tables, tokens[:3], slots[:3], pad=False)
+    assert tokens.tolist() == [101, 77, 77, 77]
+    assert slots.tolist() == [3 * PAGE_SIZE + 2, 77, 77, 77]

@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from semipd.core.config import MIXED_PROMPTS
 from semipd.core.request import SamplingParams, StoppingParams
+from semipd.engine.cuda.command import DEPTH
+from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.engine import Engine, PrefillItem
 from semipd.engine.outcome import Draw, Failed, Sampled
 
 Engines = Callable[[str], tuple[Engine, CudaEngine]]
+GpuEngine = Callable[[str], tuple[CudaEngine, torch.Tensor]]
 
 PLAIN = SamplingParams(temperature=0.0)
 WANTED: Sequence[tuple[int, SamplingParams, StoppingParams]] = (
@@ -47,16 +51,33 @@ SCHEDULE: Mapping[int, Sequence[tuple[int, int, int | None]]] = {
 PREEMPTED, AT = 3, 8
 
 
+def capture(batch: CudaDecodeBatch) -> list[int]:
+    """Captures its mixed passes; their buckets, each time that one is run."""
+    assert batch.mixed is not None
+    graphs, found = batch.mixed.graphs, []
+    for bucket, sms in graphs.missing():
+        graphs.capture_one(bucket, sms)
+    run = graphs.run
+
+    def noted(bucket: int) -> None:
+        found.append(bucket)
+        run(bucket)
+
+    graphs.run = noted  # type: ignore[method-assign]
+    return found
+
+
 class Run:
     """The schedule on the GPU's engine."""
 
-    def __init__(self, engine: CudaEngine) -> None:
+    def __init__(self, engine: CudaEngine, *, captured: bool = False) -> None:
         rng = np.random.default_rng(1)
         self.prompts = [rng.integers(0, 160, length).tolist() for length, _, _ in WANTED]
         self.answers: list[list[Sampled | Failed]] = [[] for _ in WANTED]
         self.tables: dict[int, list[int]] = {}
         self.free = list(range(80))
         self.batch = engine.decode_batch(prompt_tokens=PROMPT_TOKENS)
+        self.replayed = capture(self.batch) if captured else []
         self.passes: list[Sequence[PrefillItem]] = []
 
     def draw(self, lease: int) -> Draw:
@@ -122,10 +143,18 @@ def said(outcome: Sampled | Failed) -> tuple[object, ...]:
     return outcome.token, outcome.position, outcome.end, logprob
 
 
-@pytest.mark.parametrize("family", ["llama, dynamic rope", "mistral, sliding window", "qwen3"])
-def test_every_answer_is_the_one_of_the_cpus_engine(family: str, engines: Engines) -> None:
+@pytest.mark.parametrize(
+    ("family", "captured"),
+    [
+        ("llama, dynamic rope", 5),  # prompts that are rotated as a whole are launched kernel by kernel
+        ("mistral, sliding window", 0),
+        ("qwen2, tied, windows above the first layer", 8),
+        ("qwen3", 0),
+    ],
+)
+def test_every_answer_is_the_one_of_the_cpus_engine(family: str, captured: int, engines: Engines) -> None:
     on_cpu, on_gpu = engines(family)
-    made = Run(on_gpu)
+    made = Run(on_gpu, captured=captured > 0)
     number = 0
     launched = []
     while number <= max(SCHEDULE) or len(made.batch) or made.batch.flying:
@@ -138,6 +167,7 @@ def test_every_answer_is_the_one_of_the_cpus_engine(family: str, engines: Engine
         made.step(items, ahead=number % 3 != 0)
         number += 1
     assert made.passes == launched, "each is told of once, in order"
+    assert len(made.replayed) == captured
     for lease, answers in enumerate(made.answers):
         assert [said(a) for a in answers] == [said(a) for a in alone(on_cpu, made, lease)], (lease, family)
 
@@ -177,3 +207,91 @@ def test_refuses_what_its_buffers_do_not_hold(engines: Engines) -> None:
     assert batch.flying == 0
     with pytest.raises(ValueError, match="made for no prompts"):
         engine.decode_batch().step(lambda: None, prompts=items_of(1, 1))
+
+
+# --- captured passes ------------------------------------------------------------------------------------------------
+
+
+def test_a_captured_pass_leaves_in_the_pool_what_the_other_does(gpu_engine: GpuEngine) -> None:
+    pools, answers = [], []
+    for captured in (False, True):
+        engine, pool = gpu_engine("mistral, sliding window")
+        made = Run(engine, captured=captured)
+        for number in range(5):
+            made.step([made.item(*chunk) for chunk in SCHEDULE.get(number, ())], ahead=number == 3)
+        assert len(made.replayed) == (4 if captured else 0)
+        pools.append(pool)
+        answers.append([[said(answer) for answer in each] for each in made.answers])
+    assert answers[0] == answers[1]
+    assert pools[0].isnan().any()
+    torch.testing.assert_close(pools[1], pools[0], rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_neither_warming_nor_capturing_writes_to_the_pool_or_is_heard_of(gpu_engine: GpuEngine) -> None:
+    engine, pool = gpu_engine("qwen3")
+    batch = engine.decode_batch(prompt_tokens=8)
+    said: list[tuple[int, int]] = []
+    batch.warm()
+    batch.capture.run(60.0, lambda done, total: said.append((done, total)))
+    assert pool.isnan().all()
+    assert batch.mixed is not None
+    assert batch.mixed.graphs.captured == 1
+    total = batch.graphs.total + 1
+    assert said == [(number, total) for number in range(1, total + 1)]
+    assert (batch.flying, batch.prompt_outcomes()) == (0, [])
+
+
+def test_what_earlier_passes_said_is_nothing_to_a_later_one(gpu_engine: GpuEngine) -> None:
+    engine, pool = gpu_engine("llama")
+    batch = engine.decode_batch(prompt_tokens=PROMPT_TOKENS)
+    replayed = capture(batch)
+    pool.zero_()
+    draw = Draw(PLAIN, StoppingParams(max_tokens=100), (), (1,))
+    for lease in range(6):
+        batch.add(lease, 20, np.array([2 * lease, 2 * lease + 1], np.int32), draw)
+    long = PrefillItem(6, [1] * PROMPT_TOKENS, 0, np.array([20, 21, 22], np.int32), draw)
+    for _ in range(DEPTH):  # as many as there are commands in turn
+        batch.step(lambda: None, prompts=[long])
+    batch.drain(lambda: None)
+    batch.prompt_outcomes()
+    for lease in range(6):
+        batch.remove(lease)
+    batch.quiet()
+    pool.fill_(torch.nan)
+
+    short = PrefillItem(7, [5, 6, 7], 0, np.array([40], np.int32), draw)
+    batch.step(lambda: None, prompts=[short], ahead=False)
+
+    assert len(replayed) == DEPTH + 1
+    [(_, [outcome])] = batch.prompt_outcomes()
+    assert isinstance(outcome, Sampled)
+    written = ~pool.isnan().all(-1).all(-1)  # [layers, pages, 2, PAGE_SIZE]
+    expected = torch.zeros_like(written)
+    expected[:, 40, :, :3] = True
+    assert torch.equal(written, expected)
+
+
+def test_passes_of_few_tokens_and_little_context_have_graphs(engines: Engines) -> None:
+    def chunk(tokens: int, start: int = 0, prompt_tokens: int | None = None) -> PrefillItem:
+        return PrefillItem(0, [1] * tokens, start, np.zeros(200, np.int32), None, prompt_tokens)
+
+    mixed = engines("qwen3")[1].decode_batch(prompt_tokens=1500).mixed
+    assert mixed is not None
+    assert mixed.graphs.total == 14
+    assert [mixed.bucket(rows, [chunk(tokens)]) for rows, tokens in ((0, 1), (7, 57), (7, 58), (7, 505))] == [
+        64,
+        64,
+        96,
+        512,
+    ]
+    assert mixed.bucket(7, [chunk(1017)]) == 1024
+    assert mixed.bucket(7, [chunk(1018)]) is None, "the device takes longer than the launches"
+    assert mixed.bucket(7, [chunk(10, 1014)]) == 64
+    assert mixed.bucket(7, [chunk(10, 1015)]) is None, "faster attention counts for more"
+    assert mixed.bucket(7, [chunk(512, 1536)]) == 576
+    assert mixed.bucket(7, [chunk(512, 1537)]) is None
+    assert mixed.bucket(0, [chunk(1)] * MIXED_PROMPTS) == 64
+    small = engines("llama, dynamic rope")[1].decode_batch(prompt_tokens=100).mixed
+    assert small is not None
+    assert [small.bucket(7, [chunk(tokens)]) for tokens in (57, 89, 90, 100)] == [64, 96, 107, 107]
+    assert small.bucket(7, [chunk(20, 0, 100)]) is None, "its rotation is its own"

@@ -71,6 +71,19 @@ def test_a_mixed_pass_has_its_rows_and_its_prompt_each_time(engine: CudaEngine, 
     assert launched == [(3, 60 + 3 * number, [(16, 24)]) for number in range(len(launched))], "nobody leaves"
 
 
+def test_a_mixed_pass_is_measured_as_the_server_would_run_it(
+    engine: CudaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured, run = [], []
+    monkeypatch.setattr(Graphs, "capture_one", lambda _, bucket, sms: captured.append((bucket, sms)))
+    monkeypatch.setattr(Graphs, "ready", lambda _, bucket: (bucket, 4) in captured)
+    monkeypatch.setattr(Graphs, "run", lambda _, bucket: run.append(bucket))
+    assert alone(Decode(engine), rows=3, context=20, tokens=62, start=0) > 0
+    assert captured == [(96, 4)]
+    assert len(run) > 10
+    assert set(run) == {96}
+
+
 def test_each_measurement_leaves_an_empty_batch_to_the_next(engine: CudaEngine, launched: Launched) -> None:
     phase = Decode(engine)
     for sizes in ({"tokens": 40, "start": 0}, {}, {"tokens": 8, "start": 30}):
