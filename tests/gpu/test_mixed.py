@@ -1,4 +1,4 @@
-"""Prompts inside steps: the same tokens as in passes of their own."""
+"""Prompts inside steps, as CUDA graphs and launched kernel by kernel: the same tokens as in passes of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.engine import Draw, Engine, Failed, PrefillItem
-from support.device_rig import Answer
+from support.device_rig import CAPTURE_S, Answer
 from support.reference import random_tokens
 from support.wish import GREEDY, Wish
 
@@ -32,16 +32,33 @@ SEEDED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, seed=11)
 class Mixed:
     """Sequences over a rig's memory whose prompts are computed inside the steps of the others."""
 
-    def __init__(self, made):
+    def __init__(self, made, *, captured=False):
         self.made = made
         engine = made.engine
         if made.device.type != "cuda":
             engine = Engine(made.model, made.weights, made.pool)
         self.batch = engine.decode_batch(prompt_tokens=PROMPT_TOKENS)
+        self.replayed = []
+        """Buckets of the steps with prompts that ran as graphs."""
+        if captured and made.device.type == "cuda":
+            self._capture()
         self.answers: dict[int, Answer] = {}
         self.chunks = {}
         """Of sequences that are not in the batch: the places where their chunks begin, and the end."""
         self.alone = self.together = 0
+
+    def _capture(self):
+        capture, graphs = self.batch.capture, self.batch.mixed.graphs
+        capture.run(CAPTURE_S)
+        assert capture.captured == capture.total
+        run = graphs.run
+
+        def noted(bucket):
+            assert graphs.ready(bucket)
+            self.replayed.append(bucket)
+            run(bucket)
+
+        graphs.run = noted
 
     def begin(self, wish):
         lease = self.made.lease()
@@ -145,23 +162,35 @@ def wishes(sampling=(GREEDY,)):
     ]
 
 
+CAPTURED = pytest.mark.parametrize("captured", [False, True], ids=["launched", "captured"])
+
+
+@CAPTURED
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_tokens_are_those_of_separate_passes(family, rig):
+def test_greedy_tokens_are_those_of_separate_passes(family, captured, rig):
     wanted = wishes()
     expected = [answer.tokens for answer in rig(family).run(wanted)]
-    mixed = Mixed(rig(family))
+    mixed = Mixed(rig(family), captured=captured)
 
     assert [answer.tokens for answer in mixed.run(wanted)] == expected
     assert mixed.alone > 0
     assert mixed.together > 5
     assert mixed.made.pages_held == 0
+    if captured and mixed.made.device.type == "cuda":
+        passes = mixed.alone + mixed.together
+        if family == "llama, dynamic rope":  # long prompts are rotated as a whole, and launched
+            assert 0 < len(mixed.replayed) < passes
+        else:
+            assert len(mixed.replayed) == passes
+            assert len(set(mixed.replayed)) > 2
 
 
-def test_penalties_logprobs_and_seeds_are_those_of_separate_passes(rig):
+@CAPTURED
+def test_penalties_logprobs_and_seeds_are_those_of_separate_passes(captured, rig):
     wanted = wishes((PENALISED, LOGPROBS, SEEDED))
     expected = rig().run(wanted)
 
-    found = Mixed(rig()).run(wanted)
+    found = Mixed(rig(), captured=captured).run(wanted)
 
     for one, other in zip(found, expected, strict=True):
         assert one.tokens == other.tokens
@@ -171,20 +200,47 @@ def test_penalties_logprobs_and_seeds_are_those_of_separate_passes(rig):
                 assert a.logprob.logprob == pytest.approx(b.logprob.logprob, abs=1e-3)
 
 
-def test_in_bfloat16_every_greedy_token_is_nearly_the_likeliest(rig):
-    """A token that comes of wrong KV lies whole standard deviations of its row below the highest logit."""
-    made = rig("llama, head_dim 128", torch.bfloat16)
-    wanted = wishes()
-
-    answers = Mixed(made).run(wanted)
-
+def furthest_below(made, wanted, answers):
+    """How far a token's logit lies below the highest of its row, at most, in standard deviations of the row. Of a token
+    that comes of wrong KV it is whole ones."""
     rows = made.forced([[*wish.prompt, *answer.tokens[:-1]] for wish, answer in zip(wanted, answers, strict=True)])
+    found = []
     for wish, answer, logits in zip(wanted, answers, rows, strict=True):
         assert len(answer.tokens) == wish.stopping.max_tokens
         own = logits[len(wish.prompt) - 1 :].float()
         taken = own.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
-        assert float(((own.max(-1).values - taken) / own.std(-1)).max()) < 0.25
+        found.append(float(((own.max(-1).values - taken) / own.std(-1)).max()))
+    return max(found)
+
+
+@CAPTURED
+def test_in_bfloat16_every_greedy_token_is_nearly_the_likeliest(captured, rig):
+    made = rig("llama, head_dim 128", torch.bfloat16)
+    wanted = wishes()
+
+    answers = Mixed(made, captured=captured).run(wanted)
+
+    assert furthest_below(made, wanted, answers) < 0.25
     assert made.pages_held == 0
+
+
+def test_captured_steps_and_those_with_a_long_context_follow_one_another(rig):
+    """Behind much of its prompt a chunk is launched, with FlashInfer's attention where there is its kernel."""
+    options = {"changes": {"max_position_embeddings": 4096}, "max_context": 4096, "pages": 500}
+    made = rig("llama, head_dim 128", torch.bfloat16, **options)
+    lengths = (1900, 20, 40, 5, 60, 33, 17)
+    wanted = [
+        Wish(random_tokens(length, number), stopping=StoppingParams(25), chunks=(200 if number == 0 else 16,))
+        for number, length in enumerate(lengths)
+    ]
+    mixed = Mixed(made, captured=True)
+
+    answers = mixed.run(wanted)
+
+    assert furthest_below(made, wanted, answers) < 0.25
+    assert made.pages_held == 0
+    if made.device.type == "cuda":
+        assert 3 < len(mixed.replayed) < mixed.alone + mixed.together - 3
 
 
 def test_one_that_leaves_while_it_is_computed_is_taken_up_again_inside_a_step(rig):
@@ -207,8 +263,8 @@ def test_one_that_leaves_while_it_is_computed_is_taken_up_again_inside_a_step(ri
     assert mixed.made.pages_held == 0
 
 
-def test_batches_that_are_warm_touch_no_sequence(rig, device):
-    """What `warm` launches reads page 0 and writes nowhere."""
+def test_neither_warming_nor_capturing_touches_a_sequence(rig, device):
+    """What they launch reads page 0 and writes nowhere."""
     if device.type != "cuda":
         pytest.skip("a CPU's batch has nothing to warm")
     made = rig()
@@ -216,6 +272,32 @@ def test_batches_that_are_warm_touch_no_sequence(rig, device):
     before = made.pool.clone()
 
     mixed.batch.warm()
+    mixed.batch.capture.run(CAPTURE_S)
 
     made.synchronise()
+    assert mixed.batch.mixed.graphs.captured == mixed.batch.mixed.graphs.total > 3
     assert torch.equal(made.pool.view(torch.int32), before.view(torch.int32))
+
+
+def test_a_captured_step_writes_to_the_places_of_its_tokens_and_nowhere_else(rig, device):
+    if device.type != "cuda":
+        pytest.skip("a CPU captures nothing")
+    made = rig()
+    mixed = Mixed(made, captured=True)
+    leases = [mixed.begin(Wish(random_tokens(n, n), stopping=StoppingParams(30))) for n in (40, 21)]
+    mixed.step(ahead=False)  # from here on they are rows
+    leases.append(mixed.begin(Wish(random_tokens(10), stopping=StoppingParams(30))))
+    mixed.step(ahead=False)
+
+    made.synchronise()
+    assert mixed.replayed == [64, 64]
+    expected = torch.zeros(made.pool.shape[1], 16, dtype=torch.bool)
+    for lease, tokens in zip(leases, (41, 22, 10), strict=True):
+        for at in range(tokens):
+            expected[made._held[lease][at // 16], at % 16] = True
+    written = ~made.pool.isnan().all(-1).all(-1).cpu()  # [layers, pages, 2, PAGE_SIZE]
+    assert torch.equal(written, expected[None, :, None].expand_as(written))
+    for lease in leases:
+        mixed.leave(lease)
+    mixed.settle()
+    assert made.pages_held == 0
