@@ -153,12 +153,12 @@ class Coordinator:
         self._follow(plan)
 
     def _follow(self, plan: Plan) -> None:
-        self.partition.change_mode(plan.mode)
+        self.partition.change_mode(plan.mode, plan.step_tokens)
         if plan.shares is not None:
             self.partition.wish(plan.shares)
         self.decode.limit = plan.decode_limit or self.floor.config.max_running
         if plan.prefill and self.prefill.has_room(plan.mode):
-            self.prefill.give_out(plan.prefill, plan.mode)
+            self.prefill.give_out(plan.prefill, plan.mode, plan.step_tokens)
 
     def _unjam(self) -> None:
         """All pages are with prompts that are half computed, and none can go on: the youngest gives way."""

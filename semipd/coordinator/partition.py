@@ -110,6 +110,7 @@ class PartitionDesk:
         self._divided = self._open(sorted(os.sched_getaffinity(0) if cpus is None else cpus))
         self._asked = FULL
         self._wish: Shares | None = None
+        self._step_tokens: int | None = None
         self._changes = 0
         self._show()
 
@@ -130,16 +131,19 @@ class PartitionDesk:
             self._wish = shares
             self.set(shares)
 
-    def change_mode(self, mode: Mode) -> None:
-        """What the policy asks for; only where `modes` has it, and the policy host sees to that."""
+    def change_mode(self, mode: Mode, step_tokens: int | None = None) -> None:
+        """What the policy asks for; only where `modes` has it, and the policy host sees to that. `step_tokens`: as a
+        plan's."""
         if mode is not self._floor.mode:
-            self._floor.mode = mode
-            self._tell_mode()
             log.info("mode changed", mode=mode.value)
+        elif step_tokens == self._step_tokens:
+            return
+        self._floor.mode, self._step_tokens = mode, step_tokens
+        self._tell_mode()
 
     def _tell_mode(self) -> None:
         if self._floor.control is not None:
-            self._floor.control.take_turns(self._floor.mode is Mode.TURNS)
+            self._floor.control.take_turns((self._step_tokens or 1) if self._floor.mode is Mode.TURNS else 0)
 
     @property
     def modes(self) -> frozenset[Mode]:

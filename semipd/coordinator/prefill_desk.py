@@ -58,12 +58,13 @@ class PrefillDesk:
         role = computes_prompts(mode)
         return self._floor.ready_worker(role) is not None and self.batches_with(role) < PLANS_AHEAD
 
-    def give_out(self, chunks: Iterable[Chunk], mode: Mode = Mode.SPLIT) -> None:
-        """Sends one batch. Sequences that took part in a worker's death are sent one by one, to learn whose fault."""
+    def give_out(self, chunks: Iterable[Chunk], mode: Mode = Mode.SPLIT, step_tokens: int | None = None) -> None:
+        """Sends one batch; `step_tokens` as a plan's. Sequences that took part in a worker's death are sent one by one,
+        to learn whose fault."""
         worker = self._floor.ready_worker(computes_prompts(mode))
         if worker is None:
             return
-        message = wk.PrefillBatch(batch=self._next)
+        message = wk.PrefillBatch(batch=self._next, step_tokens=step_tokens or 0)
         given: list[tuple[SequenceId, int]] = []
         context = 0
         now = self._floor.clock.now()

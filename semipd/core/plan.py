@@ -65,3 +65,8 @@ class Plan:
     shares: Shares | None = None
     """None: as they are."""
     mode: Mode = Mode.SPLIT
+    step_tokens: int | None = None
+    """Prompt tokens to one decode step, at most. Where they take turns: what prefill may compute between two steps, in
+    as many batches as are there (None: one batch, which it always may); the more, the less prompts wait and the more
+    tokens do. In mixed batches: what one step takes along (None: as much as the engine can); more than that in
+    `prefill` goes along with several steps, one after another."""

@@ -58,12 +58,16 @@ class ControlBlock:
     def busy(self, role: Role) -> bool:
         return bool(self._words[_BUSY[role]])
 
-    def take_turns(self, turns: bool) -> None:
-        """Whether the phases compute one at a time, each on the whole device, while both are busy."""
-        self._words[_TAKE_TURNS] = turns
+    def take_turns(self, tokens: int) -> None:
+        """The phases compute one at a time, each on the whole device, while both are busy: prefill batches of so many
+        prompt tokens together, at least one batch, then one decode step. 0: they compute side by side."""
+        self._words[_TAKE_TURNS] = tokens
+
+    def turn_tokens(self) -> int:
+        return int(self._words[_TAKE_TURNS])
 
     def turns(self) -> bool:
-        return bool(self._words[_TAKE_TURNS])
+        return self.turn_tokens() > 0
 
     def give_turn(self, role: Role) -> None:
         """What decides nothing but speed: two who both believe that it is theirs compute side by side."""

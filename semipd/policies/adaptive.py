@@ -12,17 +12,24 @@ from semipd.policies.choice import SPLITS, Choice, Hysteresis, Load, choices, pr
 from semipd.policies.contract import Policy
 from semipd.policies.deadlines import ASSUMED_TPOT_S, ASSUMED_TTFT_S, due_s
 from semipd.policies.filling import fill_batch
-from semipd.policies.forecast import Forecast, effective, other_share
+from semipd.policies.forecast import STEP_TOKENS, Forecast, effective, other_share
 from semipd.policies.options import Options
 from semipd.policies.ordering import BySlack
 
 HORIZON = 64
 """Tokens over which a sequence that fell behind its pace is to make up for it."""
+MAKE_UP = 0.2
+"""Of its pace, the most by which it is then to go faster: one that can't be helped must not slow down all prompts."""
+SPEND = 32
+"""Tokens over which a sequence that is ahead of its pace may spend what it has in hand."""
+SETTLED = 32
+"""Tokens after which a sequence counts: before, it has nothing in hand, and most of its time to make up for a gap."""
 SMALLEST_CHUNK, LARGEST_CHUNK = 128, 2048
 QUANTUM = 32
 RECENT = 64
 """First tokens, and as many waiting, whose wishes say how long a batch may take; the tightest tenth counts."""
 BATCH_OF_WISH = 0.25
+WAIT_OF_WISH = 0.5
 LONGEST_BATCH_S = 0.06
 CERTAIN = 0.8
 """A deadline counts as lost if even this part of the estimate does not fit before it."""
@@ -88,7 +95,13 @@ class Adaptive(Policy):
             chunk = self._chunk(snapshot)
             return Plan(prefill=self._fill(snapshot, given.order, chunk), mode=self._mode_of(snapshot))
         choice = self._choose(snapshot)
-        return Plan(prefill=self._fill(snapshot, given.order, choice.chunk), shares=choice.shares, mode=choice.mode)
+        self._forecast.step_tokens = choice.step_tokens or STEP_TOKENS
+        return Plan(
+            prefill=self._fill(snapshot, given.order, choice.chunk),
+            shares=choice.shares,
+            mode=choice.mode,
+            step_tokens=choice.step_tokens,
+        )
 
     def _fill(self, snapshot: Snapshot, order: Order, chunk: int) -> tuple[Chunk, ...]:
         """Nothing while the worker is busy for long: what comes in the meantime may have to be first."""
@@ -110,10 +123,12 @@ class Adaptive(Policy):
     def _batch_time_s(self, snapshot: Snapshot) -> float:
         if self._batch_s:
             return self._batch_s
+        return min(LONGEST_BATCH_S, max(self._forecast.launch_s(), self._tight_ttft_s(snapshot) * BATCH_OF_WISH))
+
+    def _tight_ttft_s(self, snapshot: Snapshot) -> float:
         slos = [w.slo for w in snapshot.waiting[:RECENT]] + [f.slo for f in snapshot.observed.first_tokens[-RECENT:]]
         wishes = sorted([slo.ttft_s for slo in slos if slo.ttft_s is not None])
-        tight = wishes[len(wishes) // 10] if wishes else ASSUMED_TTFT_S
-        return min(LONGEST_BATCH_S, max(self._forecast.launch_s(), tight * BATCH_OF_WISH))
+        return wishes[len(wishes) // 10] if wishes else ASSUMED_TTFT_S
 
     def _mode_of(self, snapshot: Snapshot) -> Mode:
         return self._mode if self._mode in snapshot.limits.modes else Mode.SPLIT
@@ -126,7 +141,7 @@ class Adaptive(Policy):
         if self._mode_of(snapshot) is Mode.SPLIT:
             present = split_choice(model, load, self._shares)
         else:
-            same = [c for c in found if c.mode is self._mode]
+            same = [c for c in found if c.mode is self._mode] or [wanted]
             present = max(same, key=lambda c: (c.decode_s <= load.pace_s, c.prefill_rate))
         settled = self._hysteresis.settle(present, wanted, load, now - self._since_s)
         if (settled.shares, settled.mode) != (self._shares, self._mode):
@@ -143,24 +158,26 @@ class Adaptive(Policy):
             context_tokens=context,
             pace_s=self._tightest_pace_s(snapshot),
             chunk=self._chunk(snapshot),
+            wait_s=self._tight_ttft_s(snapshot) * WAIT_OF_WISH,
             computed=first.computed_tokens,
         )
 
     def _tightest_pace_s(self, snapshot: Snapshot) -> float:
         running = self._forecast.batch.looked_over(snapshot)
         if running is not self._paced:
-            self._paced, self._pace_s = running, min([self._pace(r) for r in running])
+            settled = [r for r in running if r.output_tokens >= SETTLED]
+            self._paced, self._pace_s = running, min([self._pace(r) for r in settled or running])
         return self._pace_s
 
     def _pace(self, running: RunningSequence) -> float:
         """Seconds a token under which its mean stays within its wish, less the margin.
 
-        A sequence that fell behind is to make up for it over HORIZON tokens, unless that were more than twice as fast.
+        A sequence that fell behind is to make up for it over HORIZON tokens; one that is ahead may take SPEND tokens to
+        lose its lead, at half its pace at least.
         """
         wish = running.slo.tpot_s if running.slo.tpot_s is not None else ASSUMED_TPOT_S
         wish *= 1 - self._margin
         behind = (running.last_token_s - running.first_token_s) - wish * (running.output_tokens - 1)
         if behind <= 0:
-            return wish
-        faster = wish - behind / HORIZON
-        return faster if faster > wish / 2 else wish
+            return min(2 * wish, wish - behind / SPEND)
+        return max(wish * (1 - MAKE_UP), wish - behind / HORIZON)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,14 @@ from semipd.policies.latency import LatencyModel, split
 DECODE_SMS = (16, 32, 48, 64, 80, 96)
 SPLITS = (*(split(sms) for sms in DECODE_SMS), FULL)
 """Of an H200's 132 SMs, the one that leaves prefill most first. A back end rounds them to what it has."""
-CHUNKS = (256, 384, 512, 768, 1024, 1536, 2048)
-"""Prompt tokens in a batch where both phases take part in one rhythm (turns and mixed batches)."""
+MIXED = (256, 384, 512, 768, 1024, 1536, 2048)
+"""Prompt tokens in a mixed batch."""
+RIDES = 4
+"""Mixed batches for which prompts are given out at once: what one answers and the next is told takes a step."""
+MIXED_WAITS = 3
+"""Mixed batches until a prompt's first token: the one that runs, the one that was launched behind it, and its own."""
+TURNS = (128, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 4096)
+"""Prompt tokens between two decode steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,8 @@ class Load:
     """Seconds between two tokens of a sequence, at most."""
     chunk: int
     """Prompt tokens in a prefill batch under a split."""
+    wait_s: float = math.inf
+    """For the first token of a prompt that comes now, at most."""
     computed: int = 0
     """Tokens before the chunk, in its prompt."""
 
@@ -44,6 +53,8 @@ class Choice:
     """Prompt tokens a second."""
     chunk: int
     """Prompt tokens in a batch, at most."""
+    step_tokens: int | None = None
+    """As a plan's."""
 
 
 def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
@@ -53,11 +64,27 @@ def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
     return Choice(shares, Mode.SPLIT, pace, load.chunk / took, load.chunk)
 
 
+def turns_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
+    """So many prompt tokens, in batches of `load.chunk` at most, and one decode step, each on the whole device."""
+    batches = -(-tokens // load.chunk)
+    each = round(tokens / batches)
+    turn = model.decode_s(load.rows, load.context_tokens) + batches * model.prefill_s(each, load.computed + each)
+    return Choice(FULL, Mode.TURNS, turn, tokens / turn, min(tokens, load.chunk), tokens)
+
+
+def mixed_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
+    """So many prompt tokens in each decode step, but for one in RIDES + 1."""
+    took = model.mixed_s(tokens, load.computed, load.rows, load.context_tokens)
+    rate = RIDES * tokens / (RIDES * took + model.decode_s(load.rows, load.context_tokens))
+    return Choice(FULL, Mode.MIXED, took, rate, RIDES * tokens, tokens)
+
+
 def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]:
     """What the engine can do (`limits.modes`) and the model knows of, as far as it may be the best.
 
     Each way begins with what is best for one phase and goes on towards the other: splits until decode's pace is kept,
-    for those that follow leave prefill less; chunks until it is not, for larger ones only take longer.
+    for those that follow leave prefill less; prompt tokens a step until it is not, for more only take longer. Mixed
+    batches also end where prompts would wait longer than `load.wait_s`.
 
     The model of mixed batches is a GPU's, where the weights are read once for both phases and arithmetic is free until
     it takes longer than that. An engine that mixes and can't take turns is a CPU: nothing is free there, each chunk
@@ -68,19 +95,19 @@ def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]
         yield choice
         if choice.decode_s <= load.pace_s:
             break
-    chunks = [c for c in CHUNKS if c <= limits.max_batch_tokens] or [limits.max_batch_tokens]
     if Mode.TURNS in limits.modes:
-        step = model.decode_s(load.rows, load.context_tokens)
-        for chunk in chunks:
-            turn = step + model.prefill_s(chunk, load.computed + chunk)
-            yield Choice(FULL, Mode.TURNS, turn, chunk / turn, chunk)
-            if turn > load.pace_s:
+        for tokens in TURNS:
+            choice = turns_choice(model, load, tokens)
+            yield choice
+            if choice.decode_s > load.pace_s:
                 break
     if {Mode.MIXED, Mode.TURNS} <= limits.modes:
-        for chunk in chunks:
-            took = model.mixed_s(chunk, load.computed, load.rows, load.context_tokens)
-            yield Choice(FULL, Mode.MIXED, took, chunk / took, chunk)
-            if took > load.pace_s:
+        for tokens in MIXED:
+            choice = mixed_choice(model, load, tokens)
+            if MIXED_WAITS * choice.decode_s > load.wait_s:
+                break
+            yield choice
+            if choice.decode_s > load.pace_s:
                 break
 
 

@@ -11,8 +11,7 @@ from semipd.policies.latency import LatencyModel
 
 REFIT_S = 0.1
 """The model is refitted at most so often."""
-TURN_TOKENS = 768
-"""Of a batch where the phases take turns, or are mixed, about."""
+STEP_TOKENS = 768
 
 
 class Forecast:
@@ -22,6 +21,9 @@ class Forecast:
         self._fit = Fit(model or LatencyModel())
         self.model = self._fit.model
         self.batch = RunningBatch()
+        self.step_tokens = STEP_TOKENS
+        """Prompt tokens to a decode step where the phases take turns or are mixed, about. For a policy that knows to
+        set."""
         self._observed: Observed | None = None
         self._refitted_s = float("-inf")
         self._idle_s = float("-inf")
@@ -51,7 +53,7 @@ class Forecast:
             tokens, context, share=shares.prefill, other=other_share(snapshot), sequences=len(flying)
         )
         total += max(0, snapshot.prefill_batches - 1) * self.model.batch_s * self.model.scales.prefill(False)
-        total += snapshot.prefill_batches * self._between_s(snapshot)
+        total += max(snapshot.prefill_batches, tokens / self.step_tokens) * self._between_s(snapshot)
         begun = max(self._idle_s, self._answered_s)
         return max(0.0, total - max(0.0, snapshot.now_s - begun))
 
@@ -60,15 +62,15 @@ class Forecast:
         return self.model.floor_s()
 
     def _between_s(self, snapshot: Snapshot) -> float:
-        """What decode adds to each prefill batch: where the phases take turns, the step that comes between two; in
-        mixed batches, the rows in it."""
+        """What decode adds to every `step_tokens`: where the phases take turns, the step that comes between two; in
+        mixed batches, the rows in one."""
         if snapshot.mode is Mode.SPLIT or not snapshot.running:
             return 0.0
         rows, context = len(snapshot.running), self.batch.context_tokens(snapshot)
         if snapshot.mode is Mode.TURNS:
             return self.model.decode_s(rows, context)
-        mixed = self.model.mixed_s(TURN_TOKENS, 0, rows, context)
-        return max(0.0, mixed - self.model.mixed_s(TURN_TOKENS, 0, 0, 0))
+        mixed = self.model.mixed_s(self.step_tokens, 0, rows, context)
+        return max(0.0, mixed - self.model.mixed_s(self.step_tokens, 0, 0, 0))
 
     def work(self, snapshot: Snapshot) -> Work:
         """Seconds that the rest of a prompt adds, under the shares as they are."""
@@ -76,7 +78,7 @@ class Forecast:
         factor = (
             model.prompt_s(1000, 0, share=share, other=other) / model.prompt_s(1000, 0) * (model.scales.prefill(False))
         )
-        factor *= 1 + self._between_s(snapshot) / model.prefill_s(TURN_TOKENS, TURN_TOKENS)
+        factor *= 1 + self._between_s(snapshot) / model.prefill_s(self.step_tokens, self.step_tokens)
         token_s, attention_s = model.token_s * factor, model.attention_s * factor
 
         def seconds(w: WaitingSequence) -> float:

@@ -37,6 +37,8 @@ def check_plan(plan: Plan, snapshot: Snapshot) -> None:
         raise Broken(f"place returned {type(plan).__name__}, not Plan")
     if plan.mode not in snapshot.limits.modes:
         raise Broken(f"mode {plan.mode.value!r} is not one of the engine's")
+    if plan.step_tokens is not None and plan.step_tokens < 1:
+        raise Broken(f"step_tokens is {plan.step_tokens}; at least 1, or None")
     if plan.decode_limit is not None and plan.decode_limit < 1:
         raise Broken(f"decode_limit is {plan.decode_limit}; at least 1, or None")
     waiting = {w.sequence: w for w in snapshot.waiting}

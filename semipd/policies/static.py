@@ -12,6 +12,7 @@ from semipd.policies.options import Options
 from semipd.policies.ordering import Prompts
 
 CHUNK = 512
+TURN_TOKENS = 1024
 
 
 class Static(Policy):
@@ -22,6 +23,8 @@ class Static(Policy):
     end); `order`, `slack` (the default, see semipd.policies.deadlines) or `fcfs`; `mode`, `split` (the default) or
     `turns`: where the engine can, each phase computes on the whole device while both have work, one batch and one step
     after the other. Turns do more where prompts are many and tokens are not in a hurry; a split where they are.
+    `step_tokens`: in turns, prompt tokens that may be computed between two steps, as one batch always may (default
+    1024).
     """
 
     name: ClassVar[str] = "static"
@@ -33,6 +36,7 @@ class Static(Policy):
         decode = read.number("decode", default=50.0, above=0.0, high=100.0)
         self._prompts = Prompts(read, order="slack", chunk=CHUNK)
         self._turns = read.choice("mode", default="split", among=("split", "turns")) == "turns"
+        self._step_tokens = read.integer("step_tokens", default=TURN_TOKENS, low=1)
         read.finish()
         self._shares = Shares(prefill, decode)
 
@@ -45,4 +49,5 @@ class Static(Policy):
             prefill=self._prompts.fill(given.snapshot, given.order),
             shares=self._shares,
             mode=Mode.TURNS if turns else Mode.SPLIT,
+            step_tokens=self._step_tokens,
         )

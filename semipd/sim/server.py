@@ -249,7 +249,7 @@ class Server:
         return len((self.decode if mode is Mode.MIXED else self.prefill).batches) < PLANS_AHEAD
 
     def _follow(self, plan: Plan) -> None:
-        self.device.mode = plan.mode
+        self.device.mode, self.device.turn_tokens = plan.mode, plan.step_tokens or 1
         if plan.shares is not None and plan.shares != self._wish:
             self._wish = plan.shares
             self.device.split = split_sms(plan.shares, self.settings.sms)
@@ -277,7 +277,7 @@ class Server:
         self._idle -= len(chunks)
         self._seen_waiting = None
         heard = self.now_s + self.settings.overheads.turnaround_s
-        batch = Batch(chunks, tokens, context, pairs, heard, plan.mode)
+        batch = Batch(chunks, tokens, context, pairs, heard, plan.mode, plan.step_tokens)
         if plan.mode is Mode.MIXED:
             self.decode.give(batch)
         else:

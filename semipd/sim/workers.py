@@ -57,6 +57,8 @@ class Device:
     turn: Phase = Phase.PREFILL
     prefill_busy: bool = False
     decode_busy: bool = False
+    turn_tokens: int = 1
+    """Of prompts, before decode's turn."""
 
     @property
     def turns(self) -> bool:
@@ -74,6 +76,8 @@ class Batch:
     heard_s: float
     mode: Mode = Mode.SPLIT
     """In which it was given out, and so to whom, whatever the mode is by now."""
+    step_tokens: int | None = None
+    """As the plan's."""
     seconds: float = 0.0
     """On the device, of passes that have ended."""
     ready_s: float = math.inf
@@ -89,6 +93,8 @@ class PrefillWorker:
         self._device = device
         self.batches: deque[Batch] = deque()
         """Given out and not answered; only the first can be on the device."""
+        self._turn_tokens = 0
+        """Computed in this turn."""
 
     @property
     def end_s(self) -> float:
@@ -147,10 +153,14 @@ class PrefillWorker:
         batch, device = self.batches.popleft(), self._device
         assert batch.run is not None
         batch.seconds = now - batch.run.start_s
-        if batch.alternating:
-            device.turn = Phase.DECODE
         following = self.batches[0] if self.batches else None
-        if following is not None and following.heard_s <= batch.run.start_s:
+        if batch.alternating:
+            self._turn_tokens += batch.tokens
+            goes_on = following is not None and following.heard_s <= now
+            if not (goes_on and following and self._turn_tokens + following.tokens <= device.turn_tokens):
+                device.turn = Phase.DECODE
+                self._turn_tokens = 0
+        if following is not None and following.heard_s <= now:
             following.ready_s = now
         else:
             device.prefill_busy = False
@@ -318,7 +328,8 @@ class DecodeWorker:
         if self._unheard and not self._loads and self._unheard[0].heard_s <= now:
             batch = self._unheard.popleft()
             chunks = ((life.computed, tokens) for life, tokens in batch.chunks)
-            self._loads.extend(Load(batch, *load) for load in spread(chunks, self._most_tokens))
+            most = min(batch.step_tokens or self._most_tokens, self._most_tokens)
+            self._loads.extend(Load(batch, *load) for load in spread(chunks, most))
             self._loads[-1].last = True
 
     def _launch(self, now: float) -> bool:

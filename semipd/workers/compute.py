@@ -55,8 +55,9 @@ class Compute(Protocol):
     def wait_for_turn(self, glance: Pulse) -> None:
         """Until it is this one's turn, or for too long; `glance` is called again and again."""
 
-    def end_turn(self) -> None:
-        """This one's pass is over."""
+    def end_turn(self, *, computed: int = 0, following: int = 0) -> None:
+        """This one's pass is over. `computed`: prompt tokens in it; `following`: in a batch that could come next, with
+        which prefill keeps the turn while it may."""
 
     def set_shares(self, message: wk.SetShares) -> None:
         """The share came as a message."""

@@ -36,7 +36,7 @@ class OnCpu:
     def wait_for_turn(self, glance: Pulse) -> None:
         """There are no turns."""
 
-    def end_turn(self) -> None:
+    def end_turn(self, *, computed: int = 0, following: int = 0) -> None:
         """There are no turns."""
 
     def set_shares(self, message: wk.SetShares) -> None:

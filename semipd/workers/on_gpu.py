@@ -29,8 +29,8 @@ REPLACEMENT_BUDGET_S = 0.7
 SPARE_BUDGET_S = 0.001
 """One graph at a time, some tens of milliseconds: a request that comes meanwhile waits no longer than that."""
 
-TURN_LIMIT_S = 0.25
-"""Longer than any pass that a policy would plan where the phases take turns."""
+TURN_LIMIT_S = 1.0
+"""Longer than any turn that a policy would plan."""
 
 OTHER = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 
@@ -70,6 +70,8 @@ class OnGpu:
         opened = self.engine.open_prefill() if self._batch is None else self._batch
         self._capture = opened.capture
         self._busy: bool | None = None
+        self._turn_tokens = 0
+        """Prompt tokens computed in this turn."""
         self._change = self._control.split().change
         budget_s = REPLACEMENT_BUDGET_S if appoint.replacement else config.capture_budget_s
         start = time.monotonic()
@@ -104,8 +106,11 @@ class OnGpu:
             glance()
             time.sleep(GLANCE_S)
 
-    def end_turn(self) -> None:
-        self._control.give_turn(OTHER[self._role])
+    def end_turn(self, *, computed: int = 0, following: int = 0) -> None:
+        self._turn_tokens += computed
+        if not following or self._turn_tokens + following > self._control.turn_tokens():
+            self._turn_tokens = 0
+            self._control.give_turn(OTHER[self._role])
 
     def choose_share(self) -> None:
         split = self._control.split()

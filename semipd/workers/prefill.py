@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -29,6 +30,10 @@ class Begun:
     """None: nothing to compute, or it has to be tried again chunk by chunk."""
     start_s: float = 0.0
 
+    @property
+    def tokens(self) -> int:
+        return sum(len(item.tokens) for item in self.opened.items)
+
 
 class PrefillWorker:
     def __init__(self, link: Link, engine: PrefillEngine, account: PageAccount, me: Holder, compute: Compute) -> None:
@@ -38,6 +43,8 @@ class PrefillWorker:
         self._compute = compute
         self._plans: deque[wk.PrefillBatch] = deque()
         self._begun: deque[Begun] = deque()
+        self._ready: Begun | None = None
+        """The engine knows of it, and nothing may be prepared before it is launched."""
         self._done_s = 0.0
         self._pulse = Pulse(link, self._describe)
         self._over = False
@@ -45,12 +52,12 @@ class PrefillWorker:
     def run(self) -> None:
         """Until it is told to end."""
         while True:
-            work = bool(self._plans or self._begun)
+            work = self._has_work
             self._compute.busy(work)
             self._hear(wait_s=0.0 if work or self._compute.has_spare_work() else HEARTBEAT_S)
             if self._over:
                 return
-            self._compute.busy(bool(self._plans or self._begun))
+            self._compute.busy(self._has_work)
             if self._compute.alternates():
                 self._take_turn()
             else:
@@ -59,25 +66,45 @@ class PrefillWorker:
                 self._compute.do_spare_work()
             self._pulse.report()
 
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._plans or self._ready or self._begun)
+
     def _go_on(self) -> None:
         """A batch is begun ahead of the one on the device, where the device allows for it."""
-        if self._plans and len(self._begun) <= self._engine.passes_ahead:
-            begun = self._prepare(self._plans.popleft())
-            self._launch(begun)
-            self._begun.append(begun)
+        if len(self._begun) <= self._engine.passes_ahead:
+            self._launch_next()
         if self._begun and (not self._plans or len(self._begun) > self._engine.passes_ahead):
-            self._finish(self._begun.popleft())
+            self._finish(self._begun.popleft(), self._pulse.report)
 
     def _take_turn(self) -> None:
         """One batch, when it is our turn; everything that can be done before is done before."""
         while self._begun:
-            self._finish(self._begun.popleft())
-        if self._plans:
-            begun = self._prepare(self._plans.popleft())
+            self._finish(self._begun.popleft(), self._look_ahead)
+        self._look_ahead()
+        computed = 0
+        if self._ready is not None:
+            computed = self._ready.tokens
             self._compute.wait_for_turn(self._pulse.report)
+            self._launch_next()
+            self._finish(self._begun.popleft(), self._look_ahead)
+        self._look_ahead()
+        self._compute.end_turn(computed=computed, following=self._ready.tokens if self._ready else 0)
+
+    def _look_ahead(self) -> None:
+        """While a pass is on the device: the batch that follows is made ready, whenever it comes."""
+        self._pulse.report()
+        self._hear(wait_s=0.0)
+        if self._ready is None and self._plans:
+            self._ready = self._prepare(self._plans.popleft())
+
+    def _launch_next(self) -> None:
+        if self._ready is None and self._plans:
+            self._ready = self._prepare(self._plans.popleft())
+        if self._ready is not None:
+            begun, self._ready = self._ready, None
             self._launch(begun)
-            self._finish(begun)
-        self._compute.end_turn()
+            self._begun.append(begun)
 
     def _hear(self, wait_s: float) -> None:
         message = self._link.receive(wait_s)
@@ -109,26 +136,32 @@ class PrefillWorker:
             except (torch.OutOfMemoryError, MemoryError):
                 begun.flight = None
 
-    def _finish(self, begun: Begun) -> None:
-        """Answers for all chunks of a batch."""
-        begun.opened.fill_all(self._outcomes(begun.flight, begun.opened.items))
+    def _finish(self, begun: Begun, glance: Callable[[], None]) -> None:
+        """Answers for all chunks of a batch; `glance` is called again and again until it is computed."""
+        begun.opened.fill_all(self._outcomes(begun.flight, begun.opened.items, glance))
         now = time.perf_counter()
         # A batch that was begun behind another had the device to itself from that one's end on.
         seconds, self._done_s = now - max(begun.start_s, self._done_s), now
         self._link.send(self._chunks.done(begun.opened, seconds))
 
-    def _outcomes(self, flight: Flight | None, items: list[PrefillItem]) -> list[Sampled | Failed | None]:
+    def _outcomes(
+        self, flight: Flight | None, items: list[PrefillItem], glance: Callable[[], None]
+    ) -> list[Sampled | Failed | None]:
         """Where memory runs out, the chunks are tried one by one, and who does not fit alone fails alone."""
         if not items:
             return []
         try:
-            return (flight or self._engine.begin_prefill(items)).finish(self._pulse)
+            if flight is None:
+                if self._ready is not None:
+                    self._launch_next()
+                flight = self._engine.begin_prefill(items)
+            return flight.finish(glance)
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(items) == 1:
                 log.error("out of memory", error=str(error))
                 return [Failed(TOO_LARGE)]
-        return [outcome for item in items for outcome in self._outcomes(None, [item])]
+        return [outcome for item in items for outcome in self._outcomes(None, [item], self._pulse.report)]
 
     def _describe(self, beat: wk.Heartbeat) -> None:
         beat.answered_through = self._chunks.answered
-        beat.idle = not self._plans and not self._begun
+        beat.idle = not self._has_work

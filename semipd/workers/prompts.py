@@ -135,7 +135,9 @@ class Prompts:
             opened = self._chunks.open(line.queued.popleft())
             begun = Begun(opened, set(range(len(opened.items))))
             line.begun.append(begun)
-            line.next.extend(Load(begun, pieces) for pieces in _spread(opened.items, self._room))
+            tokens = min(opened.batch.step_tokens or self._room.tokens, self._room.tokens)
+            room = replace(self._room, tokens=tokens)
+            line.next.extend(Load(begun, pieces) for pieces in _spread(opened.items, room))
         return line.next.popleft() if line.next else None
 
     def _too_large(self, load: Load, error: BaseException) -> None:

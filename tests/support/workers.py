@@ -87,8 +87,8 @@ class PlayedCompute:
     def wait_for_turn(self, glance: Pulse) -> None:
         self.log.append("wait for turn")
 
-    def end_turn(self) -> None:
-        self.log.append("end turn")
+    def end_turn(self, *, computed: int = 0, following: int = 0) -> None:
+        self.log.append(f"end turn {computed}, then {following}" if computed else "end turn")
 
     def set_shares(self, message: wk.SetShares) -> None:
         pass
@@ -255,12 +255,14 @@ def drop(*leases: int) -> wk.ToWorker:
     return wk.ToWorker(drop=wk.Drop(leases=leases))
 
 
-def batch(number: int, leases: Sequence[int], tokens: int = 20, start: int = 0, *, ends: bool = True) -> wk.ToWorker:
+def batch(
+    number: int, leases: Sequence[int], tokens: int = 20, start: int = 0, *, ends: bool = True, step_tokens: int = 0
+) -> wk.ToWorker:
     chunks = [
         wk.Chunk(lease=lease, start=start, tokens=range(tokens), continuation=continuation(0) if ends else None)
         for lease in leases
     ]
-    return wk.ToWorker(prefill=wk.PrefillBatch(batch=number, chunks=chunks))
+    return wk.ToWorker(prefill=wk.PrefillBatch(batch=number, chunks=chunks, step_tokens=step_tokens))
 
 
 # --- prefill --------------------------------------------------------------------------------------------------------
@@ -277,6 +279,8 @@ class PlayedEngine:
         """All that were computed."""
         self.too_much: Callable[[list[int]], bool] = lambda _leases: False
         self.where = "launch"
+        self.glances = 0
+        """So often a pass is looked at before it is over."""
 
     def begin_prefill(self, items: Sequence[PrefillItem]) -> PlayedFlight:
         flight = self.prepare_prefill(items)
@@ -308,6 +312,8 @@ class PlayedFlight:
         self.note("launch")
 
     def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
+        for _ in range(self._engine.glances):
+            pulse()
         self.note("finish")
         self._engine.items += self._items
         return [None if item.draw is None else Sampled(7, len(item.draw.output), None, None) for item in self._items]

@@ -92,12 +92,14 @@ class Ready(_message.Message):
     def __init__(self) -> None: ...
 
 class PrefillBatch(_message.Message):
-    __slots__ = ("batch", "chunks")
+    __slots__ = ("batch", "chunks", "step_tokens")
     BATCH_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     batch: int
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
-    def __init__(self, batch: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
+    step_tokens: int
+    def __init__(self, batch: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., step_tokens: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("lease", "request_id", "start", "tokens", "continuation", "prompt_tokens")

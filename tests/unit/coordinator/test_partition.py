@@ -99,6 +99,17 @@ def test_only_turns_are_the_control_blocks_matter() -> None:
     assert told == [(Mode.TURNS, True), (Mode.MIXED, False), (Mode.SPLIT, False)]
 
 
+def test_prefills_turn_is_as_long_as_the_plan_says() -> None:
+    stage = Stage(partition="green")
+    told = []
+    for step_tokens in (None, 512, 1024, 1024, None):
+        stage.partition.change_mode(Mode.TURNS, step_tokens)
+        told.append(stage.control.turn_tokens())
+    assert told == [1, 512, 1024, 1024, 1], "one batch it may always have"
+    stage.partition.change_mode(Mode.MIXED, 512)
+    assert not stage.control.turns()
+
+
 def test_mps_is_for_life_and_in_whole_percents() -> None:
     stage = Stage(partition="mps")
     assert stage.partition.set(Shares(71.6, 2)) == Shares(72, 5)

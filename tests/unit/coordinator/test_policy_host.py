@@ -52,6 +52,7 @@ NONSENSE = {
     "beyond the batch": Plan(prefill=(Chunk(0, 10_000),)),
     "no such mode": Plan(mode=Mode.TURNS),
     "no decode": Plan(decode_limit=0),
+    "no prompt tokens a step": Plan(step_tokens=0),
     "not a plan": "nonsense",
 }
 

@@ -45,10 +45,10 @@ def test_busy_words_are_apart() -> None:
 def test_turns() -> None:
     one, other = two_views()
     assert not other.turns()
-    one.take_turns(True)
+    one.take_turns(3)
     one.give_turn(Role.DECODE)
     assert other.turns()
     assert other.has_turn(Role.DECODE)
     assert not other.has_turn(Role.PREFILL)
-    one.take_turns(False)
+    one.take_turns(0)
     assert not other.turns()

@@ -13,7 +13,19 @@ from semipd.core.plan import AdmitInput
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, WaitingSequence
 from semipd.policies.adaptive import Adaptive
-from semipd.policies.choice import CHUNKS, SPLITS, Choice, Hysteresis, Load, best, split_choice
+from semipd.policies.choice import (
+    MIXED,
+    MIXED_WAITS,
+    SPLITS,
+    TURNS,
+    Choice,
+    Hysteresis,
+    Load,
+    best,
+    mixed_choice,
+    split_choice,
+    turns_choice,
+)
 from semipd.policies.contract import Policy
 from semipd.policies.latency import LatencyModel, Scales, split
 from semipd.policies.static import Static
@@ -74,15 +86,14 @@ class TestChoice:
         everything = Limits(8192, 512, frozenset(Mode))
         for _ in range(300):
             rows, pace = draw.randint(1, 256), draw.uniform(0.004, 0.08)
-            load = Load(rows, rows * draw.randint(50, 4000), pace, draw.randint(4, 64) * 32, draw.choice((0, 0, 3000)))
+            chunk, wait = draw.randint(4, 64) * 32, draw.uniform(0.02, 1.0)
+            load = Load(rows, rows * draw.randint(50, 4000), pace, chunk, wait, draw.choice((0, 0, 3000)))
             scales = Scales(*(draw.uniform(0.5, 2.0) for _ in range(5)))
             model = LatencyModel(scales=scales)
-            step = model.decode_s(rows, load.context_tokens)
-            turns = [step + model.prefill_s(c, load.computed + c) for c in CHUNKS]
-            mixed = [model.mixed_s(c, load.computed, rows, load.context_tokens) for c in CHUNKS]
             found = [split_choice(model, load, shares) for shares in SPLITS]
-            found += [Choice(FULL, Mode.TURNS, took, c / took, c) for c, took in zip(CHUNKS, turns, strict=True)]
-            found += [Choice(FULL, Mode.MIXED, took, c / took, c) for c, took in zip(CHUNKS, mixed, strict=True)]
+            found += [turns_choice(model, load, tokens) for tokens in TURNS]
+            mixed = [mixed_choice(model, load, tokens) for tokens in MIXED]
+            found += [choice for choice in mixed if MIXED_WAITS * choice.decode_s <= load.wait_s]
             chosen = best(model, load, everything)
             keeping = [c.prefill_rate for c in found if c.decode_s <= pace]
             if keeping:
@@ -93,9 +104,19 @@ class TestChoice:
 
     def test_turns_are_no_longer_than_the_pace(self) -> None:
         chosen = best(MODEL, replace(LOAD, pace_s=0.06), Limits(8192, 512, frozenset({Mode.SPLIT, Mode.TURNS})))
-        turn = MODEL.prefill_s(chosen.chunk, chosen.chunk) + MODEL.decode_s(LOAD.rows, LOAD.context_tokens)
-        assert chosen.decode_s == pytest.approx(turn)
-        assert turn <= 0.06
+        assert chosen.mode is Mode.TURNS
+        assert chosen.chunk <= LOAD.chunk
+        assert chosen.step_tokens
+        batches = -(-chosen.step_tokens // LOAD.chunk)
+        batch_s = MODEL.prefill_s(chosen.step_tokens // batches, chosen.step_tokens // batches)
+        assert chosen.decode_s == pytest.approx(batches * batch_s + MODEL.decode_s(LOAD.rows, LOAD.context_tokens))
+        assert chosen.decode_s <= 0.06
+
+    def test_no_mixed_batch_is_so_long_that_short_prompts_would_wait_too_long(self) -> None:
+        loose = replace(LOAD, pace_s=0.06)
+        for wait_s in (0.03, 0.06, 0.1, 0.2):
+            chosen = best(MODEL, replace(loose, wait_s=wait_s), replace(SPLIT_ONLY, modes=frozenset(Mode)))
+            assert chosen.mode is not Mode.MIXED or MIXED_WAITS * chosen.decode_s <= wait_s
 
 
 class TestHysteresis:

@@ -69,8 +69,15 @@ class Plain(Policy):
 
     name = "plain"
 
-    def __init__(self, shares: Shares | None = None, mode: Mode = Mode.SPLIT, chunk: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        shares: Shares | None = None,
+        mode: Mode = Mode.SPLIT,
+        chunk: int = 1 << 20,
+        step_tokens: int | None = None,
+    ) -> None:
         super().__init__({})
+        self._step_tokens = step_tokens
         self._shares, self._mode, self._chunk = shares, mode, chunk
         self.seen: list[Snapshot] = []
 
@@ -82,7 +89,8 @@ class Plain(Policy):
         return Order(tuple(w.sequence for w in given.snapshot.waiting))
 
     def place(self, given: PlaceInput) -> Plan:
-        return Plan(fill_batch(given.snapshot, given.order, self._chunk), shares=self._shares, mode=self._mode)
+        batch = fill_batch(given.snapshot, given.order, self._chunk)
+        return Plan(batch, shares=self._shares, mode=self._mode, step_tokens=self._step_tokens)
 
 
 def due(*requests: tuple[float, int, int]) -> list[Arrival]:

@@ -196,6 +196,15 @@ def test_what_a_step_has_no_room_for_is_spread_over_several_and_answered_as_one(
     ]
 
 
+@pytest.mark.parametrize(("step_tokens", "sizes"), [(16, [16, 16, 8]), (24, [24, 16]), (64, [32, 8])])
+def test_a_step_takes_along_no_more_than_the_plan_wishes(stage: Stage, step_tokens: int, sizes: list[int]) -> None:
+    (a,) = stage.prompts(1)
+    stage.room = Room(tokens=32)
+    stage.run(lambda: iter([[batch(1, [a], tokens=40, step_tokens=step_tokens)], [], [], [], [], []]))
+    assert [len(item.tokens) for item in stage.batch.prompts] == sizes
+    assert [[x.computed for x in done.chunks] for done in stage.link.prefilled()] == [[40]]
+
+
 def test_many_short_prompts_are_spread_too(stage: Stage) -> None:
     leases = stage.prompts(5)
     stage.room = Room(tokens=100, prompts=2)

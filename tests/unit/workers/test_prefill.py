@@ -72,12 +72,36 @@ def test_where_a_device_allows_for_none_ahead_a_batch_is_answered_for_before_the
     assert stage.engine.done() == [f"launch {a}", f"finish {a}", f"launch {b}", f"finish {b}"]
 
 
-def test_in_turns_a_batch_is_prepared_before_the_wait_and_answered_for_before_the_turn_ends(stage: Stage) -> None:
+def test_in_turns_a_batch_is_prepared_before_the_wait_and_what_follows_before_the_turn_ends(stage: Stage) -> None:
     a, b = stage.leases(2)
     stage.compute.turns = True
-    stage.run(lambda: iter([[batch(1, [a]), batch(2, [b])], []]))
-    turn = ["prepare {0}", "wait for turn", "launch {0}", "finish {0}", "end turn"]
-    assert stage.compute.log == [line.format(lease) for lease in (a, b) for line in turn]
+    stage.run(lambda: iter([[batch(1, [a]), batch(2, [b])], [], [], [], []]))
+    first = [f"prepare {a}", "wait for turn", f"launch {a}", f"finish {a}", f"prepare {b}", "end turn 20, then 20"]
+    second = ["wait for turn", f"launch {b}", f"finish {b}", "end turn 20, then 0"]
+    assert stage.compute.log == first + second
+
+
+def test_in_turns_a_batch_that_comes_during_a_pass_is_prepared_before_that_ends(stage: Stage) -> None:
+    a, b = stage.leases(2)
+    stage.compute.turns = True
+    stage.engine.glances = 1
+    stage.run(lambda: iter([[batch(1, [a])], [], [batch(2, [b])], [], [], [], []]))
+    prepared, finished = (stage.compute.log.index(line) for line in (f"prepare {b}", f"finish {a}"))
+    assert prepared < finished
+    assert "end turn 20, then 20" in stage.compute.log
+
+
+def test_a_pass_that_was_prepared_is_launched_before_one_is_tried_again(stage: Stage) -> None:
+    """What is prepared and not launched would be overwritten by what is prepared next."""
+    a, b, c = stage.leases(3)
+    stage.compute.turns = True
+    stage.engine.glances = 1
+    stage.engine.where, stage.engine.too_much = "finish", lambda together: len(together) > 1
+    stage.run(lambda: iter([[batch(1, [a, b])], [], [batch(2, [c])], *[[]] * 8]))
+    assert stage.answers() == [(a, COMPUTED), (b, COMPUTED), (c, COMPUTED)]
+    lines = [line for line in stage.compute.log if line.split()[0] in ("prepare", "launch")]
+    assert all(one.startswith("prepare") for one in lines[::2])
+    assert [line.split()[1] for line in lines[::2]] == [line.split()[1] for line in lines[1::2]]
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------
