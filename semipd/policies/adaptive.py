@@ -142,7 +142,7 @@ class Adaptive(Policy):
             present = split_choice(model, load, self._shares)
         else:
             same = [c for c in found if c.mode is self._mode] or [wanted]
-            present = max(same, key=lambda c: (c.decode_s <= load.pace_s, c.prefill_rate))
+            present = max(same, key=lambda c: (c.decode_s <= load.pace_s, -c.first_s))
         settled = self._hysteresis.settle(present, wanted, load, now - self._since_s)
         if (settled.shares, settled.mode) != (self._shares, self._mode):
             self._shares, self._mode, self._since_s = settled.shares, settled.mode, now
@@ -159,6 +159,8 @@ class Adaptive(Policy):
             pace_s=self._tightest_pace_s(snapshot),
             chunk=self._chunk(snapshot),
             wait_s=self._tight_ttft_s(snapshot) * WAIT_OF_WISH,
+            prompt=self._forecast.prompt_tokens,
+            arriving=self._forecast.arriving(snapshot),
             computed=first.computed_tokens,
         )
 

@@ -19,6 +19,10 @@ RIDES = 4
 """Mixed batches for which prompts are given out at once: what one answers and the next is told takes a step."""
 MIXED_WAITS = 3
 """Mixed batches until a prompt's first token: the one that runs, the one that was launched behind it, and its own."""
+BUSY = 0.9
+"""Of what can be served: from there on a queue's mean says little."""
+VARYING = 0.75
+"""Half of one and the squared coefficient of variation of prompts' lengths, about."""
 TURNS = (128, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 4096)
 """Prompt tokens between two decode steps."""
 
@@ -37,6 +41,10 @@ class Load:
     """Prompt tokens in a prefill batch under a split."""
     wait_s: float = math.inf
     """For the first token of a prompt that comes now, at most."""
+    prompt: int = 512
+    """Tokens of a prompt, on average."""
+    arriving: float = 0.0
+    """Prompt tokens a second, and what waits."""
     computed: int = 0
     """Tokens before the chunk, in its prompt."""
 
@@ -51,32 +59,57 @@ class Choice:
     """Between two tokens of a sequence."""
     prefill_rate: float
     """Prompt tokens a second."""
+    first_s: float
+    """From a prompt's arrival to its first token, on average."""
     chunk: int
     """Prompt tokens in a batch, at most."""
     step_tokens: int | None = None
     """As a plan's."""
 
 
+def first_token_s(load: Load, rate: float, pass_s: float, before_s: float) -> float:
+    """On average, if prompts are served one after another at `rate` and each comes when it likes.
+
+    `pass_s`: of a prompt that fits into one batch; `before_s`: until a pass can begin when nobody waits. The queue is
+    M/G/1's (Pollaczek and Khinchine) for prompts of varying length; where more comes than can be served it has no
+    mean, so from BUSY on the line goes on straight: who serves more is still the better one.
+    """
+    service = pass_s if load.prompt <= load.chunk else load.prompt / rate
+    used = load.arriving / rate
+    queue = used / (1 - used) if used < BUSY else BUSY / (1 - BUSY) + (used - BUSY) / (1 - BUSY) ** 2
+    return before_s + service + queue * service * VARYING
+
+
 def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
     """Side by side under these shares, both busy."""
-    took = model.prefill_s(load.chunk, load.computed + load.chunk, share=shares.prefill, other=shares.decode)
+
+    def took(tokens: int) -> float:
+        return model.prefill_s(tokens, load.computed + tokens, share=shares.prefill, other=shares.decode)
+
     pace = model.decode_s(load.rows, load.context_tokens, share=shares.decode, other=shares.prefill)
-    return Choice(shares, Mode.SPLIT, pace, load.chunk / took, load.chunk)
+    batch_s, own_s = took(load.chunk), took(min(load.prompt, load.chunk))
+    rate = load.chunk / batch_s
+    return Choice(shares, Mode.SPLIT, pace, rate, first_token_s(load, rate, own_s, own_s / 2), load.chunk)
 
 
 def turns_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
     """So many prompt tokens, in batches of `load.chunk` at most, and one decode step, each on the whole device."""
     batches = -(-tokens // load.chunk)
     each = round(tokens / batches)
-    turn = model.decode_s(load.rows, load.context_tokens) + batches * model.prefill_s(each, load.computed + each)
-    return Choice(FULL, Mode.TURNS, turn, tokens / turn, min(tokens, load.chunk), tokens)
+    step = model.decode_s(load.rows, load.context_tokens)
+    turn = step + batches * model.prefill_s(each, load.computed + each)
+    own = min(load.prompt, load.chunk)
+    first_s = first_token_s(load, tokens / turn, model.prefill_s(own, load.computed + own), step / 2)
+    return Choice(FULL, Mode.TURNS, turn, tokens / turn, first_s, min(tokens, load.chunk), tokens)
 
 
 def mixed_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
     """So many prompt tokens in each decode step, but for one in RIDES + 1."""
     took = model.mixed_s(tokens, load.computed, load.rows, load.context_tokens)
     rate = RIDES * tokens / (RIDES * took + model.decode_s(load.rows, load.context_tokens))
-    return Choice(FULL, Mode.MIXED, took, rate, RIDES * tokens, tokens)
+    # One runs, one has been launched behind it.
+    first_s = first_token_s(load, rate, took, 1.5 * took)
+    return Choice(FULL, Mode.MIXED, took, rate, first_s, RIDES * tokens, tokens)
 
 
 def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]:
@@ -112,7 +145,7 @@ def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]
 
 
 def best(model: LatencyModel, load: Load, limits: Limits) -> Choice:
-    """The most for prefill among what keeps decode's pace; where nothing does, what comes nearest to it.
+    """What brings first tokens soonest among what keeps decode's pace; where nothing does, what comes nearest to it.
 
     Under splits alone that is the smallest decode share that keeps the pace.
     """
@@ -123,7 +156,7 @@ def preferred(found: Sequence[Choice], load: Load) -> Choice:
     """`best` of those that were found."""
     keeping = [c for c in found if c.decode_s <= load.pace_s]
     if keeping:
-        return max(keeping, key=lambda c: c.prefill_rate)
+        return min(keeping, key=lambda c: c.first_s)
     return min(found, key=lambda c: c.decode_s)
 
 
@@ -134,7 +167,7 @@ class Hysteresis:
     dwell_s: float = 0.25
     """A choice stays so long before prefill gets more."""
     gain: float = 0.03
-    """By so much prefill must gain, and as much must be left of decode's pace."""
+    """By so much first tokens must come sooner, and as much must be left of decode's pace."""
 
     def settle(self, now: Choice, wanted: Choice, load: Load, since_s: float) -> Choice:
         """`now` is the present choice under the present load, in force for `since_s` seconds."""
@@ -143,5 +176,5 @@ class Hysteresis:
         if now.decode_s > load.pace_s:
             return wanted if wanted.decode_s < now.decode_s else now
         roomy = wanted.decode_s <= load.pace_s * (1 - self.gain)
-        gains = wanted.prefill_rate > now.prefill_rate * (1 + self.gain)
+        gains = wanted.first_s < now.first_s * (1 - self.gain)
         return wanted if since_s >= self.dwell_s and roomy and gains else now

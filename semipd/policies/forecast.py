@@ -12,6 +12,9 @@ from semipd.policies.latency import LatencyModel
 REFIT_S = 0.1
 """The model is refitted at most so often."""
 STEP_TOKENS = 768
+RECENT = 64
+"""First tokens that say what comes."""
+AT_LEAST_S = 0.5
 
 
 class Forecast:
@@ -21,6 +24,9 @@ class Forecast:
         self._fit = Fit(model or LatencyModel())
         self.model = self._fit.model
         self.batch = RunningBatch()
+        self.prompt_tokens = 512
+        """Of a prompt, on average."""
+        self._served, self._served_s = 0, 0.0
         self.step_tokens = STEP_TOKENS
         """Prompt tokens to a decode step where the phases take turns or are mixed, about. For a policy that knows to
         set."""
@@ -39,7 +45,21 @@ class Forecast:
             if now >= self._refitted_s + REFIT_S:
                 self.model = self._fit.see(steps)
                 self._refitted_s = now
+                self._count(snapshot)
                 self._observed = snapshot.observed
+
+    def _count(self, snapshot: Snapshot) -> None:
+        """What prompts came lately, by their first tokens."""
+        found = snapshot.observed.first_tokens[-RECENT:]
+        if found:
+            total = sum([f.prompt_tokens for f in found])
+            self.prompt_tokens = max(1, total // len(found))
+            self._served, self._served_s = total, snapshot.now_s - found[0].at_s
+
+    def arriving(self, snapshot: Snapshot) -> float:
+        """Prompt tokens a second: what got its first token lately, and what waits for it."""
+        waiting = sum([w.remaining_tokens for w in snapshot.waiting])
+        return (self._served + waiting) / max(AT_LEAST_S, self._served_s)
 
     def in_flight_s(self, snapshot: Snapshot) -> float:
         """Until the prefill worker has computed what it was given."""

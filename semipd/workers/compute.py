@@ -55,9 +55,9 @@ class Compute(Protocol):
     def wait_for_turn(self, glance: Pulse) -> None:
         """Until it is this one's turn, or for too long; `glance` is called again and again."""
 
-    def end_turn(self, *, computed: int = 0, following: int = 0) -> None:
-        """This one's pass is over. `computed`: prompt tokens in it; `following`: in a batch that could come next, with
-        which prefill keeps the turn while it may."""
+    def end_turn(self, *, computed: int = 0, following: int = 0) -> bool:
+        """This one's pass is over; whether the turn is still ours. `computed`: prompt tokens in it; `following`: in a
+        batch that could come next, with which prefill keeps the turn while it may."""
 
     def set_shares(self, message: wk.SetShares) -> None:
         """The share came as a message."""

@@ -22,6 +22,7 @@ from semipd.workers.compute import Batch, Compute, Outcomes
 from semipd.workers.draw import draw_from_wire
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
 from semipd.workers.prompts import Prompts, Room
+from semipd.workers.turns import TurnPulse
 
 log = structlog.get_logger()
 
@@ -59,6 +60,7 @@ class DecodeWorker:
         """What the next message says: leases that were dropped or preempted since the last."""
         self._pulse = Pulse(link, self._describe)
         self._over = False
+        self._in_turn = False
         self._resigns = False
         self._told_s = 0.0
 
@@ -204,14 +206,21 @@ class DecodeWorker:
             self._compute.wait_for_turn(self._pulse.report)
         start = time.perf_counter()
         self._compute.choose_share()
-        rows = self._prompts.step(self._pulse, ahead=not alternates)
-        if alternates:
-            self._compute.end_turn()
+        self._in_turn = alternates
+        pulse = TurnPulse(self._pulse, self._end_turn) if alternates else self._pulse
+        rows = self._prompts.step(pulse, ahead=not alternates)
+        self._end_turn()  # where nothing came to the device
         answered = self._prompts.answer(self._told_s)
         if not rows and not answered and not self._batch.flying and self._standing:
             time.sleep(STARVED_WAIT_S)
         self._tell(rows, start)
         self._release_quiet()
+
+    def _end_turn(self) -> None:
+        """Once for each turn."""
+        if self._in_turn and not self._batch.flying:
+            self._in_turn = False
+            self._compute.end_turn()
 
     def _tell(self, rows: Outcomes, start: float) -> None:
         """Into the report: what a step made."""

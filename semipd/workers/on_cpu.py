@@ -36,8 +36,9 @@ class OnCpu:
     def wait_for_turn(self, glance: Pulse) -> None:
         """There are no turns."""
 
-    def end_turn(self, *, computed: int = 0, following: int = 0) -> None:
+    def end_turn(self, *, computed: int = 0, following: int = 0) -> bool:
         """There are no turns."""
+        return False
 
     def set_shares(self, message: wk.SetShares) -> None:
         self._shares.compute_on(message.cpus)

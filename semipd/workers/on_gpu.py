@@ -106,11 +106,13 @@ class OnGpu:
             glance()
             time.sleep(GLANCE_S)
 
-    def end_turn(self, *, computed: int = 0, following: int = 0) -> None:
+    def end_turn(self, *, computed: int = 0, following: int = 0) -> bool:
         self._turn_tokens += computed
-        if not following or self._turn_tokens + following > self._control.turn_tokens():
-            self._turn_tokens = 0
-            self._control.give_turn(OTHER[self._role])
+        if following and self._turn_tokens + following <= self._control.turn_tokens():
+            return True
+        self._turn_tokens = 0
+        self._control.give_turn(OTHER[self._role])
+        return False
 
     def choose_share(self) -> None:
         split = self._control.split()

@@ -17,6 +17,7 @@ from semipd.memory.account import Holder, PageAccount
 from semipd.workers.chunks import TOO_LARGE, Chunks, Opened
 from semipd.workers.compute import Compute, PrefillEngine
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
+from semipd.workers.turns import TurnPulse
 
 log = structlog.get_logger()
 
@@ -29,6 +30,7 @@ class Begun:
     flight: Flight | None = None
     """None: nothing to compute, or it has to be tried again chunk by chunk."""
     start_s: float = 0.0
+    ended: bool = False
 
     @property
     def tokens(self) -> int:
@@ -75,25 +77,33 @@ class PrefillWorker:
         if len(self._begun) <= self._engine.passes_ahead:
             self._launch_next()
         if self._begun and (not self._plans or len(self._begun) > self._engine.passes_ahead):
-            self._finish(self._begun.popleft(), self._pulse.report)
+            self._finish(self._begun.popleft(), self._pulse)
 
     def _take_turn(self) -> None:
         """One batch, when it is our turn; everything that can be done before is done before."""
-        while self._begun:
-            self._finish(self._begun.popleft(), self._look_ahead)
-        self._look_ahead()
-        computed = 0
-        if self._ready is not None:
-            computed = self._ready.tokens
+        if not self._begun:
+            self._look_ahead()
+            if self._ready is None:
+                self._compute.end_turn()
+                return
             self._compute.wait_for_turn(self._pulse.report)
             self._launch_next()
-            self._finish(self._begun.popleft(), self._look_ahead)
+        begun = self._begun.popleft()
+        self._finish(begun, TurnPulse(self._pulse, lambda: self._end_turn(begun), self._look_ahead))
+        self._end_turn(begun)  # where nothing of it came to the device
+
+    def _end_turn(self, begun: Begun) -> None:
+        """Its pass has ended: the next one is the other phase's, or follows at once. The second call does nothing."""
+        if begun.ended:
+            return
+        begun.ended = True
         self._look_ahead()
-        self._compute.end_turn(computed=computed, following=self._ready.tokens if self._ready else 0)
+        following = self._ready.tokens if self._ready is not None else 0
+        if self._compute.end_turn(computed=begun.tokens, following=following):
+            self._launch_next()
 
     def _look_ahead(self) -> None:
         """While a pass is on the device: the batch that follows is made ready, whenever it comes."""
-        self._pulse.report()
         self._hear(wait_s=0.0)
         if self._ready is None and self._plans:
             self._ready = self._prepare(self._plans.popleft())
@@ -136,16 +146,16 @@ class PrefillWorker:
             except (torch.OutOfMemoryError, MemoryError):
                 begun.flight = None
 
-    def _finish(self, begun: Begun, glance: Callable[[], None]) -> None:
-        """Answers for all chunks of a batch; `glance` is called again and again until it is computed."""
-        begun.opened.fill_all(self._outcomes(begun.flight, begun.opened.items, glance))
+    def _finish(self, begun: Begun, pulse: Callable[[], None]) -> None:
+        """Answers for all chunks of a batch."""
+        begun.opened.fill_all(self._outcomes(begun.flight, begun.opened.items, pulse))
         now = time.perf_counter()
         # A batch that was begun behind another had the device to itself from that one's end on.
         seconds, self._done_s = now - max(begun.start_s, self._done_s), now
         self._link.send(self._chunks.done(begun.opened, seconds))
 
     def _outcomes(
-        self, flight: Flight | None, items: list[PrefillItem], glance: Callable[[], None]
+        self, flight: Flight | None, items: list[PrefillItem], pulse: Callable[[], None]
     ) -> list[Sampled | Failed | None]:
         """Where memory runs out, the chunks are tried one by one, and who does not fit alone fails alone."""
         if not items:
@@ -155,12 +165,12 @@ class PrefillWorker:
                 if self._ready is not None:
                     self._launch_next()
                 flight = self._engine.begin_prefill(items)
-            return flight.finish(glance)
+            return flight.finish(pulse)
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(items) == 1:
                 log.error("out of memory", error=str(error))
                 return [Failed(TOO_LARGE)]
-        return [outcome for item in items for outcome in self._outcomes(None, [item], self._pulse.report)]
+        return [outcome for item in items for outcome in self._outcomes(None, [item], self._pulse)]
 
     def _describe(self, beat: wk.Heartbeat) -> None:
         beat.answered_through = self._chunks.answered

@@ -87,8 +87,13 @@ class PlayedCompute:
     def wait_for_turn(self, glance: Pulse) -> None:
         self.log.append("wait for turn")
 
-    def end_turn(self, *, computed: int = 0, following: int = 0) -> None:
-        self.log.append(f"end turn {computed}, then {following}" if computed else "end turn")
+    turn_tokens: int = 0
+    """With so many of prompts at most prefill keeps the turn."""
+
+    def end_turn(self, *, computed: int = 0, following: int = 0) -> bool:
+        keeps = bool(following) and computed + following <= self.turn_tokens
+        self.log.append(f"{'keep' if keeps else 'end'} turn {computed}, then {following}" if computed else "end turn")
+        return keeps
 
     def set_shares(self, message: wk.SetShares) -> None:
         pass
@@ -279,6 +284,7 @@ class PlayedEngine:
         """All that were computed."""
         self.too_much: Callable[[list[int]], bool] = lambda _leases: False
         self.where = "launch"
+        self.on_launch: Callable[[], object] = lambda: None
         self.glances = 0
         """So often a pass is looked at before it is over."""
 
@@ -309,11 +315,13 @@ class PlayedFlight:
             raise MemoryError(what)
 
     def launch(self) -> None:
+        self._engine.on_launch()
         self.note("launch")
 
     def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
         for _ in range(self._engine.glances):
-            pulse()
+            getattr(pulse, "report", pulse)()
         self.note("finish")
+        pulse()
         self._engine.items += self._items
         return [None if item.draw is None else Sampled(7, len(item.draw.output), None, None) for item in self._items]

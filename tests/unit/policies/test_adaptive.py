@@ -35,6 +35,7 @@ from semipd.policies.testing.draws import poisson
 MODEL = LatencyModel()
 SPLIT_ONLY = Limits(8192, 512)
 LOAD = Load(rows=64, context_tokens=64 * 1024, pace_s=0.033, chunk=512)
+LONG = Load(rows=28, context_tokens=28 * 3800, pace_s=0.034, chunk=1984, prompt=3700, computed=1800)
 
 
 def waits(number: int, tokens: int, computed: int = 0, flying: int = 0, ttft_s: float | None = 0.2) -> WaitingSequence:
@@ -69,10 +70,21 @@ class TestChoice:
         assert chosen.decode_s == min(split_choice(MODEL, LOAD, s).decode_s for s in SPLITS)
 
     def test_only_what_the_engine_can_do_is_chosen(self) -> None:
-        loose = replace(LOAD, pace_s=0.06)
-        assert best(MODEL, loose, SPLIT_ONLY).mode is Mode.SPLIT
-        assert best(MODEL, loose, replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.TURNS}))).mode is Mode.TURNS
-        assert best(MODEL, loose, replace(SPLIT_ONLY, modes=frozenset(Mode))).mode is Mode.MIXED
+        many = replace(LONG, arriving=40_000.0)
+        assert best(MODEL, many, SPLIT_ONLY).mode is Mode.SPLIT
+        assert best(MODEL, many, replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.TURNS}))).mode is Mode.TURNS
+        assert best(MODEL, many, replace(SPLIT_ONLY, modes=frozenset(Mode))).mode is Mode.MIXED
+
+    def test_mixed_batches_which_serve_most_and_answer_late_are_for_when_much_comes(self) -> None:
+        everything = replace(SPLIT_ONLY, modes=frozenset(Mode))
+        few, many = (best(MODEL, replace(LONG, arriving=a), everything) for a in (5_000.0, 40_000.0))
+        assert (few.mode, many.mode) == (Mode.TURNS, Mode.MIXED)
+        assert many.prefill_rate > few.prefill_rate
+
+    def test_first_tokens_come_the_later_the_more_prompts_come(self) -> None:
+        times = [turns_choice(MODEL, replace(LOAD, arriving=a), 512).first_s for a in range(0, 60_000, 5_000)]
+        assert times == sorted(times)
+        assert len(set(times)) == len(times)
 
     def test_the_cpus_mixed_batches_which_the_model_knows_nothing_of_are_not_chosen(self) -> None:
         on_cpu = replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.MIXED}))
@@ -87,7 +99,8 @@ class TestChoice:
         for _ in range(300):
             rows, pace = draw.randint(1, 256), draw.uniform(0.004, 0.08)
             chunk, wait = draw.randint(4, 64) * 32, draw.uniform(0.02, 1.0)
-            load = Load(rows, rows * draw.randint(50, 4000), pace, chunk, wait, draw.choice((0, 0, 3000)))
+            comes = draw.choice((30, 300, 3000)), draw.uniform(0.0, 50_000.0), draw.choice((0, 0, 3000))
+            load = Load(rows, rows * draw.randint(50, 4000), pace, chunk, wait, *comes)
             scales = Scales(*(draw.uniform(0.5, 2.0) for _ in range(5)))
             model = LatencyModel(scales=scales)
             found = [split_choice(model, load, shares) for shares in SPLITS]
@@ -95,10 +108,10 @@ class TestChoice:
             mixed = [mixed_choice(model, load, tokens) for tokens in MIXED]
             found += [choice for choice in mixed if MIXED_WAITS * choice.decode_s <= load.wait_s]
             chosen = best(model, load, everything)
-            keeping = [c.prefill_rate for c in found if c.decode_s <= pace]
+            keeping = [c.first_s for c in found if c.decode_s <= pace]
             if keeping:
                 assert chosen.decode_s <= pace
-                assert chosen.prefill_rate == max(keeping)
+                assert chosen.first_s == min(keeping)
             else:
                 assert chosen.decode_s == min(c.decode_s for c in found)
 
