@@ -121,6 +121,9 @@ class DecodeBatch:
         self._tables[row, held : held + len(pages)] = pages
         self._pages[row] += len(pages)
 
+    def wait(self, pulse: Pulse) -> None:
+        """Until all steps that were launched are done: on a CPU they are."""
+
     def prepare(self) -> None:
         """What of the next step can be done before the device is free: on a CPU nothing."""
 

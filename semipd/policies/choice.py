@@ -21,6 +21,9 @@ MIXED_WAITS = 3
 """Mixed batches until a prompt's first token: the one that runs, the one that was launched behind it, and its own."""
 BUSY = 0.9
 """Of what can be served: from there on a queue's mean says little."""
+DOUBT = 1.25
+"""How long two phases take side by side depends on what both compute at the moment, which the model knows least of:
+where it sees little between a split and turns, turns are what it says."""
 VARYING = 0.75
 """Half of one and the squared coefficient of variation of prompts' lengths, about."""
 TURNS = (128, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 4096)
@@ -89,7 +92,8 @@ def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
     pace = model.decode_s(load.rows, load.context_tokens, share=shares.decode, other=shares.prefill)
     batch_s, own_s = took(load.chunk), took(min(load.prompt, load.chunk))
     rate = load.chunk / batch_s
-    return Choice(shares, Mode.SPLIT, pace, rate, first_token_s(load, rate, own_s, own_s / 2), load.chunk)
+    first_s = DOUBT * first_token_s(load, rate, own_s, own_s / 2)
+    return Choice(shares, Mode.SPLIT, pace, rate, first_s, load.chunk)
 
 
 def turns_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:

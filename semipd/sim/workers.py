@@ -188,6 +188,7 @@ class Step:
         "context_tokens",
         "dropped",
         "enders",
+        "in_turns",
         "joiners",
         "load",
         "number",
@@ -213,6 +214,8 @@ class Step:
         self.dropped: list[Life] = []
         """Left while it was on the device: what it made of them is thrown away."""
         self.own_turn = False
+        self.in_turns = False
+        """It was launched when nothing of decode's was on the device, as where the phases take turns."""
 
 
 class DecodeWorker:
@@ -296,7 +299,7 @@ class DecodeWorker:
                 else:
                     self._prepared = bool(self._members or self._loads)
         elif not (self.flying and self.flying[-1].own_turn):
-            while len(self.flying) < 2:
+            while len(self.flying) < (1 if device.turns else 2):
                 self._hear(now)
                 if not self._launch(now):
                     break
@@ -344,6 +347,7 @@ class DecodeWorker:
         run = Pass(device.sms if alone else device.split.decode, now)
         rows, context = (len(self._members), self._context) if found else (0, 0)
         step = Step(number if found else self._launched, rows, context, run, load)
+        step.in_turns = device.turns
         if load is not None and not self.flying:
             step.beside_s = device.prepare_s  # else the host does it while the step before is on the device
         self.flying.append(step)
@@ -395,7 +399,7 @@ class DecodeWorker:
         else:
             seconds = times.mixed_s(rows, step.context_tokens, load.tokens, load.pairs, sms, other_sms)
             seconds += step.beside_s
-        step.run.rate(now, seconds + self._device.handover_s * step.own_turn, other_sms)
+        step.run.rate(now, seconds + self._device.handover_s * step.in_turns, other_sms)
 
     def finish(self, now: float) -> Step:
         """Takes the step that has ended. Where it was the last of a batch of prompts, that is answered with it."""

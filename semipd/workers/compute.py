@@ -35,6 +35,7 @@ class Batch(Protocol):
     def step(self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()) -> Outcomes: ...
     def prompt_outcomes(self) -> list[tuple[Sequence[PrefillItem], list[Sampled | Failed | None]]]: ...
     def drain(self, pulse: Pulse) -> Outcomes: ...
+    def wait(self, pulse: Pulse) -> None: ...
 
 
 class Compute(Protocol):
@@ -46,8 +47,11 @@ class Compute(Protocol):
     def choose_share(self) -> None:
         """Before each pass: takes the share that holds now."""
 
+    def takes_turns(self) -> bool:
+        """Whether the phases compute one at a time, each on the whole device, while both are busy."""
+
     def alternates(self) -> bool:
-        """Whether the phases take turns now: one pass of this one, one of the other."""
+        """Whether they do now: the other one is busy, too."""
 
     def my_turn(self) -> bool:
         """Whether a pass may be launched now; always where the phases don't alternate."""

@@ -22,7 +22,6 @@ from semipd.workers.compute import Batch, Compute, Outcomes
 from semipd.workers.draw import draw_from_wire
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
 from semipd.workers.prompts import Prompts, Room
-from semipd.workers.turns import TurnPulse
 
 log = structlog.get_logger()
 
@@ -60,7 +59,8 @@ class DecodeWorker:
         """What the next message says: leases that were dropped or preempted since the last."""
         self._pulse = Pulse(link, self._describe)
         self._over = False
-        self._in_turn = False
+        self._launched_s = self._ended_s = 0.0
+        """The step on the device; and when that, or one before, had ended, if it was waited for."""
         self._resigns = False
         self._told_s = 0.0
 
@@ -195,32 +195,39 @@ class DecodeWorker:
     # --- the step ---------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        alternates = self._compute.alternates()
-        if alternates and not self._compute.my_turn():
-            rows = self._batch.drain(self._pulse)  # launched when nobody else was there
+        """Launches a step of all that have room, and answers for the one before."""
+        if self._compute.takes_turns():
+            self._await_turn()
+        launched_s = time.perf_counter()
+        self._compute.choose_share()
+        rows = self._prompts.step(self._pulse, ahead=True)
+        answered = self._prompts.answer(self._told_s)
+        if not self._batch.flying:
+            self._compute.end_turn()
+            if not rows and not answered and self._standing:
+                time.sleep(STARVED_WAIT_S)
+        self._tell(rows, launched_s)
+        self._launched_s = launched_s
+        self._release_quiet()
+
+    def _await_turn(self) -> None:
+        """Where the phases take turns, one step at a time is on the device, so that a prompt never waits for two. The
+        next one is made ready meanwhile; and what the last one made is looked at while the device computes again, be
+        it prefill's pass or our own."""
+        if self._batch.flying:
+            self._batch.prepare()
+            self._batch.wait(self._pulse)
+            self._ended_s = time.perf_counter()
+            self._compute.end_turn()
+        if not self._compute.my_turn():
+            rows = self._batch.drain(self._pulse)
             self._prompts.answer(self._told_s)
             self._tell(rows, time.perf_counter())
             self._send_report()
             self._release_quiet()
+            self._find_pages()
             self._batch.prepare()
             self._compute.wait_for_turn(self._pulse.report)
-        start = time.perf_counter()
-        self._compute.choose_share()
-        self._in_turn = alternates
-        pulse = TurnPulse(self._pulse, self._end_turn) if alternates else self._pulse
-        rows = self._prompts.step(pulse, ahead=not alternates)
-        self._end_turn()  # where nothing came to the device
-        answered = self._prompts.answer(self._told_s)
-        if not rows and not answered and not self._batch.flying and self._standing:
-            time.sleep(STARVED_WAIT_S)
-        self._tell(rows, start)
-        self._release_quiet()
-
-    def _end_turn(self) -> None:
-        """Once for each turn."""
-        if self._in_turn and not self._batch.flying:
-            self._in_turn = False
-            self._compute.end_turn()
 
     def _tell(self, rows: Outcomes, start: float) -> None:
         """Into the report: what a step made."""
@@ -251,6 +258,8 @@ class DecodeWorker:
         # From one step's end to the next one's: with steps launched ahead, that is what a step takes.
         now = time.perf_counter()
         report.seconds, self._told_s = now - max(start, self._told_s), now
+        if self._ended_s > self._launched_s:  # it was waited for: that is from its own launch to its end
+            report.seconds = self._ended_s - self._launched_s
 
     def _note(self, row: int, outcome: Sampled) -> None:
         if outcome.end is not None:

@@ -27,6 +27,9 @@ class OnCpu:
     def choose_share(self) -> None:
         """It came as a message."""
 
+    def takes_turns(self) -> bool:
+        return False
+
     def alternates(self) -> bool:
         return False
 

@@ -92,6 +92,9 @@ class OnGpu:
                 self._control.give_turn(self._role)  # decode has had the device to itself meanwhile
             self._control.mark(self._role, busy=work)
 
+    def takes_turns(self) -> bool:
+        return self._control.turns()
+
     def alternates(self) -> bool:
         return self._control.turns() and self._control.busy(OTHER[self._role])
 

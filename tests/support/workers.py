@@ -69,6 +69,8 @@ class PlayedCompute:
     """A `Compute`. With `turns` the phases alternate, and each pass of ours has to be waited for."""
 
     turns: bool = False
+    alone: bool = False
+    """The other phase is idle."""
     log: list[str] = field(default_factory=list)
     marked: list[bool] = field(default_factory=list)
 
@@ -78,11 +80,14 @@ class PlayedCompute:
     def choose_share(self) -> None:
         pass
 
-    def alternates(self) -> bool:
+    def takes_turns(self) -> bool:
         return self.turns
 
+    def alternates(self) -> bool:
+        return self.turns and not self.alone
+
     def my_turn(self) -> bool:
-        return not self.turns
+        return not self.alternates()
 
     def wait_for_turn(self, glance: Pulse) -> None:
         self.log.append("wait for turn")
@@ -179,6 +184,10 @@ class LateBatch:
 
     def prepare(self) -> None:
         self._log.append("prepare")
+
+    def wait(self, pulse: Pulse) -> None:
+        self._log.append("wait")
+        pulse()
 
     def step(self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()) -> Outcomes:
         leases = [item.lease for item in prompts]

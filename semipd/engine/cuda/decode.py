@@ -236,6 +236,11 @@ class CudaDecodeBatch:
             found += self._collect(pulse)
         return found
 
+    def wait(self, pulse: Pulse) -> None:
+        """Until the device has done all steps that were launched. Their outcomes are still to be fetched."""
+        if self._flying:
+            wait_for(self._flying[-1].done, pulse)
+
     def prepare(self) -> None:
         """Tells the device of the next step, so that nothing but its launch is left for the moment when it may begin.
         Any change of the batch makes it void, and a step with prompts does."""

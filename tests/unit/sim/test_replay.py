@@ -73,9 +73,9 @@ def test_turns_are_one_pass_of_each() -> None:
     # Prefill takes the turn when it becomes busy; a step of the other phase is between two of its batches.
     done = run(Plain(mode=Mode.TURNS, chunk=100), due(*THREE))
     assert firsts(done) == [0.1, 0.305, 0.415, 0.525]
-    # Ten steps by 0.2, two on the device that run out beside (company costs nothing here), one in each of two turns,
+    # Ten steps by 0.2, one on the device that runs out beside (company costs nothing here), one in each of two turns,
     # and from 0.525 on nobody else is there.
-    assert ends(done)[0] == pytest.approx(0.525 + (99 - 14) * 0.01)
+    assert ends(done)[0] == pytest.approx(0.525 + (99 - 13) * 0.01)
 
 
 @pytest.mark.parametrize(

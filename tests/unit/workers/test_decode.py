@@ -285,18 +285,34 @@ def test_who_resigns_reports_what_is_on_the_device_and_then_hands_every_lease_to
     assert stage.told("dropped") == [leaves]
 
 
-def test_in_turns_nothing_is_left_on_the_device_and_the_next_step_is_prepared_before_the_wait(stage: Stage) -> None:
+def test_in_turns_a_step_is_answered_for_while_the_other_phase_computes(stage: Stage) -> None:
     lease = stage.lease()
     stage.compute.turns = True
 
     def play() -> Play:
         yield [adopt(lease, 5)]
-        assert (stage.batch.flying, stage.tokens(lease)) == (0, [1])
+        assert (stage.batch.flying, stage.tokens(lease)) == (1, [])
         yield []
-        assert (stage.batch.flying, stage.tokens(lease)) == (0, [1, 2])
+        assert (stage.batch.flying, stage.tokens(lease)) == (1, [1])
 
     stage.run(play)
-    assert stage.compute.log == ["prepare", "wait for turn", "step", "end turn"] * 2
+    turn = ["prepare", "wait for turn", "step"]
+    assert stage.compute.log == [*turn, "prepare", "wait", "end turn", *turn]
+
+
+def test_in_turns_while_the_other_phase_is_idle_the_next_step_is_launched_as_soon_as_one_is_done(stage: Stage) -> None:
+    """And not before: a prompt that comes would have to wait for both."""
+    lease = stage.lease()
+    stage.compute.turns = stage.compute.alone = True
+
+    def play() -> Play:
+        yield [adopt(lease, 5)]
+        assert (stage.batch.flying, stage.tokens(lease)) == (1, [])
+        yield []
+        assert (stage.batch.flying, stage.tokens(lease)) == (1, [1])
+
+    stage.run(play)
+    assert stage.compute.log == ["step", "prepare", "wait", "end turn", "step"]
 
 
 def test_what_was_launched_ahead_is_answered_for_before_the_first_turn(stage: Stage) -> None:

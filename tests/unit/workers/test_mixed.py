@@ -275,4 +275,4 @@ def test_where_the_phases_take_turns_again_a_batch_that_was_given_before_is_comp
     stage.run(lambda: iter([[adopt(row, 5), batch(1, [a])], [], []]))
     assert stage.answers() == [(a, COMPUTED)]
     turn = stage.compute.log.index("wait for turn")
-    assert stage.compute.log[turn : turn + 3] == ["wait for turn", f"step with {a}", "end turn"]
+    assert stage.compute.log[turn : turn + 5] == ["wait for turn", f"step with {a}", "prepare", "wait", "end turn"]
