@@ -21,7 +21,7 @@ MIXED_WAITS = 3
 """Mixed batches until a prompt's first token: the one that runs, the one that was launched behind it, and its own."""
 BUSY = 0.9
 """Of what can be served: from there on a queue's mean says little."""
-DOUBT = 1.25
+DOUBT = 1.4
 """How long two phases take side by side depends on what both compute at the moment, which the model knows least of:
 where it sees little between a split and turns, turns are what it says."""
 VARYING = 0.75

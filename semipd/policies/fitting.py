@@ -44,11 +44,14 @@ class Seen:
             self.company, self.weighed = company, False
 
     def weigh(self, plain: LatencyModel) -> None:
+        self.weighed = True
+        if self.company and self.step.mode is Mode.TURNS:  # as turns begin, the phases meet on the whole device: chance
+            self.ratio, self.small = 0.0, False
+            return
         expected, took = expected_s(plain, self.step, self.company), self.step.duration_s
         if expected > 0 and took > 0:
             self.ratio = took / expected
             self.small = self.step.phase is Phase.PREFILL and expected <= plain.launch_s
-        self.weighed = True
 
 
 class Window:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from semipd.core.partition import Mode, Phase
+from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.snapshot import Step
 from semipd.policies.fitting import BOUND, Fit, Window, refitted
 from semipd.policies.latency import LatencyModel, Scales, expected_s, split
@@ -51,6 +51,11 @@ def test_a_few_steps_change_nothing() -> None:
 def test_steps_of_mixed_batches_tell_of_neither_phase_alone() -> None:
     mixed = [replace(step, mode=Mode.MIXED, duration_s=9.0) for step in history(MODEL)]
     assert refitted(MODEL, mixed) == MODEL
+
+
+def test_phases_that_meet_as_turns_begin_say_nothing_of_a_split() -> None:
+    met = [replace(step, mode=Mode.TURNS, shares=FULL) for step in history(MODEL)]
+    assert refitted(MODEL, met) == MODEL
 
 
 def test_the_fit_is_bounded() -> None:
