@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 from unit.sim.rig import Flat, Plain, due, run, settings
+from unit.sim.small import small_profile
 
 from semipd.bench.settings import RunSettings
 from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.plan import PlaceInput, Plan
 from semipd.core.snapshot import Step
 from semipd.sim.mixing import spread
-from semipd.sim.profile import SHIPPED, MixedPoint, Overheads, Profile, load_profile
+from semipd.sim.profile import MixedPoint, Overheads, Profile
 from semipd.sim.replay import Replayed
 from semipd.sim.run import Laboratory, simulate
 from semipd.sim.times import ProfileTimes
@@ -168,7 +169,7 @@ SIZES = [(r, 512, t, 0) for r in (16, 64, 256) for t in (256, 512, 1024, 2048)]
 
 
 def with_mixed(points: list[tuple[int, int, int, int]] = SIZES) -> Profile:
-    return replace(load_profile(SHIPPED), mixed=tuple(MixedPoint(*size, plan_ms(*size)) for size in points))
+    return replace(small_profile(), mixed=tuple(MixedPoint(*size, plan_ms(*size)) for size in points))
 
 
 def ms(times: ProfileTimes, rows: int, context: int, tokens: int, start: int, sms: int = 132, other: int = 0) -> float:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+from unit.sim.small import small_profile
 
 from semipd.bench.errors import InputError
 from semipd.bench.goodput import read_goodput
 from semipd.bench.report import read_report
 from semipd.bench.settings import RunSettings
 from semipd.cli.main import app
-from semipd.sim.profile import SHIPPED, load_profile
+from semipd.sim.profile import SHIPPED
 from semipd.sim.run import Laboratory, simulate
 
-PROFILE = load_profile(SHIPPED)
+PROFILE = small_profile()
 ASKED = RunSettings("", "chat", 20.0, 10.0, 0)
 
 
@@ -43,16 +44,6 @@ def test_a_run_counts_as_a_real_one_does() -> None:
     assert [sample.at_s for sample in report.timeline[:3]] == [0.0, 0.5, 1.0]
     assert report.valid
     assert report.problems == ()
-
-
-def test_alone_it_takes_what_was_measured_through_grpc() -> None:
-    """One H200 answered 251 tokens alone in 11.3 ms and went on at 4.79 ms a token (benchmarks/results/h200_alone)."""
-    report = simulate(Laboratory("fcfs", {}, PROFILE), replace(ASKED, rate=0.5, duration_s=100.0))
-    short = [r.ttft_s for r in report.records if 200 <= r.prompt_len <= 256]
-    assert short
-    assert min(t for t in short if t is not None) == pytest.approx(0.0113, rel=0.05)
-    assert report.score.tpot_s is not None
-    assert report.score.tpot_s.p50 == pytest.approx(0.0048, rel=0.05)
 
 
 def test_what_does_not_end_in_time_has_failed() -> None:
