@@ -1,4 +1,4 @@
-"""Deadlines first: order, chunks and split chosen from a latency model that follows the server."""
+"""Deadlines first: order, chunks and the use of the device chosen from a latency model that follows the server."""
 
 from __future__ import annotations
 
@@ -36,15 +36,18 @@ CERTAIN = 0.8
 
 
 class Adaptive(Policy):
-    """Deadline order, bounded chunks, and the split that leaves prefill most while decode keeps its pace.
+    """Deadline order, bounded chunks, and turns, mixed batches or a split, whatever brings first tokens soonest.
 
     *Admit*: refused is only who names a deadline by which, so it seems, not even the first token can come.
     *Order*: by deadline slack with ageing (semipd.policies.deadlines).
     *Place*: a batch takes a quarter of the tightest TTFT that clients lately wished, so that a short prompt that comes
-    next never waits long, and is given out `ahead_ms` before the worker is free. Of the splits, and of the modes where
-    the engine has more, the one is taken under which the latency model expects the tightest TPOT of the running batch
-    to be kept with `margin`, and most for prefill; `dwell_ms` and a gain threshold keep it from flapping. While no
-    prompt waits, the shares stay: the engine then gives decode the whole device by itself.
+    next never waits long, and is given out `ahead_ms` before the worker is free. Of the ways to use the device that the
+    engine has (semipd.policies.choice) it takes the one under which a latency model that follows the server expects
+    first tokens soonest, while the running batch keeps the TPOT that it wishes with `margin`: turns with as many prompt
+    tokens to a decode step as the pace allows; mixed batches where so much comes that they are needed; a split where
+    decode can't wait for a turn to end. A sequence that is ahead of its pace may be slower for a while. `dwell_ms` and
+    a gain threshold keep it from flapping. While no prompt waits, shares and mode stay: the engine then gives decode
+    the whole device by itself.
 
     Options: `batch_ms`, a fixed time for a batch instead; `ahead_ms` (default 8); `margin`, percent of each wish that
     is kept in reserve (10); `dwell_ms` (250).

@@ -81,6 +81,12 @@ class TestChoice:
         assert (few.mode, many.mode) == (Mode.TURNS, Mode.MIXED)
         assert many.prefill_rate > few.prefill_rate
 
+    def test_a_split_is_for_where_turns_are_too_long(self) -> None:
+        modes = replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.TURNS}))
+        shortest = turns_choice(MODEL, LOAD, TURNS[0]).decode_s
+        assert best(MODEL, replace(LOAD, pace_s=shortest * 1.01), modes).mode is Mode.TURNS
+        assert best(MODEL, replace(LOAD, pace_s=shortest * 0.9), modes).mode is Mode.SPLIT
+
     def test_first_tokens_come_the_later_the_more_prompts_come(self) -> None:
         times = [turns_choice(MODEL, replace(LOAD, arriving=a), 512).first_s for a in range(0, 60_000, 5_000)]
         assert times == sorted(times)
@@ -93,7 +99,7 @@ class TestChoice:
             assert best(MODEL, load, on_cpu) == best(MODEL, load, SPLIT_ONLY)
 
     def test_nothing_better_is_passed_over(self) -> None:
-        """Against every split and every chunk of turns and mixed batches, under random loads and speeds."""
+        """Against all turns and mixed batches, and splits where turns are too long, under random loads and speeds."""
         draw = random.Random(2)
         everything = Limits(8192, 512, frozenset(Mode))
         for _ in range(300):
@@ -103,8 +109,9 @@ class TestChoice:
             load = Load(rows, rows * draw.randint(50, 4000), pace, chunk, wait, *comes)
             scales = Scales(*(draw.uniform(0.5, 2.0) for _ in range(5)))
             model = LatencyModel(scales=scales)
-            found = [split_choice(model, load, shares) for shares in SPLITS]
-            found += [turns_choice(model, load, tokens) for tokens in TURNS]
+            found = [turns_choice(model, load, tokens) for tokens in TURNS]
+            if found[0].decode_s > pace:
+                found += [split_choice(model, load, shares) for shares in SPLITS]
             mixed = [mixed_choice(model, load, tokens) for tokens in MIXED]
             found += [choice for choice in mixed if MIXED_WAITS * choice.decode_s <= load.wait_s]
             chosen = best(model, load, everything)
