@@ -61,8 +61,8 @@ class Case:
 BUILT_IN = (
     Contender("fcfs"),
     Contender("static", (("prefill", "52"), ("decode", "48"))),
-    Contender("static", (("mode", "turns"), ("chunk", "1024"))),
-    Contender("chunked"),
+    Contender("static", (("mode", "turns"), ("chunk", "512"))),
+    Contender("chunked", (("budget", "1024"),)),
     Contender("semi-pd"),
     Contender("adaptive"),
 )

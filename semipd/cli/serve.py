@@ -70,7 +70,7 @@ def serve(
     ] = "",
     policy: Annotated[
         str, panel(SCHEDULING, "Who runs when, on how much of the device. `semipd policies` lists them.")
-    ] = "fcfs",
+    ] = "adaptive",
     policy_option: Annotated[
         list[str] | None,
         typer.Option(

@@ -56,7 +56,7 @@ class ServerConfig:
     otlp_endpoint: str = ""
     """OpenTelemetry traces of the RPCs go there; empty: none."""
 
-    policy: str = "fcfs"
+    policy: str = "adaptive"
     policy_options: Mapping[str, str] = field(default_factory=dict)
     policy_budget_s: float = 0.05
     """A call of the policy that runs longer is ended and the policy replaced."""

@@ -113,7 +113,7 @@ def test_the_policy_changes_under_load_and_no_request_is_dropped(client: Client)
     with client.stream("The harbour", max_tokens=100, temperature=0.0, ignore_eos=True) as stream:
         texts = iter(stream)
         next(texts)
-        assert client.set_policy("static", {"prefill": "50", "decode": "50"}) == "fcfs"
+        assert client.set_policy("static", {"prefill": "50", "decode": "50"}) == "adaptive"
         for _ in texts:
             pass
     assert stream.usage.output_tokens == 100
