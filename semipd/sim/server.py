@@ -26,11 +26,12 @@ from semipd.core.sms import split_sms
 from semipd.core.snapshot import Completion, FirstToken, Limits, PageUse, Snapshot
 from semipd.core.snapshot import Step as Observation
 from semipd.policies.contract import Policy
+from semipd.sim.device import Batch, Device
 from semipd.sim.ledger import Gaps, Tokens
 from semipd.sim.life import NEVER, Life, Running, Seat
 from semipd.sim.profile import Overheads
 from semipd.sim.times import Times
-from semipd.sim.workers import Batch, DecodeWorker, Device, PrefillWorker
+from semipd.sim.workers import DecodeWorker, PrefillWorker
 
 
 @dataclass(frozen=True, slots=True)

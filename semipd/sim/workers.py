@@ -1,14 +1,12 @@
-"""The two workers and the device between them: when which pass runs, on how many SMs, and how long that takes.
+"""The two workers: when which pass runs, on how many SMs, and how long that takes.
 
 As `semipd.workers` does it on a GPU. Decode launches a step while the one before it is on the device, so who is in a
-step is settled one step ahead. While only one phase has work it has all SMs; while both have, each its share (read
-when a pass is launched), or, where they take turns, the whole device for one pass. Prefill takes the turn when it
-becomes busy; decode's steps that are on the device by then run out beside it.
+step is settled one step ahead; where the phases take turns, one step at a time is on the device. While only one phase
+has work it has all SMs; while both have, each its share (read when a pass is launched), or, where they take turns, the
+whole device. Prefill takes the turn when it becomes busy; the step that is on the device by then runs out beside it.
 
 In mixed batches decode computes prompts, too: a step takes along the next of what was given to it, and steps of prompts
 alone fly as the others do. A batch that comes while two steps are on the device is in the one after them.
-
-A pass that is under way goes faster or slower when the other phase begins or ends one: what is left of it is rescaled.
 """
 
 from __future__ import annotations
@@ -19,73 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from semipd.core.config import MIXED_TOKENS, PAGE_SIZE
-from semipd.core.partition import Mode, Phase
-from semipd.core.sms import SmSplit
+from semipd.core.partition import Phase
+from semipd.sim.device import Batch, Device, Pass
 from semipd.sim.life import Life
 from semipd.sim.mixing import spread
-from semipd.sim.times import Times
-
-
-@dataclass(slots=True)
-class Pass:
-    """On the device, or next for it. `seconds`: under the company that it has now."""
-
-    sms: int
-    start_s: float = 0.0
-    end_s: float = math.inf
-    seconds: float = 0.0
-    other_sms: int = -1
-    """-1: not begun."""
-
-    def rate(self, now: float, seconds: float, other_sms: int) -> None:
-        """From now on it would take so long in all; what is done stays done."""
-        left = (self.end_s - now) / self.seconds if self.other_sms >= 0 and self.seconds > 0 else 1.0
-        self.end_s = now + left * seconds
-        self.seconds, self.other_sms = seconds, other_sms
-
-
-@dataclass(slots=True)
-class Device:
-    """What both workers see of each other."""
-
-    times: Times
-    sms: int
-    prepare_s: float
-    handover_s: float
-    split: SmSplit
-    mode: Mode = Mode.SPLIT
-    turn: Phase = Phase.PREFILL
-    prefill_busy: bool = False
-    decode_busy: bool = False
-    turn_tokens: int = 1
-    """Of prompts, before decode's turn."""
-
-    @property
-    def turns(self) -> bool:
-        return self.mode is Mode.TURNS
-
-
-@dataclass(slots=True)
-class Batch:
-    """One prefill plan. `heard_s`: by the worker. `pairs`: of a token and one that it attends to."""
-
-    chunks: list[tuple[Life, int]]
-    tokens: int
-    context_tokens: int
-    pairs: float
-    heard_s: float
-    mode: Mode = Mode.SPLIT
-    """In which it was given out, and so to whom, whatever the mode is by now."""
-    step_tokens: int | None = None
-    """As the plan's."""
-    seconds: float = 0.0
-    """On the device, of passes that have ended."""
-    ready_s: float = math.inf
-    """Its pass may begin from then on: what the host does before that is done. Known once it is the first in line."""
-    run: Pass | None = None
-    alternating: bool = False
-    waited: bool = False
-    """For its turn."""
 
 
 class PrefillWorker:
