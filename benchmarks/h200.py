@@ -4,7 +4,8 @@
     python benchmarks/h200.py --only engine,alone --out $OUT
     python benchmarks/h200.py --only goodput --rates chat=50,56,64 --rates long=6.8 --seconds chat=30 \\
         --serve all:kv_memory_gb=80 --serve chat:policy=static,prefill=52,decode=48
-    python benchmarks/h200.py --table out1 out2                 # what was measured before, the best of each
+    python benchmarks/h200.py --table out1 out2                 # what was measured before, the best of each; of goodput
+                                                                # also what benchmarks/policies.py measured
 
 Sections: engine (in-process), alone, interference, split, chat, mixed, long (together: goodput), fault, memory, mps.
 All but the engine's go through gRPC with the load generator of `semipd bench` on the same machine. Each section leaves

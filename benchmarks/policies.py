@@ -15,8 +15,9 @@ that don't count: what its mode compiles when it is first used is there then.
 After its arrivals a run waits --drain seconds for answers; what has not ended by then is a miss, in an overload many.
 `on_pace` in a run counts those of them that were inside their SLO until then: were it much of a run, wait longer.
 
-Goodput out of a few rates: see figures/crossing.py. Results are in h200_policies.json in --out after every run. What
-is there already is not run again, so the same command line goes on where it was interrupted (--again: from the start).
+Goodput out of a few rates: see figures/crossing.py; of runs of one rate the longest counts. Results are in
+h200_policies.json in --out after every run. What is there already is not run again, so the same command line goes on
+where it was interrupted (--again: from the start).
 `--tiny` runs a few seconds with a small model on a CPU: it tests the script and measures nothing.
 
 Exit code: 0 when every case ran, 1 where one failed; the others go on.

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from figures.cases import Case, Contender
 from figures.crossing import Crossing, crossing, pooled
-from figures.sheet import Sheet, attained, goodput_of, key_of, label_of, sheets
+from figures.sheet import Sheet, attained, goodput_of, key_of, label_of, longest, sheets
 from figures.simulated import Asked, inside, run_simulated
 from provenance import RESULTS, save
 
@@ -142,7 +142,7 @@ def compared_goodputs(
         if any("error" in r or r["problems"] for r in replayed):
             rows[-1]["simulated"] = "-"
             continue
-        shares = pooled((r["rate"], r["requests"], r["inside"][1]) for r in replayed)
+        shares = pooled((r["rate"], r["requests"], r["inside"][1]) for r in longest(replayed))
         found = bracketed(shares, runs, profile, folder)
         rows[-1] |= {"simulated": found.said(), "simulated_attainment": shares}
         if seen.value is not None and found.value is not None:

@@ -91,9 +91,9 @@ def basis(compared: Compared) -> str:
     seeds = sorted({run["seed"] for run in runs})
     return (
         f"{text}\n\n**Measured**: {len(runs)} runs on {listed(gpus)} ({listed(days)}, commit {listed(commits)}), "
-        f"{listed([f'{one:g}' for one in seconds])} s of arrivals, seed {listed([str(one) for one in seeds])}, the "
-        "server and its client on one machine, through gRPC. Goodput is interpolated between two measured rates; "
-        '"≥" is the highest rate where none failed, "<" the lowest where none passed.'
+        f"{listed([f'{one:g}' for one in seconds])} s of arrivals (of one rate the longest run counts), "
+        f"seed {listed([str(one) for one in seeds])}, the server and its client on one machine, through gRPC. Goodput is "
+        'interpolated between two measured rates; "≥" is the highest rate where none failed, "<" the lowest where none passed.'
     )
 
 

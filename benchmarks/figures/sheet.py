@@ -2,7 +2,8 @@
 
 `result.runs` has a line a run: policy, options, trace, slo, then what `figures.goodput.summary` says of any run;
 `session` is the place in `result.sessions` of the settings and the machine it was measured with. Files of several
-sessions merge into one.
+sessions merge into one. Runs of one rate that differ in length or seed are all kept; what is said of the rate is said
+by the longest.
 """
 
 from __future__ import annotations
@@ -84,6 +85,15 @@ class Sheet:
                 found.setdefault(key_of(run), []).append(run)
         return found
 
+    def passed(self) -> dict[str, float]:
+        """By trace, the highest measured rate at which any policy passed under the tight SLO, in requests/s."""
+        found: dict[str, float] = {}
+        for (_, trace, slo), runs in self.by_key().items():
+            rate = goodput_of(runs).passed
+            if slo == "tight" and rate is not None:
+                found[trace] = max(rate, found.get(trace, rate))
+        return found
+
     def save(self, folder: Path) -> Path:
         """Whole or not at all: a kill while it is written leaves the former file."""
         ends = {key: (attained(runs), goodput_of(runs)) for key, runs in self.by_key().items()}
@@ -94,7 +104,8 @@ class Sheet:
         ]
         result = {"sessions": self.sessions, "runs": self.runs, "failures": self.failures, "goodput": goodput}
         error = "; ".join(f"{label_of(failure)}: {failure['error']}" for failure in self.failures)
-        head = {"section": SECTION, "figures": {}, "error": error}  # what h200.py --table looks for in any file here
+        figures = {f"goodput_{trace}": rate for trace, rate in self.passed().items()}
+        head = {"section": SECTION, "figures": figures, "error": error}  # as h200.py --table reads any file here
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / NAME
         fresh = path.with_suffix(".new")
@@ -136,8 +147,18 @@ def label_of(run: dict[str, Any]) -> str:
     return Case(who, trace, slo).label
 
 
+def longest(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each rate, the runs with the most seconds of arrivals: near saturation a queue grows for as long as a run goes
+    on, so a short one says less, and pooled with a long one it would hide what that saw."""
+    most: dict[float, float] = {}
+    for run in runs:
+        most[run["rate"]] = max(run["seconds"], most.get(run["rate"], 0.0))
+    return [run for run in runs if run["seconds"] == most[run["rate"]]]
+
+
 def attained(runs: Sequence[dict[str, Any]]) -> dict[float, float]:
-    return pooled((run["rate"], run["score"]["sent"], run["score"]["attainment"]) for run in runs)
+    """By rate, of the longest runs; seeds are pooled."""
+    return pooled((run["rate"], run["score"]["sent"], run["score"]["attainment"]) for run in longest(runs))
 
 
 def goodput_of(runs: Sequence[dict[str, Any]]) -> Crossing:

@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script itself
 
+from figures.aims import AIMS  # noqa: E402
 from figures.cases import RATES, Contender, cases, trace_for  # noqa: E402
 from figures.crossing import crossing, pooled  # noqa: E402
-from figures.sheet import NAME, Sheet  # noqa: E402
+from figures.sheet import NAME, Sheet, attained, goodput_of  # noqa: E402
 
 from semipd.bench.traces import LOOSE, load_trace  # noqa: E402
 
@@ -133,3 +134,39 @@ def test_files_of_several_sessions_merge_the_later_run_counts_and_an_invalid_one
     assert merged.sessions[ends["fcfs"][0]["session"]]["settings"]["name"] == "second"
     assert merged.done(case, 56.0, 12.0, 0) is not None
     assert merged.done(case, 64.0, 12.0, 0) is None
+
+
+def test_of_runs_of_one_rate_all_are_kept_and_the_longest_counts(tmp_path: Path) -> None:
+    (case,) = cases("fcfs:chat:tight", RATES)
+    short, long = Sheet(), Sheet()
+    short.open_session({"name": "short"})
+    short.add(case, 20.0, run_of(0.95, rate=64.0))
+    short.add(case, 20.0, run_of(0.99))
+    long.open_session({"name": "long"})
+    long.add(case, 20.0, run_of(0.8, rate=64.0) | {"seconds": 20.0})
+    merged = Sheet.read([long.save(tmp_path / "1"), short.save(tmp_path / "2")])
+    (runs,) = merged.by_key().values()
+    told = {(run["rate"], run["seconds"]): merged.sessions[run["session"]]["settings"]["name"] for run in runs}
+    assert told == {(56.0, 12.0): "short", (64.0, 12.0): "short", (64.0, 20.0): "long"}
+    assert attained(runs) == {56.0: 0.99, 64.0: 0.8}
+    assert goodput_of(runs).value == pytest.approx(56 + 8 * 0.09 / 0.19)
+
+
+def test_the_table_of_figures_has_the_highest_rate_that_any_policy_passed_under_the_tight_slo(tmp_path: Path) -> None:
+    sheet = Sheet()
+    sheet.open_session({"name": "made up"})
+    for text, rate, share in (("fcfs:chat:tight", 56.0, 0.95), ("adaptive:chat:tight", 66.0, 0.91)):
+        (case,) = cases(text, RATES)
+        sheet.add(case, 20.0, run_of(share, rate=rate))
+        sheet.add(case, 20.0, run_of(0.5, rate=rate + 8))
+    for text in ("fcfs:chat:loose", "fcfs:mixed:loose"):
+        (case,) = cases(text, RATES)
+        sheet.add(case, 20.0, run_of(0.99, rate=80.0))
+    (case,) = cases("fcfs:long:tight", RATES)
+    sheet.add(case, 20.0, run_of(0.7, rate=9.5))
+    assert json.loads(sheet.save(tmp_path).read_text())["figures"] == {"goodput_chat": 66.0}
+    command = [sys.executable, str(ROOT / "benchmarks" / "h200.py"), "--table", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if AIMS["goodput_chat"].name in line)
+    assert "66 req/s" in line
