@@ -92,8 +92,9 @@ def basis(compared: Compared) -> str:
     return (
         f"{text}\n\n**Measured**: {len(runs)} runs on {listed(gpus)} ({listed(days)}, commit {listed(commits)}), "
         f"{listed([f'{one:g}' for one in seconds])} s of arrivals (of one rate the longest run counts), "
-        f"seed {listed([str(one) for one in seeds])}, the server and its client on one machine, through gRPC. Goodput is "
-        'interpolated between two measured rates; "≥" is the highest rate where none failed, "<" the lowest where none passed.'
+        f"seed {listed([str(one) for one in seeds])}, the server and its client on one machine, through gRPC. "
+        'Goodput is interpolated between two measured rates; "≥" is the highest rate where none failed, "<" the '
+        "lowest where none passed."
     )
 
 
@@ -229,6 +230,7 @@ def agreement(compared: Compared, against: Mapping[str, Any] | None) -> str:
         lines.append(
             f"* {trace}, {slo}: of the {len(both)} that were measured {listed([quoted(who) for who in there])} "
             f"{'leads' if len(there) == 1 else 'lead'}, {same} as simulated ({listed([quoted(who) for who in here])})."
+            + unranked({key[0]: measured[key] for key in both}, there)
         )
     if not lines:
         lines.append("No two policies were measured on the same trace yet, so simulated ranks are unconfirmed.")
@@ -245,6 +247,13 @@ def agreement(compared: Compared, against: Mapping[str, Any] | None) -> str:
                 f"measured {off[0]['measured']}, simulated {off[0]['simulated']}."
             )
     return "\n".join(lines)
+
+
+def unranked(ends: Mapping[Contender, Crossing], best: Sequence[Contender]) -> str:
+    """Those that failed at their lowest rate, where that is above what the best are known to reach."""
+    reached = max(worth(ends[who]) for who in best)
+    names = [quoted(who) for who, end in ends.items() if end.passed is None and (end.failed or 0.0) > reached]
+    return f" {listed(names)} may be ahead of that: no rate as low was measured." if names else ""
 
 
 def behaviour_table(compared: Compared) -> str:

@@ -88,6 +88,13 @@ def test_measured_figures_stand_beside_the_simulated_and_a_contradiction_is_told
     assert "of the 2 that were measured `fcfs` leads, another as simulated (`adaptive`)" in text
     assert "0 of 1 goodputs are within 10 %" in text
     assert "60 `fcfs`: short of the aim" in text
+    assert "may be ahead" not in text
+
+
+def test_who_was_only_measured_at_higher_rates_is_not_said_to_be_behind(simulated: dict[str, Any]) -> None:
+    sheet = measured({"fcfs": {56.0: 0.95, 64.0: 0.85}, "adaptive": {66.0: 0.8}})
+    text = page(TEMPLATE.read_text(), Compared(simulated, sheet), None)
+    assert "`adaptive` may be ahead of that: no rate as low was measured." in text
 
 
 def test_the_pictures_are_drawn(simulated: dict[str, Any], tmp_path: Path) -> None:
