@@ -26,7 +26,7 @@ from semipd.sim.profile import (
     check,
 )
 
-OVERHEADS = Overheads(arrive_s=0.0005, turnaround_s=0.0008, prepare_s=0.0008, deliver_s=0.002, handover_s=0.0006)
+OVERHEADS = Overheads(arrive_s=0.0005, turnaround_s=0.0008, prepare_s=0.0008, deliver_s=0.002, handover_s=0.0009)
 """Of the server on one H200's host: together with the pass they make the TTFT that was measured of a request alone."""
 
 MOST_TOKENS = 560_000

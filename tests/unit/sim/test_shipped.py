@@ -70,7 +70,7 @@ def test_mixed_batches_are_there_and_every_one_is_read_off_again(shipped: Profil
 
 
 def test_a_request_alone_takes_what_was_measured_through_grpc(shipped: Profile, times: ProfileTimes) -> None:
-    """One H200 answered 251 tokens alone in 11.3 ms and went on at 4.79 ms a token (benchmarks/results/h200_alone)."""
+    """One H200 answered 251 tokens alone in 11.9 ms and went on at 4.79 ms a token (benchmarks/results/h200_alone)."""
     one = Arrival(0, 0.0, TraceEntry(251, 101, 1.0, 0.1))
     (life,) = replay(make_policy("fcfs", {}), [one], Laboratory("fcfs", {}, shipped).settings(), times).lives
     assert life.first_token_s is not None
