@@ -108,8 +108,8 @@ def changed_since(commits: Sequence[str]) -> str:
     if not old:
         return ""
     return (
-        f" **Of `adaptive` the measured is not the simulated**: at {listed(old)} it still went to splits under much load, "
-        "which cost it goodput on chat and mixed; now it prefers turns, and that has not been measured."
+        f" **Of `adaptive` the measured is not the simulated**: at {listed(old)} it still went to splits under much "
+        "load, which cost it goodput on chat and mixed; now it prefers turns, and that has not been measured."
     )
 
 
