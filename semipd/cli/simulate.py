@@ -69,7 +69,7 @@ def simulate(
 ) -> None:
     """Replay a trace through a policy in simulated time, and report as `semipd bench run` does.
 
-    An hour of traffic takes a minute or two, needs no GPU, and is the same each time. `semipd simulate goodput`
+    An hour of traffic takes less than a minute, needs no GPU, and is the same each time. `semipd simulate goodput`
     searches for the highest rate. docs/simulate.md says what is simulated and how far it can be trusted.
 
     Exit code: 0 a valid run, 1 the policy had to be replaced, or nothing was done, 2 wrong usage, 130 Ctrl-C.
