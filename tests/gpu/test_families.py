@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 import torch
 
 from semipd.core.request import StoppingParams
+from semipd.engine.cuda import graphs
 from support.reference import error, forced, generate, random_tokens
 from support.wish import Wish
 
@@ -51,6 +54,20 @@ def test_greedy_tokens_equal_those_of_transformers_in_a_batch_that_changes(famil
 
     for wish, answer in zip(wishes, answers, strict=True):
         assert answer.tokens == generate(checkpoint(family), device, wish.prompt, wish.stopping.max_tokens)
+
+
+def test_greedy_tokens_are_the_same_in_larger_buckets_than_need_be(checkpoint, rig, device, monkeypatch):
+    """As where the smallest bucket that holds a pass is slower than a larger one."""
+    if device.type != "cuda":
+        pytest.skip("a CPU captures nothing")
+    times_ms = count(1.0)  # what is captured and timed first, the largest, is the fastest
+    monkeypatch.setattr(graphs, "replay_ms", lambda *_: next(times_ms))
+    made = rig(capture=True)
+    assert (made.engine.open_prefill().graphs.bucket(1), made.batch.graphs.bucket(1)) == (1024, 64)
+    wishes = [Wish(random_tokens(n), stopping=StoppingParams(30), chunks=(n, 7)) for n in (5, 33, 70)]
+
+    for wish, answer in zip(wishes, made.run(wishes), strict=True):
+        assert answer.tokens == generate(checkpoint("llama"), device, wish.prompt, wish.stopping.max_tokens)
 
 
 def test_a_preempted_sequence_goes_on_as_if_nothing_had_been(family, rig):

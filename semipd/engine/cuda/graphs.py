@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -13,6 +14,11 @@ from semipd.engine.cuda.lanes import Lanes
 
 Progress = Callable[[int, int], None]
 """Told of graphs captured and graphs in all."""
+
+REPLAYS = 3
+"""The least of so many is a graph's time."""
+CLEARLY, CLEARLY_MS = 0.03, 0.05
+"""A larger bucket is taken where it saves that part of the time and so many ms: less than either is noise."""
 
 
 class Graphs:
@@ -30,6 +36,9 @@ class Graphs:
         sequence. `choices`: SMs of the lanes that they are for; None: of all lanes."""
         self._lanes = lanes
         self._buckets = sorted(buckets)
+        self._chosen = self._buckets
+        self._times_ms: dict[int, float] = {}
+        """Of graphs on the whole device."""
         self._work = work
         self._say_nothing = say_nothing
         self._choices = sorted(lanes.choices() if choices is None else choices, reverse=True)
@@ -37,9 +46,13 @@ class Graphs:
         self._warm: set[tuple[int, int]] = set()
 
     def bucket(self, size: int) -> int | None:
-        """The smallest bucket that holds so many; None: there is none."""
+        """Of those that hold so many, the smallest that no larger one is clearly faster than; None: none holds them.
+
+        Products of some sizes are slow: which ones is a matter of the GPU, its libraries and the model. So it is by
+        times on the whole device, for all lanes. What is not captured there counts as fast.
+        """
         at = bisect.bisect_left(self._buckets, size)
-        return self._buckets[at] if at < len(self._buckets) else None
+        return self._chosen[at] if at < len(self._buckets) else None
 
     @property
     def least(self) -> int:
@@ -60,7 +73,8 @@ class Graphs:
 
     @property
     def total(self) -> int:
-        return len(self._buckets) * len(self._choices)
+        """Less as buckets turn out to be slow: on the other lanes they are not wanted."""
+        return len(self._graphs.keys() | set(self._wanted()))
 
     @property
     def captured(self) -> int:
@@ -68,12 +82,15 @@ class Graphs:
 
     def missing(self) -> list[tuple[int, int]]:
         """(bucket, SMs): first those on most SMs, every second bucket before the ones between."""
-        order = self._buckets[::-1][::2] + self._buckets[::-1][1::2]
-        return [(b, sms) for sms in self._choices for b in order if (b, sms) not in self._graphs]
+        return [each for each in self._wanted() if each not in self._graphs]
+
+    def _wanted(self) -> list[tuple[int, int]]:
+        order, chosen = self._buckets[::-1][::2] + self._buckets[::-1][1::2], set(self._chosen)
+        return [(b, sms) for sms in self._choices for b in order if sms == self._lanes.all or b in chosen]
 
     def capture_one(self, bucket: int, sms: int) -> None:
-        """That one, where it is not captured and is one of these. No other work of this process may be on the
-        device."""
+        """That one, where it is not captured and is one of these; on the whole device it is timed, too. No other work
+        of this process may be on the device."""
         if sms not in self._choices or (bucket, sms) in self._graphs:
             return
         self._say_nothing()
@@ -87,7 +104,24 @@ class Graphs:
                     self._warm.add(kind)
             self._lanes.stream.synchronize()
             self._graphs[bucket, sms] = record(lambda: self._work(bucket))
+            if sms == self._lanes.all:
+                self._time(bucket)
+                self._choose()
         self._lanes.use(back)
+
+    def _choose(self) -> None:
+        """By the times as they are now. Another process may have been on the device while a graph was timed, so what
+        would be passed over from now on is timed once more, and so is what is faster."""
+        for bucket, chosen in zip(self._buckets, choose(self._buckets, self._times_ms), strict=True):
+            if chosen != bucket and bucket in self._chosen:
+                self._time(bucket)
+                self._time(min((b for b in self._times_ms if b > bucket), key=self._times_ms.__getitem__))
+        self._chosen = choose(self._buckets, self._times_ms)
+
+    def _time(self, bucket: int) -> None:
+        """Its graph on the whole device, which is the current lane; the least ever measured counts."""
+        found = replay_ms(self._graphs[bucket, self._lanes.all], self._lanes.stream)
+        self._times_ms[bucket] = min(found, self._times_ms.get(bucket, found))
 
 
 class Capture:
@@ -107,12 +141,43 @@ class Capture:
     def run(self, budget_s: float, progress: Progress = lambda done, total: None) -> None:
         """As many as fit into so many seconds. No other work of this process may be on the device."""
         until = time.monotonic() + budget_s
-        missing = [(graphs, bucket, sms) for graphs in self._kinds for bucket, sms in graphs.missing()]
-        for graphs, bucket, sms in sorted(missing, key=lambda one: -one[2]):  # stable: what is of one lane stays so
-            if time.monotonic() >= until:
+        while time.monotonic() < until:
+            missing = [(graphs, bucket, sms) for graphs in self._kinds for bucket, sms in graphs.missing()]
+            if not missing:
                 return
+            graphs, bucket, sms = max(missing, key=lambda one: one[2])  # the first of those on most SMs
             graphs.capture_one(bucket, sms)
             progress(self.captured, self.total)
+
+
+def choose(buckets: Sequence[int], times_ms: Mapping[int, float]) -> list[int]:
+    """For each bucket, in ascending order, the one to run in its place: itself, unless it is clearly slower than a
+    larger one; then the next larger that is timed and stays itself, which is faster, too."""
+    chosen: list[int] = []
+    least, instead = float("inf"), buckets[-1]
+    for bucket in reversed(buckets):
+        own = times_ms.get(bucket)
+        if own is None:
+            chosen.append(bucket)
+            continue
+        if least > own - max(CLEARLY * own, CLEARLY_MS):
+            instead = bucket
+        chosen.append(instead)
+        least = min(least, own)
+    return chosen[::-1]
+
+
+def replay_ms(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> float:
+    """How long it takes the device, on the current stream, which is `stream`."""
+    graph.replay()  # loads what the first launch of a graph does, and ends a pause of the device
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
+    events[0].record()
+    for event in events[1:]:
+        graph.replay()
+        event.record()
+    stream.synchronize()
+    times: list[float] = [begin.elapsed_time(end) for begin, end in pairwise(events)]
+    return min(times)
 
 
 def record(work: Callable[[], None]) -> torch.cuda.CUDAGraph:

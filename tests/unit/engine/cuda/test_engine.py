@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.batch import DecodeBatch
+from semipd.engine.cuda import graphs as cuda_graphs
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.engine import Engine, PrefillItem
@@ -116,6 +118,30 @@ def test_every_answer_is_the_one_of_the_cpus_engine(family: str, engines: Engine
     expected, found = run(on_cpu), run(on_gpu)
     for lease, answers in expected.answers.items():
         assert [said(a) for a in found.answers[lease]] == [said(a) for a in answers], (lease, family)
+
+
+def test_answers_are_the_same_in_a_larger_bucket_than_need_be(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu, on_gpu = engines("mistral, sliding window")
+    times_ms = count(1.0)  # what is captured and timed first, the largest, is the fastest
+    monkeypatch.setattr(cuda_graphs, "replay_ms", lambda *_: next(times_ms))
+    expected, found = Run(on_cpu), Run(on_gpu)
+    prefill, batch = on_gpu.open_prefill(), found.batch
+    assert isinstance(batch, CudaDecodeBatch)
+    for graphs, buckets in ((prefill.graphs, (32, 16)), (batch.graphs, (7, 2, 1))):
+        for bucket in buckets:
+            graphs.capture_one(bucket, on_gpu.lanes.all)
+    assert [prefill.graphs.bucket(tokens) for tokens in (1, 16)] == [32, 32]
+    assert [batch.graphs.bucket(rows) for rows in (1, 2)] == [7, 7]
+    for made in (expected, found):
+        made.prefill([[(0, 0, 5), (1, 0, 11)], [(1, 11, 16)]])
+        for lease in (0, 1):
+            made.join(lease)
+            made.step(ahead=False)
+    for lease, answers in expected.answers.items():
+        assert [said(a) for a in found.answers[lease]] == [said(a) for a in answers], lease
+    assert [len(found.answers[lease]) for lease in (0, 1)] == [3, 2]
 
 
 def test_a_lease_is_quiet_when_no_step_on_the_device_knows_it(engines: Engines) -> None:
