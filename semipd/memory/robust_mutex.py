@@ -1,4 +1,10 @@
-"""A mutex in shared memory that survives the death of its holder (POSIX robust, process-shared), through glibc."""
+"""A mutex in shared memory that survives the death of its holder (POSIX robust, process-shared), through glibc.
+
+Whoever releases it wakes one waiter, and until that one runs the mutex is anybody's. If a third process takes it in
+between, and the one that was to wake or the one that was woken is killed, then nothing says any longer that others
+wait, and nobody will wake them: the kernel makes up for a lost wake-up only where the mutex is free or its holder dead.
+So nobody sleeps for longer than NAP_S without looking again, and saying so anew.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +19,9 @@ from semipd.memory.errors import AccountBusy, AccountCorrupt, AccountError
 
 MUTEX_BYTES = 64
 """Room for a pthread_mutex_t: 40 bytes on x86-64, 48 on aarch64. `initialise` verifies it."""
+
+NAP_S = 0.005
+"""The most that a lost wake-up costs; less than a decode step. Only who finds the mutex taken sleeps at all."""
 
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
@@ -61,9 +70,7 @@ class RobustMutex:
         """
         code: int = self._trylock(self._at)
         if code == errno.EBUSY:
-            end = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(timeout_s * 1e9)
-            limit = _Timespec(*divmod(end, 1_000_000_000))
-            code = _libc.pthread_mutex_clocklock(self._at, time.CLOCK_MONOTONIC, ctypes.byref(limit))
+            code = self._wait(timeout_s)
         if code == errno.ETIMEDOUT:
             raise AccountBusy(f"the account's lock was not to be had in {timeout_s:g} s")
         if code == errno.ENOTRECOVERABLE:
@@ -71,6 +78,17 @@ class RobustMutex:
         if code not in (0, errno.EOWNERDEAD):
             raise OSError(code, "pthread_mutex_lock")
         return code == errno.EOWNERDEAD
+
+    def _wait(self, timeout_s: float) -> int:
+        """An error number. It counts naps, not time: a machine that stood still for seconds has only made one long."""
+        left = timeout_s
+        while True:
+            end = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(min(left, NAP_S) * 1e9)
+            limit = _Timespec(*divmod(end, 1_000_000_000))
+            code: int = _libc.pthread_mutex_clocklock(self._at, time.CLOCK_MONOTONIC, ctypes.byref(limit))
+            left -= NAP_S
+            if code != errno.ETIMEDOUT or left <= 0:
+                return code
 
     def declare_consistent(self) -> None:
         """After the repair. If we die before it, the next one repairs; if we release without it, nobody may ever."""
