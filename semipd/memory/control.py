@@ -1,8 +1,8 @@
 """A few words of shared memory that say, without a message, who computes on what: read before each step.
 
-One word has one writer (split and mode: the coordinator; each busy word: the worker in that office, and the coordinator
-on its death; the turn: whoever has it). A word of 8 aligned bytes is written and read whole on every machine that this
-runs on, and nothing here needs two words to agree.
+One word has one writer (split and mode: the coordinator; words of a phase: the worker in that office, and the
+coordinator on its death; the turn: whoever has it). A word of 8 aligned bytes is written and read whole on every
+machine that this runs on, and nothing here needs two words to agree.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ CONTROL_BYTES = 4096
 _SPLIT, _DECIDED, _TAKE_TURNS = 0, 1, 2
 _BUSY = {Role.PREFILL: 8, Role.DECODE: 16}
 _TURN = 24
+_COMPUTING = {Role.PREFILL: 32, Role.DECODE: 40}
 """A cache line each: they are written at every step."""
 
 
@@ -52,7 +53,8 @@ class ControlBlock:
         return int(self._words[_DECIDED])
 
     def mark(self, role: Role, *, busy: bool) -> None:
-        """Busy: it has work on the device, or is about to."""
+        """Busy: it has work on the device, or is about to. Either way it computes nothing yet, or nothing any more."""
+        self._words[_COMPUTING[role]] = False
         self._words[_BUSY[role]] = busy
 
     def busy(self, role: Role) -> bool:
@@ -75,3 +77,10 @@ class ControlBlock:
 
     def has_turn(self, role: Role) -> bool:
         return int(self._words[_TURN]) == int(role)
+
+    def computes(self, role: Role, *, now: bool) -> None:
+        """Where the phases take turns: it has a pass on the device, or has not any more."""
+        self._words[_COMPUTING[role]] = now
+
+    def computing(self, role: Role) -> bool:
+        return bool(self._words[_COMPUTING[role]])

@@ -45,6 +45,8 @@ class Device:
     turn: Phase = Phase.PREFILL
     prefill_busy: bool = False
     decode_busy: bool = False
+    stepping: bool = False
+    """A decode step is on the device."""
     turn_tokens: int = 1
     """Of prompts, before decode's turn."""
 

@@ -3,7 +3,7 @@
 As `semipd.workers` does it on a GPU. Decode launches a step while the one before it is on the device, so who is in a
 step is settled one step ahead; where the phases take turns, one step at a time is on the device. While only one phase
 has work it has all SMs; while both have, each its share (read when a pass is launched), or, where they take turns, the
-whole device. Prefill takes the turn when it becomes busy; the step that is on the device by then runs out beside it.
+whole device. Prefill takes the turn when it becomes busy, and waits for the step that is on the device by then.
 
 In mixed batches decode computes prompts, too: a step takes along the next of what was given to it, and steps of prompts
 alone fly as the others do. A batch that comes while two steps are on the device is in the one after them.
@@ -65,7 +65,7 @@ class PrefillWorker:
             device.prefill_busy = True
             device.turn = Phase.PREFILL  # decode has had the device to itself meanwhile
         first.alternating = device.turns and device.decode_busy
-        if first.alternating and device.turn is not Phase.PREFILL:
+        if first.alternating and (device.turn is not Phase.PREFILL or device.stepping):
             first.waited = True
             return
         alone = device.turns or not device.decode_busy
@@ -241,6 +241,7 @@ class DecodeWorker:
         if self.flying and self.flying[0].run.other_sms < 0:
             self.flying[0].run.start_s = now
         device.decode_busy = bool(self._members or self.flying or self._loads)
+        device.stepping = bool(self.flying)
 
     def _take_turn(self, now: float) -> None:
         """One step, which is answered for before anything else is launched."""
@@ -345,6 +346,7 @@ class DecodeWorker:
             if step.load.last:
                 self.batches.popleft()
         self._device.decode_busy = bool(self._members or self.flying or self._loads)
+        self._device.stepping = bool(self.flying)
         if step.own_turn:
             self._device.turn = Phase.PREFILL
         return step

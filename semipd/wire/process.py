@@ -7,7 +7,8 @@ import os
 import signal
 
 PR_SET_PDEATHSIG = 1
-
+PR_SET_TIMERSLACK = 29
+SLACK_NS = 1000
 
 PARENT = "SEMIPD_PARENT"
 """Environment variable: the process id of the coordinator, to the processes that it starts."""
@@ -17,6 +18,14 @@ def started_by() -> int | None:
     """The coordinator's process id, where it started this process."""
     number = os.environ.get(PARENT, "")
     return int(number) if number.isdecimal() else None
+
+
+def sleep_exactly() -> None:
+    """Asks the kernel to end this thread's sleeps within SLACK_NS of their end, and not 50 us later as usual. Whoever
+    polls a device with short sleeps hears of it that much sooner. Linux alone; elsewhere no effect."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "prctl") and libc.prctl(PR_SET_TIMERSLACK, SLACK_NS, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_TIMERSLACK)")
 
 
 def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:

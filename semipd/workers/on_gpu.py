@@ -16,11 +16,13 @@ from semipd.engine.cuda.lanes import Side
 from semipd.engine.cuda.waiting import GLANCE_S
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
+from semipd.wire.process import sleep_exactly
 from semipd.workers.attach import Attached
 from semipd.workers.compute import Batch, Pulse
 from semipd.workers.link import Link
 from semipd.workers.prompts import Room
 from semipd.workers.sizing import context_limit
+from semipd.workers.turns import OTHER, Turns
 
 log = structlog.get_logger()
 
@@ -28,11 +30,6 @@ REPLACEMENT_BUDGET_S = 0.7
 """For graphs, where requests wait for this worker; the rest comes when it is idle."""
 SPARE_BUDGET_S = 0.001
 """One graph at a time, some tens of milliseconds: a request that comes meanwhile waits no longer than that."""
-
-TURN_LIMIT_S = 1.0
-"""Longer than any turn that a policy would plan."""
-
-OTHER = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 
 
 class OnGpu:
@@ -48,6 +45,7 @@ class OnGpu:
         appoint: wk.Appoint,
         progress: Callable[[int, int], None],
     ) -> None:
+        sleep_exactly()
         self._link, self._role, self._control = link, role, attached.control
         total = torch.cuda.get_device_properties(0).multi_processor_count
         choices = decode_choices(total) if role is Role.DECODE else prefill_choices(total)
@@ -69,9 +67,7 @@ class OnGpu:
             self._batch = self.engine.decode_batch(self.room.tokens if self.room else 0)
         opened = self.engine.open_prefill() if self._batch is None else self._batch
         self._capture = opened.capture
-        self._busy: bool | None = None
-        self._turn_tokens = 0
-        """Prompt tokens computed in this turn."""
+        self._turns = Turns(self._control, role)
         self._change = self._control.split().change
         budget_s = REPLACEMENT_BUDGET_S if appoint.replacement else config.capture_budget_s
         start = time.monotonic()
@@ -86,38 +82,25 @@ class OnGpu:
         return self._batch
 
     def busy(self, work: bool) -> None:
-        if work != self._busy:
-            self._busy = work
-            if work and self._role is Role.PREFILL:
-                self._control.give_turn(self._role)  # decode has had the device to itself meanwhile
-            self._control.mark(self._role, busy=work)
+        self._turns.busy(work)
 
     def takes_turns(self) -> bool:
         return self._control.turns()
 
     def alternates(self) -> bool:
-        return self._control.turns() and self._control.busy(OTHER[self._role])
+        return self._turns.alternate()
 
     def my_turn(self) -> bool:
-        return not self.alternates() or self._control.has_turn(self._role)
+        return self._turns.mine()
 
     def wait_for_turn(self, glance: Pulse) -> None:
-        until = time.monotonic() + TURN_LIMIT_S
-        while not self.my_turn():
-            if time.monotonic() > until:  # who has it is stopped, or gone
-                self._control.give_turn(self._role)
-            glance()
-            time.sleep(GLANCE_S)
+        self._turns.wait(glance, lambda: time.sleep(GLANCE_S))
 
     def end_turn(self, *, computed: int = 0, following: int = 0) -> bool:
-        self._turn_tokens += computed
-        if following and self._turn_tokens + following <= self._control.turn_tokens():
-            return True
-        self._turn_tokens = 0
-        self._control.give_turn(OTHER[self._role])
-        return False
+        return self._turns.end(computed, following)
 
     def choose_share(self) -> None:
+        self._turns.begin()
         split = self._control.split()
         alone = self._control.turns() or not self._control.busy(OTHER[self._role])
         sms = self.engine.use_sms(0 if alone else split.of(self._role))

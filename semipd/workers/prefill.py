@@ -17,7 +17,6 @@ from semipd.memory.account import Holder, PageAccount
 from semipd.workers.chunks import TOO_LARGE, Chunks, Opened
 from semipd.workers.compute import Compute, PrefillEngine
 from semipd.workers.link import HEARTBEAT_S, Link, Pulse
-from semipd.workers.turns import TurnPulse
 
 log = structlog.get_logger()
 
@@ -35,6 +34,22 @@ class Begun:
     @property
     def tokens(self) -> int:
         return sum(len(item.tokens) for item in self.opened.items)
+
+
+class TurnPulse:
+    """Stands in for the worker's pulse: an engine calls it whenever a pass has ended, before it looks at the outcomes,
+    and its `report` again and again until then. So the other phase need not wait for what the CPU makes of a pass."""
+
+    def __init__(self, pulse: Pulse, ended: Callable[[], None], meanwhile: Callable[[], None]) -> None:
+        self._pulse, self._ended, self._meanwhile = pulse, ended, meanwhile
+
+    def __call__(self) -> None:
+        self._pulse()
+        self._ended()
+
+    def report(self) -> None:
+        self._pulse.report()
+        self._meanwhile()
 
 
 class PrefillWorker:

@@ -140,10 +140,11 @@ def test_what_prefill_has_it_computes_though_the_mode_is_mixed_by_then() -> None
 def test_prompts_with_decode_take_its_turns_where_the_mode_is_turns_by_then() -> None:
     requests = due((0.0, 100, 400), (0.205, 7000, 1), (4.3, 100, 1), (4.301, 100, 1), (4.302, 100, 1))
     done = run(Changing(Mode.MIXED, 0.215, Mode.TURNS, chunk=1 << 20), requests, server=settings(pages=5000))
-    # The long one is in steps from 0.22 to 2.278 and 4.336, when the first of prefill's passes is beside it; then it
-    # has a turn of 2.058 between the first and the second pass, and one of 0.866 between the second and the third.
-    second, last = 4.4 + 2.058 + 0.1, 4.4 + 2.058 + 0.1 + 0.866
-    assert firsts(done) == [0.1, *(pytest.approx(at) for at in (last, 4.4, second, last + 0.1))]
+    # The long one is in steps from 0.22 to 2.278 and 4.336, when the first of prefill's passes begins; then it has a
+    # turn of 2.058 between the first and the second pass, and one of 0.866 between the second and the third.
+    first = 4.336 + 0.1
+    second, last = first + 2.058 + 0.1, first + 2.058 + 0.1 + 0.866
+    assert firsts(done) == [0.1, *(pytest.approx(at) for at in (last, first, second, last + 0.1))]
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

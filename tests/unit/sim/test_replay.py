@@ -70,17 +70,17 @@ THREE = ((0.0, 100, 100), (0.205, 100, 1), (0.206, 100, 1), (0.207, 100, 1))
 
 
 def test_turns_are_one_pass_of_each() -> None:
-    # Prefill takes the turn when it becomes busy; a step of the other phase is between two of its batches.
+    # Prefill takes the turn when it becomes busy, from the end of the step that is on the device by then; a step of the
+    # other phase is between two of its batches.
     done = run(Plain(mode=Mode.TURNS, chunk=100), due(*THREE))
-    assert firsts(done) == [0.1, 0.305, 0.415, 0.525]
-    # Ten steps by 0.2, one on the device that runs out beside (company costs nothing here), one in each of two turns,
-    # and from 0.525 on nobody else is there.
-    assert ends(done)[0] == pytest.approx(0.525 + (99 - 13) * 0.01)
+    assert firsts(done) == [0.1, 0.31, 0.42, 0.53]
+    # Eleven steps by 0.21, one in each of two turns, and from 0.53 on nobody else is there.
+    assert ends(done)[0] == pytest.approx(0.53 + (99 - 13) * 0.01)
 
 
 @pytest.mark.parametrize(
     ("step_tokens", "expected"),
-    [(199, [0.305, 0.415, 0.525]), (200, [0.305, 0.405, 0.515]), (300, [0.305, 0.405, 0.505])],
+    [(199, [0.31, 0.42, 0.53]), (200, [0.31, 0.41, 0.52]), (300, [0.31, 0.41, 0.51])],
 )
 def test_prefill_keeps_the_turn_for_as_many_tokens_as_the_plan_says(step_tokens: int, expected: list[float]) -> None:
     done = run(Plain(mode=Mode.TURNS, chunk=100, step_tokens=step_tokens), due(*THREE))
@@ -96,7 +96,7 @@ def test_turns_use_the_whole_device_and_a_hand_over_costs_its_time() -> None:
         settings(overheads=Overheads(0.0, 0.0, 0.0, 0.0, handover_s=0.005)),
     )
     assert {sms for _, sms, _ in times.asked} == {128}
-    assert firsts(done)[3] == pytest.approx(0.305 + 2 * (0.015 + 0.105))
+    assert firsts(done)[3] == pytest.approx(0.205 + 0.105 + 2 * (0.015 + 0.105))
 
 
 def test_a_plan_that_comes_during_a_pass_is_prepared_meanwhile() -> None:
@@ -104,7 +104,7 @@ def test_a_plan_that_comes_during_a_pass_is_prepared_meanwhile() -> None:
     requests = due((0.0, 100, 100), (0.205, 100, 1), (0.25, 100, 1))
     plans = Plain(mode=Mode.TURNS, chunk=100, step_tokens=200)
     done = run(plans, requests, server=settings(overheads=overheads))
-    assert firsts(done) == [0.102, 0.307, pytest.approx(0.307 + 0.1)]
+    assert firsts(done) == [0.102, pytest.approx(0.212 + 0.1), pytest.approx(0.312 + 0.1)]
 
 
 def test_two_batches_ahead_and_a_review_every_20_ms() -> None:
