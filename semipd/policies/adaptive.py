@@ -22,6 +22,11 @@ MAKE_UP = 0.2
 """Of its pace, the most by which it is then to go faster: one that can't be helped must not slow down all prompts."""
 SPEND = 32
 """Tokens over which a sequence that is ahead of its pace may spend what it has in hand."""
+CONTENT = 0.75
+"""Of the sequences with one wish, so many may be behind the pace that is kept: it follows them all the same, for it
+falls as they fall behind. Where the last one decided, long turns, which serve most, were refused to all for its sake:
+on the chat trace at 68/s 88.8 % of requests were inside their SLO and 93.6 with this, and no more missed their TPOT
+(simulated)."""
 SETTLED = 32
 """Tokens after which a sequence counts: before, it has nothing in hand, and most of its time to make up for a gap."""
 SMALLEST_CHUNK, LARGEST_CHUNK = 128, 2048
@@ -170,9 +175,16 @@ class Adaptive(Policy):
     def _tightest_pace_s(self, snapshot: Snapshot) -> float:
         running = self._forecast.batch.looked_over(snapshot)
         if running is not self._paced:
-            settled = [r for r in running if r.output_tokens >= SETTLED]
-            self._paced, self._pace_s = running, min([self._pace(r) for r in settled or running])
+            self._paced, self._pace_s = running, self._kept_pace_s(running)
         return self._pace_s
+
+    def _kept_pace_s(self, running: Sequence[RunningSequence]) -> float:
+        """The tightest of what those with one wish are content with."""
+        settled = [r for r in running if r.output_tokens >= SETTLED]
+        paces: dict[float | None, list[float]] = {}
+        for one in settled or running:
+            paces.setdefault(one.slo.tpot_s, []).append(self._pace(one))
+        return min([sorted(alike)[int((len(alike) - 1) * CONTENT)] for alike in paces.values()])
 
     def _pace(self, running: RunningSequence) -> float:
         """Seconds a token under which its mean stays within its wish, less the margin.

@@ -177,13 +177,18 @@ class TestPlace:
         assert tight is not None
         assert tight.decode > loose.decode
 
-    def test_who_fell_behind_is_helped_to_catch_up(self) -> None:
+    def test_who_fell_behind_is_helped_to_catch_up_unless_they_are_few(self) -> None:
         batch = [runs(n, took_s=0.1) for n in range(64)]
-        behind = [*batch[1:], runs(64, took_s=1.3)]
-        fine, helped = (Adaptive({}).plan(moment([waits(100, 500)], b)).shares for b in (batch, behind))
-        assert fine is not None
-        assert helped is not None
-        assert helped.decode > fine.decode
+
+        def decode_share(behind: int, **wish: float) -> float:
+            late = [runs(64 + n, took_s=1.3, **wish) for n in range(behind)]
+            shares = Adaptive({}).plan(moment([waits(100, 500)], [*batch[behind:], *late])).shares
+            assert shares is not None
+            return shares.decode
+
+        assert decode_share(60) > decode_share(0)
+        assert decode_share(1) == decode_share(0)
+        assert decode_share(1, tpot_s=0.03) > decode_share(0)  # with a wish of its own it is not one of many
 
     def test_a_long_prompt_is_cut_so_that_a_batch_is_short(self) -> None:
         (chunk,) = Adaptive({}).plan(moment([waits(1, 4000, ttft_s=0.1)], [runs(2)])).prefill
