@@ -100,7 +100,8 @@ class RobustMutex:
 
 class CriticalSection:
     """`with section:` has the lock. What a dead holder left in the middle is repaired before the body runs, and what
-    an exception left in the middle (a lack of memory, a bug) before the lock is released.
+    an exception left in the middle (a lack of memory, a bug) before the lock is released. Where that repair fails too,
+    the lock stays in hand, and nobody works on what is broken: whoever comes once this thread has ended repairs it.
 
     An AccountError is a refusal: the body has changed nothing when it raises one.
     """
@@ -122,8 +123,6 @@ class CriticalSection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is not None and not issubclass(kind, AccountError):
-                self._repair()
-        finally:
-            self._mutex.release()
+        if kind is not None and not issubclass(kind, AccountError):
+            self._repair()
+        self._mutex.release()
