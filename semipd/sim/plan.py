@@ -23,11 +23,16 @@ from semipd.sim.profile import (
     PrefillTable,
     Profile,
     Source,
+    TurnsPoint,
     check,
 )
 
-OVERHEADS = Overheads(arrive_s=0.0005, turnaround_s=0.0008, prepare_s=0.0008, deliver_s=0.002, handover_s=0.0009)
-"""Of the server on one H200's host: together with the pass they make the TTFT that was measured of a request alone."""
+OVERHEADS = Overheads(arrive_s=0.0005, turnaround_s=0.0008, prepare_s=0.0008, deliver_s=0.002, handover_s=0.0004)
+"""Of the server on one H200's host: together with the pass they make the TTFT that was measured of a request alone.
+
+`handover_s` is the gap alone: about 0.3 ms were measured between a pass's end and the next step's launch. Profiles of
+bursts, at a higher clock than a server has under load, had 0.9 ms to make up for that; what `Alternating` measures is
+in place of it."""
 
 MOST_TOKENS = 560_000
 """Of a decode batch, context and all: what fits beside two copies of the weights in 139 GiB, for Llama-3-8B."""
@@ -73,7 +78,21 @@ class MixedPass:
     start: int
 
 
-Task = StepAlone | PassAlone | Beside | MixedPass
+@dataclass(frozen=True, slots=True)
+class Alternating:
+    """One decode step and one prefill pass over a prompt by turns, without a pause, on the whole device."""
+
+    rows: int
+    context: int
+    tokens: int
+
+
+Task = StepAlone | PassAlone | Beside | MixedPass | Alternating
+
+TURNS = [(256, 512, 512), (64, 1024, 512), (256, 512, 1024)]
+MORE_TURNS = [(16, 1024, 1024), (384, 512, 512), (256, 512, 256), (128, 512, 512)]
+"""Rows, context, tokens: as where a server that takes turns is near saturation, and small batches."""
+MOST_TURN_TOKENS = max(tokens for _, _, tokens in TURNS + MORE_TURNS)
 
 
 class Unfit(Exception):
@@ -89,16 +108,22 @@ class Machine(Protocol):
     def beside(self, task: Beside) -> tuple[float, float]:
         """Of a decode step and of a prefill pass."""
 
+    def alternating(self, task: Alternating) -> tuple[float, float]:
+        """Of a decode step and of a prefill pass."""
+
 
 def tasks(sms: int, max_context: int, *, quick: bool) -> list[Task]:
     """The most telling first. What a profile can't do without is before all else."""
     steps = [(64, 1024), (64, 4096), (1, 512), (16, 1024), (128, 1024), (256, 512), (512, 256)]
     passes = [(2048, 0), (256, 0), (512, 0), (1024, 0), (512, 3584), (64, 0), (4096, 0), (7680, 0)]
     pairings = [(64, 1024, 2048), (128, 1024, 512)]
+    turns = TURNS if quick else TURNS + MORE_TURNS
     mixed = [(64, 512, 512), (64, 512, 2048), (256, 512, 512), (16, 512, 512), (256, 512, 2048), (64, 512, 1024)]
     if not quick:
         steps += [(32, 1024), (96, 1024), (192, 512), (8, 4096), (128, 4096), (384, 512), (256, 2048), (16, 256)]
+        steps += [(320, 512), (448, 512)]
         passes += [(128, 0), (384, 0), (768, 0), (1536, 0), (3072, 0), (1024, 3072), (2048, 5120), (128, 1024)]
+        passes += [(320, 0), (448, 0), (640, 0)]
         pairings += [(64, 4096, 1024), (16, 1024, 256)]
         mixed += [(64, 512, 256), (16, 512, 1024), (256, 512, 1024), (16, 512, 256), (256, 512, 256), (16, 512, 2048)]
         mixed += [(64, 512, 64), (64, 4096, 512), (128, 2048, 1024)]
@@ -116,13 +141,14 @@ def tasks(sms: int, max_context: int, *, quick: bool) -> list[Task]:
     reference += [PassAlone(sms, *one) for one in passes[:5]]
     beside: list[Task] = [Beside(*pair, *one) for one in pairings for pair in pairs]
     rest: list[Task] = [*(StepAlone(sms, *step) for step in steps[4:]), *(PassAlone(sms, *one) for one in passes[5:])]
-    fewer: list[Task] = [PassAlone(p, *one) for one in ((2048, 0), (256, 0)) for _, p in splits]
+    fewer: list[Task] = [PassAlone(p, *one) for one in ((2048, 0), (256, 0)) if one in passes for _, p in splits]
     fewer += [StepAlone(d, *step) for step in steps[:1] + ([] if quick else steps[1:4]) for d, _ in splits]
     together: list[Task] = [MixedPass(sms, *size) for size in alone]
-    return [*reference, *_alternating(beside, rest, together), *fewer]
+    by_turns: list[Task] = [Alternating(*one) for one in turns if max(one[1:]) <= max_context]
+    return [*reference, *_interleaved(beside, rest, together, by_turns), *fewer]
 
 
-def _alternating(*lists: Sequence[Task]) -> list[Task]:
+def _interleaved(*lists: Sequence[Task]) -> list[Task]:
     return [task for one_each in zip_longest(*lists) for task in one_each if task is not None]
 
 
@@ -137,6 +163,8 @@ class Recording:
     passes: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)
     mixed: dict[tuple[int, int, int, int], list[float]] = field(default_factory=dict)
     """By rows, context, tokens and start."""
+    turns: dict[tuple[int, int, int], list[tuple[float, float]]] = field(default_factory=dict)
+    """By rows, context and tokens: of a step and of a pass."""
     left_out: list[str] = field(default_factory=list)
     done: int = 0
     made: Provenance = field(default_factory=provenance)
@@ -150,12 +178,16 @@ class Recording:
     def mixed_pass(self, rows: int, context: int, tokens: int, start: int, ms: float) -> None:
         self.mixed.setdefault((rows, context, tokens, start), []).append(ms)
 
+    def by_turns(self, rows: int, context: int, tokens: int, ms: tuple[float, float]) -> None:
+        self.turns.setdefault((rows, context, tokens), []).append(ms)
+
     def profile(self) -> Profile | None:
         """None: too little is known yet."""
         made = Profile(
             source=Source(
                 recorded=True,
-                how="Recorded by `semipd profile`: medians, alone in one process and side by side in two under MPS. "
+                how="Recorded by `semipd profile`: medians of work without a pause, at the clock that the GPU then "
+                "keeps; alone and by turns in one process, side by side in two under MPS. "
                 "Overheads are the server's constants and were not measured here."
                 + (f" Left out: {'; '.join(self.left_out)}." if self.left_out else ""),
                 sources=(),
@@ -173,6 +205,10 @@ class Recording:
                 for pair, points in sorted(self.passes.items())
             ),
             mixed=tuple(MixedPoint(*size, median(ms)) for size, ms in sorted(self.mixed.items())),
+            turns=tuple(
+                TurnsPoint(*size, *(median(of_one) for of_one in zip(*ms, strict=True)))
+                for size, ms in sorted(self.turns.items())
+            ),
         )
         try:
             check(made, "")
@@ -214,6 +250,8 @@ def measure(task: Task, machine: Machine, recording: Recording) -> None:
             recording.batch(sms, 0, tokens, start, machine.pass_alone(task))
         case MixedPass(_, rows, context, tokens, start):
             recording.mixed_pass(rows, context, tokens, start, machine.mixed_pass(task))
+        case Alternating(rows, context, tokens):
+            recording.by_turns(rows, context, tokens, machine.alternating(task))
         case Beside(decode_sms, prefill_sms, rows, context, tokens):
             step_ms, pass_ms = machine.beside(task)
             recording.step(decode_sms, prefill_sms, rows, context, step_ms)

@@ -114,6 +114,18 @@ class MixedPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnsPoint:
+    """A decode step of `rows` sequences that attend to `context` tokens each and a prefill pass over one prompt of
+    `tokens` tokens, one of each by turns without a pause, on all SMs: what each takes."""
+
+    rows: int
+    context: int
+    tokens: int
+    step_ms: float
+    pass_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     source: Source
     model: ModelShape
@@ -123,6 +135,8 @@ class Profile:
     prefill: tuple[PrefillTable, ...]
     mixed: tuple[MixedPoint, ...] = ()
     """Empty, and the field may be missing in a file: not measured, so no mixed batches can be simulated."""
+    turns: tuple[TurnsPoint, ...] = ()
+    """Empty, and the field may be missing in a file: not measured, so each takes as long as alone."""
     kind: str = KIND
     format: int = FORMAT
 
@@ -138,7 +152,7 @@ def read_profile(path: Path) -> Profile:
         raise InputError(f"{path}: not a profile of `semipd profile`")
     if given.get("format") != FORMAT:
         raise InputError(f"{path}: format: this version reads {FORMAT}, not {given.get('format')!r}")
-    given = {"mixed": [], **given}  # files from before it was measured have none
+    given = {"mixed": [], "turns": [], **given}  # files from before they were measured have none
     profile = from_plain(Profile, given, str(path))
     _refuse_unknown(given, to_plain(profile), str(path))
     check(profile, str(path))
@@ -200,6 +214,7 @@ def check(profile: Profile, where: str) -> None:
         if any(p.start < 0 for p in batch.points):
             raise InputError(f"{where}: prefill[{at}]: points: start: must be at least 0")
     _check_mixed(profile.mixed, f"{where}: mixed")
+    _check_turns(profile.turns, f"{where}: turns")
     _check_references(profile, where)
 
 
@@ -209,6 +224,13 @@ def _check_mixed(points: Sequence[MixedPoint], where: str) -> None:
     if any(p.start < 0 for p in points):
         raise InputError(f"{where}: points: start: must be at least 0")
     if len({(p.rows, p.context, p.tokens, p.start) for p in points}) < len(points):
+        raise InputError(f"{where}: points: one is there twice")
+
+
+def _check_turns(points: Sequence[TurnsPoint], where: str) -> None:
+    for name in TurnsPoint.__dataclass_fields__:
+        _positive(where, name, (getattr(p, name) for p in points))
+    if len({(p.rows, p.context, p.tokens) for p in points}) < len(points):
         raise InputError(f"{where}: points: one is there twice")
 
 

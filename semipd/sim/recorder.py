@@ -31,6 +31,8 @@ from semipd.core.errors import CheckpointError, StartError
 from semipd.core.model import ModelConfig, parse_model_config
 from semipd.sim.plan import (
     MOST_TOKENS,
+    MOST_TURN_TOKENS,
+    Alternating,
     Beside,
     MixedPass,
     PassAlone,
@@ -129,6 +131,11 @@ class TwoSides:
     def mixed_pass(self, task: MixedPass) -> float:
         sizes = {"rows": task.rows, "context": task.context, "tokens": task.tokens, "start": task.start}
         return float(self._decode.ask(do="alone", sms=task.sms, **sizes)["ms"])
+
+    def alternating(self, task: Alternating) -> tuple[float, float]:
+        """One process does both: so neither waits for the other's to see that it is done."""
+        answer = self._decode.ask(do="turns", rows=task.rows, context=task.context, tokens=task.tokens)
+        return float(answer["step_ms"]), float(answer["pass_ms"])
 
     def beside(self, task: Beside) -> tuple[float, float]:
         whole_s = SETTLE_S + MEASURE_S + TAIL_S
@@ -246,15 +253,17 @@ def shared_device(mps: str) -> Iterator[tuple[Device, Mapping[str, str]]]:
 
 
 def open_both(decode: Side, prefill: Side, config: Mapping[str, Any], dtype: str, max_context: int) -> int:
-    """Opens prefill's engine first: decode's pool takes what is left. The device's SMs."""
-    common = {"config": config, "dtype": dtype, "max_batch_tokens": min(8192, max_context)}
+    """Opens prefill's engine first: decode's pool takes what is left. The device's SMs.
+
+    Decode's does passes, too, where both alternate, in buffers for no more tokens than those have."""
     sms = 0
-    for side, name, pool, rows in (
-        (prefill, "prefill", PREFILL_POOL_TOKENS, 1),
-        (decode, "decode", MOST_TOKENS + MAX_ROWS * 128, MAX_ROWS),
+    for side, name, pool, rows, tokens in (
+        (prefill, "prefill", PREFILL_POOL_TOKENS, 1, 8192),
+        (decode, "decode", MOST_TOKENS + MAX_ROWS * 128, MAX_ROWS, MOST_TURN_TOKENS),
     ):
+        sizes = {"pool_tokens": pool, "max_running": rows, "max_batch_tokens": min(tokens, max_context)}
         try:
-            opened = side.ask(OPEN_S, do="open", pool_tokens=pool, max_running=rows, **common)
+            opened = side.ask(OPEN_S, do="open", config=config, dtype=dtype, **sizes)
         except Unfit as error:
             raise RunFailed(f"the {name} engine can't be opened: {error}") from error
         sms = int(opened["sms"])

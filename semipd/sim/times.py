@@ -16,6 +16,11 @@ tokens as both have together takes without its attention, what prompts pay for t
 a decode step of as many rows. The ratio of what was measured to that is linear in the logarithms of rows and of tokens
 of prompts, constant outside of what was measured; points that differ in nothing but context and start are averaged. On
 other SMs, or beside prefill, it takes the ratios of a prefill pass over as many tokens.
+
+**By turns**, a step and a pass on all SMs take what they take alone times a ratio: GPUs slow down at their power limit,
+and steps that alternate with passes run at a lower clock than steps alone. Steps' ratios are linear in the logarithm of
+rows, passes' in that of tokens, each constant outside of what was measured; points with the same rows, or tokens, are
+averaged. 1 where none were measured.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from semipd.sim.profile import DecodeTable, MixedPoint, PrefillTable, Profile
+from semipd.sim.profile import DecodeTable, MixedPoint, PrefillTable, Profile, TurnsPoint
 
 Pair = tuple[int, int]
 """SMs of the phase, SMs of the other (0: idle)."""
@@ -45,6 +50,12 @@ class Times(Protocol):
 
     def mixed_s(self, rows: int, context_tokens: int, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
         """One decode step as in `decode_s`, of no rows perhaps, that takes along prompts as in `prefill_s`."""
+
+    def step_by_turns(self, rows: int) -> float:
+        """What a decode step takes on all SMs that alternates with passes, to what it takes alone."""
+
+    def pass_by_turns(self, tokens: int) -> float:
+        """What a pass takes on all SMs that alternates with decode steps, to what it takes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,9 @@ class ProfileTimes:
         self._steps: dict[tuple[int, int, int], Line] = {}
         self._passes: dict[tuple[int, int, int], tuple[float, float, float, float]] = {}
         self._mixes: dict[tuple[int, int, int, int], tuple[float, float, float, Line]] = {}
+        self._turns = self._ratios_by_turns(profile.turns, profile.gpu.sms) if profile.turns else None
+        self._step_ratios: dict[int, float] = {}
+        self._pass_ratios: dict[int, float] = {}
 
     def decode_s(self, rows: int, context_tokens: int, sms: int, other_sms: int) -> float:
         step = self._steps.get((rows, sms, other_sms))
@@ -104,6 +118,28 @@ class ProfileTimes:
             known = self._mixes[rows, tokens, sms, other_sms] = self._mixed.step(rows, tokens, (sms, other_sms))
         base, pair, least, context = known
         return (max(least, base + pair * pairs) + context.at(context_tokens)) / 1000
+
+    def step_by_turns(self, rows: int) -> float:
+        if rows not in self._step_ratios:
+            self._step_ratios[rows] = self._turns[0].within(math.log(rows)) if self._turns else 1.0
+        return self._step_ratios[rows]
+
+    def pass_by_turns(self, tokens: int) -> float:
+        if tokens not in self._pass_ratios:
+            self._pass_ratios[tokens] = self._turns[1].within(math.log(tokens)) if self._turns else 1.0
+        return self._pass_ratios[tokens]
+
+    def _ratios_by_turns(self, points: Sequence[TurnsPoint], sms: int) -> tuple[Line, Line]:
+        """Of steps over the logarithm of rows, of passes over that of tokens."""
+        steps: dict[float, list[float]] = {}
+        passes: dict[float, list[float]] = {}
+        for p in points:
+            step_s = self.decode_s(p.rows, p.rows * p.context, sms, 0)
+            pass_s = self.prefill_s(p.tokens, p.tokens**2 / 2, sms, 0)
+            steps.setdefault(math.log(p.rows), []).append(p.step_ms / 1000 / step_s)
+            passes.setdefault(math.log(p.tokens), []).append(p.pass_ms / 1000 / pass_s)
+        of_steps, of_passes = (line({x: sum(all_) / len(all_) for x, all_ in by.items()}) for by in (steps, passes))
+        return of_steps, of_passes
 
 
 class _Decode:

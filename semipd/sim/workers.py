@@ -77,6 +77,8 @@ class PrefillWorker:
         if batch is None or batch.run is None or batch.run.other_sms == other_sms:
             return
         seconds = self._device.times.prefill_s(batch.tokens, batch.pairs, batch.run.sms, other_sms)
+        if batch.alternating and not other_sms:
+            seconds *= self._device.times.pass_by_turns(batch.tokens)
         batch.run.rate(now, seconds + self._device.handover_s * batch.waited, other_sms)
 
     def finish(self, now: float) -> Batch:
@@ -149,6 +151,7 @@ class Step:
         self.dropped: list[Life] = []
         """Left while it was on the device: what it made of them is thrown away."""
         self.own_turn = False
+        """It alternates with passes."""
         self.in_turns = False
         """It was launched when nothing of decode's was on the device, as where the phases take turns."""
 
@@ -332,6 +335,8 @@ class DecodeWorker:
         times, rows, load, sms = self._device.times, step.rows, step.load, step.run.sms
         if load is None:
             seconds = times.decode_s(rows, step.context_tokens, sms, other_sms)
+            if step.own_turn and not other_sms:
+                seconds *= times.step_by_turns(rows)
         else:
             seconds = times.mixed_s(rows, step.context_tokens, load.tokens, load.pairs, sms, other_sms)
             seconds += step.beside_s

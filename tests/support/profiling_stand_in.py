@@ -21,6 +21,8 @@ def main() -> None:
                 sys.exit(3)
             case "alone":
                 answer = {"ms": took(role, asked)}
+            case "turns" if role == "decode":
+                answer = {"step_ms": 2.0 * asked["rows"], "pass_ms": 0.1 * asked["tokens"] + asked["context"]}
             case "prepare" if asked.get("tokens") == 13:
                 answer = {"error": "ValueError: unlucky"}
             case "prepare" if role == "decode" and "seconds" not in asked:

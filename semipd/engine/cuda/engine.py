@@ -65,6 +65,15 @@ class CudaEngine:
         """In the pool."""
         return self._pool.shape[1]
 
+    @property
+    def vocab_size(self) -> int:
+        return self._model.vocab_size
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of a sequence, at most."""
+        return self._max_context
+
     # --- SMs --------------------------------------------------------------------------------------------------------
 
     def sms_choices(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ Messages are JSON objects, one a line: asked on standard input, answered on stan
     {"do": "open", "config": {...}, "dtype", "max_batch_tokens", "max_running", "pool_tokens"}     -> {"sms"}
     {"do": "alone", "sms", "rows", "context"} or {..., "tokens", "start"}                          -> {"ms"}
     {"do": "alone", "sms", "rows", "context", "tokens", "start"}: of decode, with a prompt in it   -> {"ms"}
+    {"do": "turns", "rows", "context", "tokens"}: of decode, which does both by turns     -> {"step_ms", "pass_ms"}
     {"do": "prepare", "sms", "rows", "context", "seconds"} or {..., "tokens"}                      -> {}
     {"do": "go", "start", "since", "until", "tail"}: times of time.monotonic()                     -> {"ms"}
     {"do": "forget"}: what was prepared                                                            -> {}
@@ -26,29 +27,29 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from semipd.core.config import PAGE_SIZE
 from semipd.core.model import parse_model_config
-from semipd.core.request import SamplingParams, StoppingParams
 from semipd.core.sms import decode_choices, prefill_choices
 from semipd.engine.cuda.bench import (
+    FASTEST_S,
+    any_pages,
     bench_batch,
+    capture_pass,
+    capture_step,
     decode_step_ms,
     empty_batch,
     fill_batch,
     mixed_step_ms,
     open_engine,
     prefill_ms,
+    prompt_item,
+    turns_ms,
 )
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.lanes import Side
 from semipd.engine.engine import PrefillItem
-from semipd.engine.outcome import Draw
 
-FASTEST_STEP_S = 0.0004
-"""Bounds how many steps a prepared batch may grow by."""
 FEWEST = 3
 """Passes within the time that counts, for a median."""
 
@@ -62,6 +63,9 @@ class Phase(Protocol):
 
     def alone(self, asked: dict[str, Any]) -> float:
         """Milliseconds."""
+
+    def turns(self, asked: dict[str, Any]) -> tuple[float, float]:
+        """Milliseconds of a decode step and of a prefill pass. Raises ValueError where it is not for this phase."""
 
     def prepare(self, asked: dict[str, Any]) -> None: ...
 
@@ -81,13 +85,14 @@ class Decode:
             return mixed_step_ms(self._engine, rows, context, asked["tokens"], sms=sms, start=asked["start"])
         return decode_step_ms(self._engine, rows, context, sms=sms)
 
+    def turns(self, asked: dict[str, Any]) -> tuple[float, float]:
+        return turns_ms(self._engine, asked["rows"], asked["context"], asked["tokens"])
+
     def prepare(self, asked: dict[str, Any]) -> None:
         engine, rows, context = self._engine, asked["rows"], asked["context"]
-        batch, _ = fill_batch(engine, rows, context, context + int(asked["seconds"] / FASTEST_STEP_S) + 16)
+        batch, _ = fill_batch(engine, rows, context, context + int(asked["seconds"] / FASTEST_S) + 16)
         engine.use_sms(asked["sms"])
-        bucket = batch.graphs.bucket(rows)
-        assert bucket is not None
-        batch.graphs.capture_one(bucket, engine.lanes.current)
+        capture_step(engine, batch, rows)
         torch.cuda.synchronize()
 
     def go(self, until_s: float) -> list[float]:
@@ -110,20 +115,14 @@ class Prefill:
     def alone(self, asked: dict[str, Any]) -> float:
         return prefill_ms(self._engine, asked["tokens"], sms=asked["sms"], start=asked["start"])
 
+    def turns(self, asked: dict[str, Any]) -> tuple[float, float]:
+        raise ValueError("turns are measured where decode is")
+
     def prepare(self, asked: dict[str, Any]) -> None:
         engine, tokens = self._engine, asked["tokens"]
-        needed = -(-tokens // PAGE_SIZE)
-        if needed > engine.pages:
-            raise ValueError(f"{tokens} tokens need {needed} pages; there are {engine.pages}")
-        prefill = engine.open_prefill()
+        self._item = prompt_item(engine, tokens, 0, any_pages(engine, tokens))
         engine.use_sms(asked["sms"])
-        bucket = prefill.graphs.bucket(tokens)
-        if bucket is not None:
-            prefill.graphs.capture_one(bucket, engine.lanes.current)
-        table = np.random.default_rng(1).permutation(engine.pages)[:needed].astype(np.int32)
-        draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=100), (), ())
-        ids = np.random.default_rng(2).integers(0, 1000, tokens).tolist()
-        self._item = PrefillItem(0, ids, 0, table, draw, tokens)
+        capture_pass(engine, tokens)
         engine.begin_prefill([self._item]).finish(_nothing)
 
     def go(self, until_s: float) -> list[float]:
@@ -170,6 +169,9 @@ def answer(phase: Phase, asked: dict[str, Any]) -> dict[str, Any]:
     match asked["do"]:
         case "alone":
             return {"ms": phase.alone(asked)}
+        case "turns":
+            step_ms, pass_ms = phase.turns(asked)
+            return {"step_ms": step_ms, "pass_ms": pass_ms}
         case "prepare":
             try:
                 phase.prepare(asked)

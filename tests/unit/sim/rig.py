@@ -30,6 +30,8 @@ class Flat:
     token_s: float = 0.001
     asked: list[tuple[str, int, int]] = field(default_factory=list)
     """Phase, SMs, SMs of the other."""
+    step_ratio: float = 1.0
+    pass_ratio: float = 1.0
 
     def decode_s(self, rows: int, context_tokens: int, sms: int, other_sms: int) -> float:
         self.asked.append(("decode", sms, other_sms))
@@ -43,6 +45,12 @@ class Flat:
         """Both, one after the other."""
         self.asked.append(("mixed", sms, other_sms))
         return (self.step_s * (rows > 0) + tokens * self.token_s) * SMS / sms
+
+    def step_by_turns(self, rows: int) -> float:
+        return self.step_ratio
+
+    def pass_by_turns(self, tokens: int) -> float:
+        return self.pass_ratio
 
 
 class Modelled:
@@ -62,6 +70,12 @@ class Modelled:
 
     def mixed_s(self, rows: int, context_tokens: int, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
         return self._model.mixed_s(tokens, round(pairs / tokens - tokens / 2), rows, context_tokens)
+
+    def step_by_turns(self, rows: int) -> float:
+        return 1.0
+
+    def pass_by_turns(self, tokens: int) -> float:
+        return 1.0
 
 
 class Plain(Policy):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,36 @@ def test_mixed_passes_may_be_there_or_not(plain: dict[str, Any], tmp_path: Path)
     assert read_profile(file).mixed == (profile.MixedPoint(64, 512, 512, 0, 20.0),)
 
 
+def turns_point(**changed: float) -> dict[str, float]:
+    return {"rows": 64, "context": 1024, "tokens": 512, "step_ms": 8.88, "pass_ms": 11.7} | changed
+
+
+def test_turns_may_be_there_or_not(plain: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    plain.pop("turns")  # as files were before they were measured
+    file.write_text(json.dumps(plain))
+    found = read_profile(file)
+    assert found.turns == ()
+    times = ProfileTimes(found)
+    assert (times.step_by_turns(64), times.pass_by_turns(512)) == (1.0, 1.0)
+    file.write_text(json.dumps(plain | {"turns": [turns_point()]}))
+    assert read_profile(file).turns == (profile.TurnsPoint(64, 1024, 512, 8.88, 11.7),)
+
+
+def test_by_turns_what_was_measured_is_read_off_and_between_it_is_between() -> None:
+    """Alone, 64 rows take 7.4 ms and 256 rows 10.6; 512 tokens 11.7 ms and 2048 tokens 47.1."""
+    points = (
+        profile.TurnsPoint(64, 1024, 512, step_ms=1.2 * 7.4, pass_ms=11.7),
+        profile.TurnsPoint(256, 340, 512, step_ms=1.1 * 10.6, pass_ms=1.1 * 11.7),
+        profile.TurnsPoint(256, 340, 2048, step_ms=10.6, pass_ms=1.2 * 47.1),
+    )
+    times = ProfileTimes(replace(small_profile(), turns=points))
+    assert [times.step_by_turns(rows) for rows in (1, 64, 128, 256, 512)] == pytest.approx(
+        [1.2, 1.2, 1.125, 1.05, 1.05]
+    )
+    assert [times.pass_by_turns(n) for n in (1, 512, 1024, 2048, 8192)] == pytest.approx([1.05, 1.05, 1.125, 1.2, 1.2])
+
+
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -121,6 +152,13 @@ Change = Callable[[dict[str, Any]], object]
         (lambda p: p.update(mixed=[mixed_point(start=-1)]), "mixed: points: start: must be at least 0"),
         (lambda p: p.update(mixed=[mixed_point(), mixed_point(ms=2.0)]), "mixed: points: one is there twice"),
         (lambda p: p.update(mixed=[mixed_point(seconds=1)]), "mixed[0]: seconds: no such field"),
+        (lambda p: p.update(turns=[turns_point(tokens=0)]), "turns: points[0]: tokens: must be above 0"),
+        (
+            lambda p: p.update(turns=[turns_point(), turns_point(rows=1, pass_ms=0.0)]),
+            "turns: points[1]: pass_ms: must",
+        ),
+        (lambda p: p.update(turns=[turns_point(), turns_point(step_ms=2.0)]), "turns: points: one is there twice"),
+        (lambda p: p.update(turns=[turns_point(ms=1.0)]), "turns[0]: ms: no such field"),
     ],
 )
 def test_a_broken_profile_is_refused_by_file_and_field(

@@ -12,6 +12,8 @@ from semipd.core.clock import ManualClock
 from semipd.core.config import MIXED_TOKENS
 from semipd.sim.plan import (
     MOST_TOKENS,
+    MOST_TURN_TOKENS,
+    Alternating,
     Beside,
     MixedPass,
     PassAlone,
@@ -60,6 +62,11 @@ class Fake:
         self._second(task)
         return task.rows * 0.3 + task.decode_sms * 1e-3, task.tokens * 0.05
 
+    def alternating(self, task: Alternating) -> tuple[float, float]:
+        """Steps take a tenth more than alone, passes a twentieth."""
+        self._second(task)
+        return 1.1 * (4 + 0.02 * task.rows + 30e-6 * task.rows * task.context), 1.05 * (1 + task.tokens * 0.023)
+
 
 def recorded(seconds: float, *, quick: bool = False, unfit: type[Task] | None = None) -> tuple[Recording, list[Task]]:
     clock = ManualClock()
@@ -86,9 +93,24 @@ def test_the_plan_fits_the_device_and_has_nothing_twice() -> None:
                     assert rows * context <= MOST_TOKENS
                     assert 0 < tokens <= MIXED_TOKENS
                     assert tokens + start <= 8192
+                case Alternating(rows, context, tokens):
+                    assert rows * context <= MOST_TOKENS
+                    assert 0 < tokens <= MOST_TURN_TOKENS
                 case Beside(decode_sms, prefill_sms, _, _, _):
                     assert decode_sms + prefill_sms == 132 or decode_sms == 132
+        assert max(task.tokens for task in todo if isinstance(task, Alternating)) == MOST_TURN_TOKENS
     assert 2 * len(tasks(132, 8192, quick=True)) < 240 > len(tasks(132, 8192, quick=False)) * 1.5
+
+
+def test_a_model_of_short_contexts_is_measured_within_them() -> None:
+    for task in tasks(132, 512, quick=False):
+        match task:
+            case StepAlone(_, _, context):
+                assert context <= 512
+            case PassAlone(_, tokens, start) | MixedPass(_, _, _, tokens, start):
+                assert tokens + start <= 512
+            case Beside(_, _, _, context, tokens) | Alternating(_, context, tokens):
+                assert max(context, tokens) <= 512
 
 
 def test_a_whole_recording_is_a_profile_that_reads_its_points_off_again(tmp_path: Path) -> None:
@@ -106,6 +128,11 @@ def test_a_whole_recording_is_a_profile_that_reads_its_points_off_again(tmp_path
     assert times.decode_s(64, 64 * 1024, 32, 100) * 1e3 == pytest.approx(64 * 0.3 + 0.032, rel=1e-4)
     assert times.prefill_s(2048, 2048**2 / 2, 100, 32) * 1e3 == pytest.approx(2048 * 0.05, rel=1e-4)
     assert list(tmp_path.iterdir()) == [out]
+    assert len(profile.turns) == sum(isinstance(task, Alternating) for task in todo)
+    for rows in (16, 64, 100, 512):
+        assert times.step_by_turns(rows) == pytest.approx(1.1, rel=1e-3)
+    for tokens in (16, 256, 700, 2048):
+        assert times.pass_by_turns(tokens) == pytest.approx(1.05, rel=1e-3)
 
 
 def test_what_is_known_early_is_enough_for_a_profile() -> None:
@@ -129,13 +156,17 @@ def test_mixed_passes_are_known_before_the_last_pairs_side_by_side(quick: bool) 
     half = kinds[: len(kinds) // 2]
     assert half.count(MixedPass) > kinds.count(MixedPass) / 2
     assert half.count(Beside) > kinds.count(Beside) / 3
+    assert half.count(Alternating) == kinds.count(Alternating)
 
 
-def test_a_recording_without_mixed_passes_is_a_profile_all_the_same(tmp_path: Path) -> None:
-    recording, _ = recorded(1e9, unfit=MixedPass)
+def test_a_recording_without_mixed_passes_or_turns_is_a_profile_all_the_same(tmp_path: Path) -> None:
     out = tmp_path / "mine.json"
+    recording, _ = recorded(1e9, unfit=MixedPass)
     assert save(recording, out)
     assert read_profile(out).mixed == ()
+    recording, _ = recorded(1e9, unfit=Alternating)
+    assert save(recording, out)
+    assert read_profile(out).turns == ()
 
 
 def test_what_does_not_fit_is_left_out_and_said() -> None:
@@ -160,6 +191,7 @@ def test_two_processes_are_told_what_to_measure_and_begin_together(sides: tuple[
     assert machine.step_alone(StepAlone(66, 64, 1000)) == pytest.approx(2 * (4 + 64 * 0.05))
     assert machine.pass_alone(PassAlone(132, 1000, 0)) == pytest.approx(24.0)
     assert machine.mixed_pass(MixedPass(132, 64, 1000, 936, 500)) == pytest.approx(30.5)
+    assert machine.alternating(Alternating(64, 1000, 500)) == pytest.approx((128.0, 1050.0))
     assert machine.beside(Beside(66, 66, 64, 1000, 1000)) == pytest.approx((4 * (4 + 64 * 0.05), 4 * 24.0))
 
 

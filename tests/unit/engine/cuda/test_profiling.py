@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from semipd.core.model import parse_model_config
-from semipd.engine.cuda.bench import bench_batch
+from semipd.engine.cuda.bench import PROBES, bench_batch
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.graphs import Graphs
@@ -33,29 +33,66 @@ TINY = {
     "hidden_act": "silu",
 }
 Launched = list[tuple[int, int, list[tuple[int, int]]]]
+MARK_MS = 50.0
+"""From one event to the next, as the played device's clock has it; a step or a pass has two."""
+WARM, COUNTED = 3, 5
+"""Steps or passes of so long: in a quarter of a second, and at least; one more is where what counts begins."""
+PASSES = PROBES + 1 + COUNTED
+"""Of prefill, where nothing grows: the probes warm the device up, too."""
+TURNS_WARM, TURNS_COUNTED = 2, 5
+"""Rounds of one of each."""
+
+
+class Event:
+    """Of a device whose clock ticks when something is recorded."""
+
+    ticks = 0
+
+    def __init__(self, **_: object) -> None: ...
+
+    def record(self, *_: object) -> None:
+        Event.ticks += 1
+        self._at = Event.ticks
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, later: Event) -> float:
+        return MARK_MS * (later._at - self._at)
 
 
 @pytest.fixture
-def engine(played_device: None, monkeypatch: pytest.MonkeyPatch) -> CudaEngine:
+def pool() -> torch.Tensor:
+    return torch.zeros(pool_shape(parse_model_config(TINY), PAGES))
+
+
+@pytest.fixture
+def engine(played_device: None, monkeypatch: pytest.MonkeyPatch, pool: torch.Tensor) -> CudaEngine:
     monkeypatch.setattr(Graphs, "capture_one", lambda *_: None)  # what is not captured runs launch by launch
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     model = parse_model_config(TINY)
     weights = {spec.name: torch.empty(spec.shape) for spec in weight_layout(model, "float32")}
     fill_dummy(model, weights, 0)
-    pool = torch.zeros(pool_shape(model, PAGES))
     return CudaEngine(model, weights, pool, max_batch_tokens=64, max_running=4, max_context=256)
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
-    """Of each step: rows, tokens of context over all of them, and start and tokens of each prompt."""
+    """Of each step: rows, tokens of context over all of them, and start and tokens of each prompt; and of each pass,
+    without rows."""
     found: Launched = []
-    step = CudaDecodeBatch.step
+    step, prepare = CudaDecodeBatch.step, CudaPrefill.prepare
 
     def noted(batch: CudaDecodeBatch, *given: Any, prompts: Sequence[Any] = (), **named: Any) -> Any:
         found.append((len(batch), batch.context_tokens(), [(item.start, len(item.tokens)) for item in prompts]))
         return step(batch, *given, prompts=prompts, **named)
 
+    def noted_pass(prefill: CudaPrefill, items: Sequence[Any]) -> Any:
+        found.append((0, 0, [(item.start, len(item.tokens)) for item in items]))
+        return prepare(prefill, items)
+
     monkeypatch.setattr(CudaDecodeBatch, "step", noted)
+    monkeypatch.setattr(CudaPrefill, "prepare", noted_pass)
     return found
 
 
@@ -63,25 +100,86 @@ def alone(phase: Decode | Prefill, **sizes: int) -> float:
     return float(answer(phase, {"do": "alone", "sms": 4, **sizes})["ms"])
 
 
+def steps(launched: Launched) -> list[tuple[int, int]]:
+    """Rows and tokens of context."""
+    return [(rows, context) for rows, context, _ in launched if rows]
+
+
+def test_a_step_is_measured_when_the_device_is_warm_and_at_its_context(engine: CudaEngine, launched: Launched) -> None:
+    assert alone(Decode(engine), rows=3, context=100) == 2 * MARK_MS
+    first = 100 - WARM - (COUNTED + 1) // 2
+    whole = [(3, 3 * (first + number)) for number in range(WARM + 1 + COUNTED)]
+    assert steps(launched) == [*[(3, 3 * (100 + number)) for number in range(PROBES)], *whole], "nobody leaves"
+    counted = [context / 3 for _, context in whole[WARM + 1 :]]
+    assert sum(counted) / COUNTED == 100
+
+
+def test_a_step_of_short_contexts_does_not_begin_below_one_token(engine: CudaEngine, launched: Launched) -> None:
+    assert alone(Decode(engine), rows=2, context=3) > 0
+    assert steps(launched)[PROBES] == (2, 2)
+
+
+def test_a_step_near_the_longest_context_stays_within_it(engine: CudaEngine, launched: Launched) -> None:
+    assert alone(Decode(engine), rows=2, context=256) > 0
+    assert max(context for _, context in steps(launched)) == 2 * 255
+
+
+def test_every_row_is_fed_another_token(engine: CudaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = []
+    add = CudaDecodeBatch.add
+
+    def noted(batch: CudaDecodeBatch, lease: int, context: int, table: Any, draw: Any) -> None:
+        fed.append(draw.output)
+        add(batch, lease, context, table, draw)
+
+    monkeypatch.setattr(CudaDecodeBatch, "add", noted)
+    assert alone(Decode(engine), rows=4, context=20) > 0
+    assert len(set(fed[:4])) == 4
+    assert all(0 <= token < 1000 for (token,) in fed)
+
+
 def test_a_mixed_pass_has_its_rows_and_its_prompt_each_time(engine: CudaEngine, launched: Launched) -> None:
-    assert alone(Decode(engine), rows=3, context=20, tokens=24, start=16) > 0
-    assert len(launched) > 10
-    first = launched[0]
-    assert first == (3, 60, [(16, 24)])
-    assert launched == [(3, 60 + 3 * number, [(16, 24)]) for number in range(len(launched))], "nobody leaves"
+    assert alone(Decode(engine), rows=3, context=20, tokens=24, start=16) == 2 * MARK_MS
+    assert len(launched) == PROBES + WARM + 1 + COUNTED
+    assert all((rows, prompts) == (3, [(16, 24)]) for rows, _, prompts in launched)
+
+
+def test_by_turns_there_is_one_step_and_one_pass(engine: CudaEngine, launched: Launched) -> None:
+    asked = {"do": "turns", "rows": 3, "context": 100, "tokens": 40}
+    assert answer(Decode(engine), asked) == {"step_ms": 2 * MARK_MS, "pass_ms": 2 * MARK_MS}
+    rounds = TURNS_WARM + 1 + TURNS_COUNTED
+    assert len(launched) == 2 * (PROBES + rounds)
+    assert all(rows == 3 and not prompts for rows, _, prompts in launched[::2])
+    assert launched[1::2] == [(0, 0, [(0, 40)])] * (PROBES + rounds)
+    first = 100 - TURNS_WARM - (TURNS_COUNTED + 1) // 2
+    assert steps(launched)[PROBES:] == [(3, 3 * (first + number)) for number in range(rounds)]
+    batch = bench_batch(engine)
+    assert (len(batch), batch.flying) == (0, 0)
+
+
+def test_turns_are_not_for_the_process_of_prefill(engine: CudaEngine) -> None:
+    with pytest.raises(ValueError, match="where decode is"):
+        answer(Prefill(engine), {"do": "turns", "rows": 3, "context": 100, "tokens": 40})
+
+
+def test_what_is_not_finite_is_no_measurement_and_the_next_goes_on(engine: CudaEngine, pool: torch.Tensor) -> None:
+    pool.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"0 of 2 sequences.*not finite"):
+        alone(Decode(engine), rows=2, context=30)
+    pool.zero_()
+    assert alone(Decode(engine), rows=2, context=30) > 0
 
 
 def test_a_mixed_pass_is_measured_as_the_server_would_run_it(
     engine: CudaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captured, run = [], []
+    captured, run, launch = [], [], Graphs.run
     monkeypatch.setattr(Graphs, "capture_one", lambda _, bucket, sms: captured.append((bucket, sms)))
     monkeypatch.setattr(Graphs, "ready", lambda _, bucket: (bucket, 4) in captured)
-    monkeypatch.setattr(Graphs, "run", lambda _, bucket: run.append(bucket))
+    monkeypatch.setattr(Graphs, "run", lambda graphs, bucket: (run.append(bucket), launch(graphs, bucket))[1])
     assert alone(Decode(engine), rows=3, context=20, tokens=62, start=0) > 0
-    assert captured == [(96, 4)]
-    assert len(run) > 1, "how many fit into the time is the machine's matter"
-    assert set(run) == {96}
+    assert set(captured) == {(96, 4)}
+    assert run == [96] * (PROBES + WARM + 1 + COUNTED)
 
 
 def test_each_measurement_leaves_an_empty_batch_to_the_next(engine: CudaEngine, launched: Launched) -> None:
@@ -96,8 +194,8 @@ def test_each_measurement_leaves_an_empty_batch_to_the_next(engine: CudaEngine, 
 
 def test_what_the_pool_can_not_hold_is_refused_and_the_next_goes_on(engine: CudaEngine, launched: Launched) -> None:
     phase = Decode(engine)
-    with pytest.raises(ValueError, match=f"2 sequences of 100 tokens and a prompt of 400 need 41 pages.*{PAGES}"):
-        alone(phase, rows=2, context=100, tokens=200, start=200)
+    with pytest.raises(ValueError, match=f"2 sequences of 150 tokens and a prompt of 400 need 45 pages.*{PAGES}"):
+        alone(phase, rows=2, context=150, tokens=200, start=200)
     assert launched == []
     assert alone(phase, rows=2, context=100, tokens=20, start=0) > 0
 
@@ -115,17 +213,20 @@ def test_where_memory_runs_out_the_next_goes_on(engine: CudaEngine, monkeypatch:
     assert alone(phase, rows=2, context=30, tokens=20, start=0) > 0
 
 
-def test_a_prefill_pass_is_measured_after_what_is_in_the_pool(
-    engine: CudaEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-    prepare = CudaPrefill.prepare
+def test_a_prefill_pass_is_measured_after_what_is_in_the_pool(engine: CudaEngine, launched: Launched) -> None:
+    assert alone(Prefill(engine), tokens=20, start=30) == 2 * MARK_MS
+    assert launched == [(0, 0, [(30, 20)])] * PASSES
 
-    def noted(prefill: CudaPrefill, items: Sequence[Any]) -> Any:
-        seen.append([(item.start, len(item.tokens)) for item in items])
-        return prepare(prefill, items)
 
-    monkeypatch.setattr(CudaPrefill, "prepare", noted)
-    assert alone(Prefill(engine), tokens=20, start=30) > 0
-    assert len(seen) > 3
-    assert all(each == [(30, 20)] for each in seen)
+def test_a_pass_is_launched_while_another_is_on_the_device(engine: CudaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    launch, finish = CudaPrefill.launch, CudaPrefill.finish
+    monkeypatch.setattr(CudaPrefill, "launch", lambda *given: (done.append("launch"), launch(*given))[1])
+    monkeypatch.setattr(CudaPrefill, "finish", lambda *given: (done.append("finish"), finish(*given))[1])
+    assert alone(Prefill(engine), tokens=20, start=0) > 0
+    assert done == ["launch", *["launch", "finish"] * (PASSES - 1)]
+
+
+def test_a_prompt_that_the_pool_can_not_hold_is_refused(engine: CudaEngine) -> None:
+    with pytest.raises(ValueError, match=f"700 tokens need 44 pages; there are {PAGES}"):
+        alone(Prefill(engine), tokens=60, start=640)
