@@ -37,7 +37,7 @@ SMALL = {
 def test_a_recording_is_a_profile_that_can_be_simulated(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     out = tmp_path / "profile.json"
-    record(tmp_path, out, quick=True, seconds=75.0, dtype="bfloat16", mps="own")
+    record(tmp_path, out, quick=True, seconds=90.0, dtype="bfloat16", mps="own")
     profile = read_profile(out)
     assert profile.source.recorded
     assert any(table.other_sms for table in profile.decode)
@@ -45,4 +45,10 @@ def test_a_recording_is_a_profile_that_can_be_simulated(tmp_path: Path) -> None:
     assert times.decode_s(64, 64 * 4096, sms, 0) > times.decode_s(1, 512, sms, 0)
     mixed = {(p.rows, p.context, p.tokens): p.ms for p in profile.mixed}
     assert mixed[64, 512, 2048] > mixed[64, 512, 512] > times.decode_s(64, 64 * 512, sms, 0) * 1e3
+    assert profile.turns
+    for p in profile.turns:
+        assert p.pass_ms > 0
+        # The clock falls under load; it does not fall to a third, and nothing gets twice as fast.
+        assert 0.5 < times.step_by_turns(p.rows) < 3
+        assert 0.5 < times.pass_by_turns(p.tokens) < 3
     assert times.prefill_s(2048, 2048**2 / 2, sms, 0) > times.prefill_s(256, 256**2 / 2, sms, 0)

@@ -25,6 +25,7 @@ from semipd.core.model import ModelConfig
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
+from semipd.engine.cuda.graphs import Graphs
 from semipd.engine.cuda.lanes import Side
 from semipd.engine.engine import PrefillItem
 from semipd.engine.layout import pool_shape, weight_layout
@@ -120,9 +121,8 @@ def mixed_step_ms(engine: CudaEngine, rows: int, context: int, tokens: int, sms:
         engine.use_sms(sms)
         prompts = [prompt_item(engine, tokens, start, free, lease=rows)]
         assert batch.mixed is not None
-        bucket = batch.mixed.bucket(rows, prompts)
-        if bucket is not None:
-            batch.mixed.graphs.capture_one(bucket, engine.lanes.current)
+        if batch.mixed.bucket(rows, prompts) is not None:
+            _capture_whole(engine, batch.mixed.graphs)  # there are none for fewer SMs
         return lambda: _step(engine, batch, prompts)
 
     (step_ms,) = _medians(_sustained(engine, rows, context, begin, COUNTED_S))
@@ -307,14 +307,23 @@ def any_pages(engine: CudaEngine, tokens: int) -> npt.NDArray[np.int32]:
 
 def capture_step(engine: CudaEngine, batch: CudaDecodeBatch, rows: int) -> None:
     """The graph of a step of so many rows, on the SMs in use."""
-    bucket = batch.graphs.bucket(rows)
-    assert bucket is not None
-    batch.graphs.capture_one(bucket, engine.lanes.current)
+    _capture(engine, batch.graphs, rows)
 
 
 def capture_pass(engine: CudaEngine, tokens: int) -> None:
     """That of a prefill pass over so many tokens, on the SMs in use, where there is one."""
-    graphs = engine.open_prefill().graphs
-    bucket = graphs.bucket(tokens)
+    _capture(engine, engine.open_prefill().graphs, tokens)
+
+
+def _capture(engine: CudaEngine, graphs: Graphs, size: int) -> None:
+    _capture_whole(engine, graphs)
+    bucket = graphs.bucket(size)
     if bucket is not None:
         graphs.capture_one(bucket, engine.lanes.current)
+
+
+def _capture_whole(engine: CudaEngine, graphs: Graphs) -> None:
+    """Every one on the whole device, as a server has them: which of them a size takes depends on the times of all."""
+    for bucket, sms in graphs.missing():
+        if sms == engine.lanes.all:
+            graphs.capture_one(bucket, sms)

@@ -101,10 +101,8 @@ def test_turns_use_the_whole_device_and_a_hand_over_costs_its_time() -> None:
 
 def test_by_turns_steps_and_passes_take_as_much_longer_as_the_device_says() -> None:
     done = run(Plain(mode=Mode.TURNS, chunk=100), due(*THREE), Flat(step_ratio=1.5, pass_ratio=1.2))
-    # The first prompt is alone, and so are its ten steps. The first of the three passes begins beside the step that
-    # runs out until 0.21: 5 of its 100 ms are done by then, and the rest takes 1.2 times as long. After each of the
-    # three a step has its turn.
-    first = 0.21 + 0.95 * 0.12
+    # The first prompt is alone, and so are its eleven steps. After each of the three passes a step has its turn.
+    first = 0.21 + 0.12
     assert firsts(done) == [0.1, *(pytest.approx(first + n * (0.015 + 0.12)) for n in range(3))]
     assert ends(done)[0] == pytest.approx(first + 2 * 0.135 + 0.015 + (99 - 14) * 0.01)
 
