@@ -80,7 +80,12 @@ def serve(
         ),
     ] = None,
     policy_budget_s: Annotated[
-        float, panel(SCHEDULING, "Seconds that the policy may think; one that overruns is replaced by fcfs.")
+        float,
+        panel(
+            SCHEDULING,
+            "Seconds that the policy may compute for an answer, which may take twice as long by the clock; one that "
+            "overruns is replaced by fcfs.",
+        ),
     ] = 0.05,
     partition: Annotated[
         Literal["auto", "none", "cores", "green", "mps"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
@@ -21,23 +23,44 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 Budget = Callable[[float], AbstractContextManager[None]]
-"""Ends its body with PolicyOverrun after so many seconds."""
+"""Ends its body with PolicyOverrun when that has used up so many seconds, by what the implementation counts."""
+
+PATIENCE = 2
+"""Budgets that may go by on the clock. Between one and this many, it matters whether the policy computed or whether the
+operating system gave the processor to somebody else."""
+RING_S = 0.01
+"""At most, between two looks at a policy whose first budget has gone by."""
 
 
 class PolicyOverrun(BaseException):
-    """The policy's time is over. Not an Exception, so that a policy's own `except Exception` does not keep it."""
+    """The policy's time is over; str() says how. Not an Exception, so that a policy's own `except Exception` does not
+    keep it."""
 
 
 @contextmanager
-def alarm(seconds: float) -> Iterator[None]:
-    """By SIGALRM, hence for the main thread only; fires again each 10 ms in case that the first was swallowed."""
+def alarm(
+    seconds: float,
+    computed: Callable[[], float] = time.thread_time,
+    passed: Callable[[], float] = time.monotonic,
+) -> Iterator[None]:
+    """Ends its body when the thread has computed for `seconds`, or PATIENCE times `seconds` have passed, whatever it
+    did meanwhile: it may sleep, or wait for something. A thread that is off the CPU for less than that is not at fault.
 
-    def overrun(_signal: int, _frame: FrameType | None) -> None:
-        raise PolicyOverrun
+    `computed` and `passed` are clocks in seconds: of the thread's processor time, and of the world's. By SIGALRM, hence
+    for the main thread only. The first signal comes after `seconds`; the next ones, RING_S or less apart, look again,
+    and ring again in case that a PolicyOverrun was swallowed. One of them falls on the end of PATIENCE.
+    """
+    computed_at_start, passed_at_start = computed(), passed()
 
-    previous = signal.signal(signal.SIGALRM, overrun)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.01)
+    def look(_signal: int, _frame: FrameType | None) -> None:
+        if computed() - computed_at_start >= seconds:
+            raise PolicyOverrun(f"computed for {seconds * 1000:g} ms")
+        if passed() - passed_at_start >= PATIENCE * seconds:
+            raise PolicyOverrun(f"did not answer within {PATIENCE * seconds * 1000:g} ms")
+
+    previous = signal.signal(signal.SIGALRM, look)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds / math.ceil(seconds / RING_S))
         yield
     finally:
         disarmed = False
@@ -81,8 +104,8 @@ class PolicyHost:
         try:
             with self._budget(self._budget_s):
                 return call()
-        except PolicyOverrun:
-            why = f"ran longer than {self._budget_s * 1000:g} ms"
+        except PolicyOverrun as overrun:
+            why = str(overrun)
         except Broken as error:
             why = str(error)
         except Exception as error:  # a plug-in may raise anything at all

@@ -59,7 +59,8 @@ class ServerConfig:
     policy: str = "adaptive"
     policy_options: Mapping[str, str] = field(default_factory=dict)
     policy_budget_s: float = 0.05
-    """A call of the policy that runs longer is ended and the policy replaced."""
+    """A call of the policy that computes for longer, or takes twice as long by the clock, is ended and the policy
+    replaced."""
     partition: str = "auto"
     mps: str = "auto"
     """auto: the server starts an MPS daemon of its own where it can; own: or refuses to start; adopt: uses the one that

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
+from semipd.coordinator.policy_host import PolicyOverrun, alarm
 from semipd.core.partition import Mode
 from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
 from semipd.policies.contract import Policy
@@ -44,6 +48,11 @@ def loops(given: PlaceInput) -> Plan:
             continue
 
 
+def sleeps(given: PlaceInput) -> Plan:
+    while True:
+        signal.pause()
+
+
 NONSENSE = {
     "unknown sequence": Plan(prefill=(Chunk(999, 1),)),
     "more tokens than are left": Plan(prefill=(Chunk(0, 21),)),
@@ -58,7 +67,9 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize(
-    "place", [raises, loops, *[lambda _g, p=p: p for p in NONSENSE.values()]], ids=["raises", "loops", *NONSENSE]
+    "place",
+    [raises, loops, sleeps, *[lambda _g, p=p: p for p in NONSENSE.values()]],
+    ids=["raises", "loops", "sleeps", *NONSENSE],
 )
 def test_a_bad_policy_is_replaced_by_the_fallback_and_the_request_runs(place: Callable[[PlaceInput], Plan]) -> None:
     stage = Stage(policy=Scripted(place))
@@ -96,3 +107,72 @@ def test_a_plan_that_keeps_the_contract_is_followed() -> None:
     (batch,) = stage.batches()
     assert len(batch.chunks[0].tokens) == 5
     assert stage.failures == []
+
+
+BUDGET_S = 0.01
+
+
+class Readings:
+    """A clock that reads 0 at first and `later` s from then on."""
+
+    def __init__(self, later: float) -> None:
+        self._later = later
+        self.count = 0
+
+    def __call__(self) -> float:
+        self.count += 1
+        return 0.0 if self.count == 1 else self._later
+
+
+def stands_still() -> float:
+    return 0.0
+
+
+def compute() -> None:
+    while True:
+        sum(range(1000))
+
+
+def wait() -> None:
+    while True:
+        signal.pause()
+
+
+def swallow_twice() -> None:
+    for _ in range(2):
+        with suppress(PolicyOverrun):
+            wait()
+    wait()
+
+
+def test_time_is_over_for_who_has_computed_for_the_budget() -> None:
+    with pytest.raises(PolicyOverrun, match="computed for 10 ms"), alarm(BUDGET_S, passed=stands_still):
+        compute()
+
+
+def test_time_is_over_for_who_waits_once_twice_the_budget_has_passed() -> None:
+    began = time.monotonic()
+    with pytest.raises(PolicyOverrun, match="did not answer within 20 ms"), alarm(BUDGET_S, computed=stands_still):
+        wait()
+    assert time.monotonic() - began >= 2 * BUDGET_S
+
+
+def test_who_is_off_the_cpu_for_less_than_twice_the_budget_is_not_at_fault() -> None:
+    passed = Readings(1.9 * BUDGET_S)
+    with alarm(BUDGET_S, passed=passed):
+        while passed.count < 4:  # until it was looked at three times
+            signal.pause()
+
+
+def test_who_swallows_the_end_is_ended_again() -> None:
+    with pytest.raises(PolicyOverrun), alarm(BUDGET_S):
+        swallow_twice()
+
+
+@pytest.mark.parametrize("body", [compute, lambda: None], ids=["overruns", "in time"])
+def test_nothing_rings_afterwards(body: Callable[[], None]) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with suppress(PolicyOverrun), alarm(BUDGET_S, passed=stands_still):
+        body()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
