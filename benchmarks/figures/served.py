@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,9 @@ from semipd.v1 import admin_pb2_grpc
 
 KEPT_LOG = 100_000
 """Bytes of a log's beginning and of its end that are kept."""
+KEPT_COMPLAINTS = 200
+"""Lines that are kept of those in between that warn or tell of an error."""
+COMPLAINT = re.compile(rb'"level": "(warning|error|critical)"')
 
 
 class Served:
@@ -181,10 +185,20 @@ def free_port() -> int:
 
 
 def shorten(path: Path) -> None:
+    """Leaves a long log its beginning, its end, and of what is between them, in order, the lines that say that something
+    went wrong; of more than KEPT_COMPLAINTS of those, the first and the last."""
     text = path.read_bytes()
-    if len(text) > 2 * KEPT_LOG:
-        left_out = f"\n... {len(text) - 2 * KEPT_LOG} bytes left out ...\n".encode()
-        path.write_bytes(text[:KEPT_LOG] + left_out + text[-KEPT_LOG:])
+    if len(text) <= 2 * KEPT_LOG:
+        return
+    begin = text.rfind(b"\n", 0, KEPT_LOG) + 1 or KEPT_LOG
+    end = text.find(b"\n", len(text) - KEPT_LOG) + 1 or len(text) - KEPT_LOG
+    complaints = [line for line in text[begin:end].splitlines(keepends=True) if COMPLAINT.search(line)]
+    half = KEPT_COMPLAINTS // 2
+    kept = complaints if len(complaints) <= KEPT_COMPLAINTS else [*complaints[:half], *complaints[-half:]]
+    left_out = (
+        f"... {end - begin} bytes left out, but for {len(kept)} of {len(complaints)} warnings and errors ...\n".encode()
+    )
+    path.write_bytes(b"".join([text[:begin], left_out, *kept, b"... up to here ...\n", text[end:]]))
 
 
 def started_at(pid: int) -> int:
