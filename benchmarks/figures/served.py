@@ -185,8 +185,8 @@ def free_port() -> int:
 
 
 def shorten(path: Path) -> None:
-    """Leaves a long log its beginning, its end, and of what is between them, in order, the lines that say that something
-    went wrong; of more than KEPT_COMPLAINTS of those, the first and the last."""
+    """Leaves a long log its beginning, its end, and of what is between them, in order, the lines that say that
+    something went wrong; of more than KEPT_COMPLAINTS of those, the first and the last."""
     text = path.read_bytes()
     if len(text) <= 2 * KEPT_LOG:
         return
