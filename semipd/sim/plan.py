@@ -13,6 +13,7 @@ from semipd.bench.provenance import Provenance, provenance
 from semipd.core.clock import Clock
 from semipd.core.sms import decode_choices
 from semipd.sim.profile import (
+    Buckets,
     DecodePoint,
     DecodeTable,
     Gpu,
@@ -165,6 +166,7 @@ class Recording:
     """By rows, context, tokens and start."""
     turns: dict[tuple[int, int, int], list[tuple[float, float]]] = field(default_factory=dict)
     """By rows, context and tokens: of a step and of a pass."""
+    buckets: Buckets = field(default_factory=Buckets)
     left_out: list[str] = field(default_factory=list)
     done: int = 0
     made: Provenance = field(default_factory=provenance)
@@ -209,6 +211,7 @@ class Recording:
                 TurnsPoint(*size, *(median(of_one) for of_one in zip(*ms, strict=True)))
                 for size, ms in sorted(self.turns.items())
             ),
+            buckets=self.buckets,
         )
         try:
             check(made, "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,6 +127,19 @@ class TurnsPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Buckets:
+    """Sizes that captured passes are padded to, ascending: a pass of another size takes as long as one of the next
+    larger. Beyond the largest, or where there are none, nothing is padded."""
+
+    decode: tuple[int, ...] = ()
+    """Rows."""
+    prefill: tuple[int, ...] = ()
+    """Tokens."""
+    mixed: tuple[int, ...] = ()
+    """Rows and tokens together."""
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     source: Source
     model: ModelShape
@@ -137,6 +151,8 @@ class Profile:
     """Empty, and the field may be missing in a file: not measured, so no mixed batches can be simulated."""
     turns: tuple[TurnsPoint, ...] = ()
     """Empty, and the field may be missing in a file: not measured, so each takes as long as alone."""
+    buckets: Buckets = Buckets()
+    """The field may be missing in a file."""
     kind: str = KIND
     format: int = FORMAT
 
@@ -152,7 +168,7 @@ def read_profile(path: Path) -> Profile:
         raise InputError(f"{path}: not a profile of `semipd profile`")
     if given.get("format") != FORMAT:
         raise InputError(f"{path}: format: this version reads {FORMAT}, not {given.get('format')!r}")
-    given = {"mixed": [], "turns": [], **given}  # files from before they were measured have none
+    given = {"mixed": [], "turns": [], "buckets": to_plain(Buckets()), **given}  # files from before may have none
     profile = from_plain(Profile, given, str(path))
     _refuse_unknown(given, to_plain(profile), str(path))
     check(profile, str(path))
@@ -215,6 +231,10 @@ def check(profile: Profile, where: str) -> None:
             raise InputError(f"{where}: prefill[{at}]: points: start: must be at least 0")
     _check_mixed(profile.mixed, f"{where}: mixed")
     _check_turns(profile.turns, f"{where}: turns")
+    for name in Buckets.__dataclass_fields__:
+        sizes = getattr(profile.buckets, name)
+        if any(size < 1 for size in sizes) or any(a >= b for a, b in pairwise(sizes)):
+            raise InputError(f"{where}: buckets: {name}: must be above 0 and ascend")
     _check_references(profile, where)
 
 

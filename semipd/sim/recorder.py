@@ -43,7 +43,7 @@ from semipd.sim.plan import (
     carry_out,
     tasks,
 )
-from semipd.sim.profile import Gpu, ModelShape
+from semipd.sim.profile import Buckets, Gpu, ModelShape
 from semipd.wire.process import PARENT
 
 ENGINE = "semipd.engine.cuda.profiling"
@@ -137,6 +137,11 @@ class TwoSides:
         answer = self._decode.ask(do="turns", rows=task.rows, context=task.context, tokens=task.tokens)
         return float(answer["step_ms"]), float(answer["pass_ms"])
 
+    def buckets(self) -> Buckets:
+        """To be asked when the measurements are over: which are of use is known by then."""
+        found = self._decode.ask(do="buckets") | self._prefill.ask(do="buckets")
+        return Buckets(**{kind: tuple(map(int, sizes)) for kind, sizes in found.items()})
+
     def beside(self, task: Beside) -> tuple[float, float]:
         whole_s = SETTLE_S + MEASURE_S + TAIL_S
         self._decode.ask(do="prepare", sms=task.decode_sms, rows=task.rows, context=task.context, seconds=whole_s)
@@ -192,7 +197,9 @@ def record(model: Path, out: Path, *, quick: bool, seconds: float, dtype: str, m
                 save(so_far, out)
                 show(task, so_far)
 
-            carry_out(todo, TwoSides(decode, prefill), recording, clock, until_s, tell)
+            machine = TwoSides(decode, prefill)
+            carry_out(todo, machine, recording, clock, until_s, tell)
+            recording.buckets = machine.buckets()
     except KeyboardInterrupt:
         if recording is not None:
             save(recording, out)

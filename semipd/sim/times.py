@@ -26,7 +26,7 @@ averaged. 1 where none were measured.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,10 +83,17 @@ def line(points: Mapping[float, float]) -> Line:
     return Line(xs, tuple(points[x] for x in xs))
 
 
+def up_to(buckets: Sequence[int], size: int) -> int:
+    """The smallest bucket that holds it; itself where none does."""
+    at = bisect_left(buckets, size)
+    return buckets[at] if at < len(buckets) else size
+
+
 class ProfileTimes:
     """A `Times` of a profile. A call costs about half a microsecond once its SMs and rows, or tokens, are known."""
 
     def __init__(self, profile: Profile) -> None:
+        self._buckets = profile.buckets
         self._decode = _Decode(profile.decode, profile.gpu.sms)
         self._prefill = _Prefill(profile.prefill, profile.gpu.sms)
         self._mixed = _Mixed(profile.mixed, self._decode, self._prefill) if profile.mixed else None
@@ -100,13 +107,15 @@ class ProfileTimes:
     def decode_s(self, rows: int, context_tokens: int, sms: int, other_sms: int) -> float:
         step = self._steps.get((rows, sms, other_sms))
         if step is None:
-            step = self._steps[rows, sms, other_sms] = self._decode.step(rows, (sms, other_sms))
+            padded = up_to(self._buckets.decode, rows)
+            step = self._steps[rows, sms, other_sms] = self._decode.step(padded, (sms, other_sms))
         return step.at(context_tokens) / 1000
 
     def prefill_s(self, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
         known = self._passes.get((tokens, sms, other_sms))
         if known is None:
-            known = self._passes[tokens, sms, other_sms] = self._prefill.batch(tokens, (sms, other_sms))
+            padded = up_to(self._buckets.prefill, tokens)
+            known = self._passes[tokens, sms, other_sms] = self._prefill.batch(padded, (sms, other_sms))
         base, pair, own, least = known
         return max(least, base + pair * (pairs - own)) / 1000
 
@@ -115,7 +124,8 @@ class ProfileTimes:
         known = self._mixes.get((rows, tokens, sms, other_sms))
         if known is None:
             assert self._mixed is not None, "the profile has no mixed passes"
-            known = self._mixes[rows, tokens, sms, other_sms] = self._mixed.step(rows, tokens, (sms, other_sms))
+            padded = up_to(self._buckets.mixed, rows + tokens) - rows
+            known = self._mixes[rows, tokens, sms, other_sms] = self._mixed.step(rows, padded, (sms, other_sms))
         base, pair, least, context = known
         return (max(least, base + pair * pairs) + context.at(context_tokens)) / 1000
 

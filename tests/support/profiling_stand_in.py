@@ -29,6 +29,8 @@ def main() -> None:
                 sys.exit(4)
             case "prepare":
                 prepared = 2 * took(role, asked)
+            case "buckets":
+                answer = {"decode": [64, 128], "mixed": [256]} if role == "decode" else {"prefill": [512, 1024]}
             case "go":
                 early = asked["start"] > time.monotonic() and asked["since"] < asked["until"]
                 answer = {"ms": prepared} if early else {"error": "ValueError: too late"}

@@ -6,7 +6,6 @@ import bisect
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 
 import torch
 
@@ -15,8 +14,9 @@ from semipd.engine.cuda.lanes import Lanes
 Progress = Callable[[int, int], None]
 """Told of graphs captured and graphs in all."""
 
-REPLAYS = 3
-"""The least of so many is a graph's time."""
+ROUNDS, MORE_ROUNDS = 3, 6
+"""Of replays by which graphs are timed, in which all have their turn: the least of each counts. The other worker
+captures and times at the same moment, and what it disturbs it disturbs of all; more before a bucket is passed over."""
 CLEARLY, CLEARLY_MS = 0.03, 0.05
 """A larger bucket is taken where it saves that part of the time and so many ms: less than either is noise."""
 
@@ -53,6 +53,11 @@ class Graphs:
         """
         at = bisect.bisect_left(self._buckets, size)
         return self._chosen[at] if at < len(self._buckets) else None
+
+    @property
+    def useful(self) -> list[int]:
+        """Those that passes run in, as it is by now."""
+        return sorted(set(self._chosen))
 
     @property
     def least(self) -> int:
@@ -105,23 +110,24 @@ class Graphs:
             self._lanes.stream.synchronize()
             self._graphs[bucket, sms] = record(lambda: self._work(bucket))
             if sms == self._lanes.all:
-                self._time(bucket)
+                self._time([bucket, *[b for b in sorted(self._times_ms) if b > bucket][:1]], ROUNDS)
                 self._choose()
         self._lanes.use(back)
 
     def _choose(self) -> None:
-        """By the times as they are now. Another process may have been on the device while a graph was timed, so what
-        would be passed over from now on is timed once more, and so is what is faster."""
+        """By the times as they are now. What would be passed over from now on is timed once more, beside what is
+        faster."""
         for bucket, chosen in zip(self._buckets, choose(self._buckets, self._times_ms), strict=True):
             if chosen != bucket and bucket in self._chosen:
-                self._time(bucket)
-                self._time(min((b for b in self._times_ms if b > bucket), key=self._times_ms.__getitem__))
+                faster = min((b for b in self._times_ms if b > bucket), key=self._times_ms.__getitem__)
+                self._time([bucket, faster], MORE_ROUNDS)
         self._chosen = choose(self._buckets, self._times_ms)
 
-    def _time(self, bucket: int) -> None:
-        """Its graph on the whole device, which is the current lane; the least ever measured counts."""
-        found = replay_ms(self._graphs[bucket, self._lanes.all], self._lanes.stream)
-        self._times_ms[bucket] = min(found, self._times_ms.get(bucket, found))
+    def _time(self, buckets: Sequence[int], rounds: int) -> None:
+        """Their graphs on the whole device, which is the current lane; the least ever measured counts."""
+        found = replays_ms([self._graphs[bucket, self._lanes.all] for bucket in buckets], rounds, self._lanes.stream)
+        for bucket, ms in zip(buckets, found, strict=True):
+            self._times_ms[bucket] = min(ms, self._times_ms.get(bucket, ms))
 
 
 class Capture:
@@ -167,17 +173,25 @@ def choose(buckets: Sequence[int], times_ms: Mapping[int, float]) -> list[int]:
     return chosen[::-1]
 
 
-def replay_ms(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> float:
-    """How long it takes the device, on the current stream, which is `stream`."""
-    graph.replay()  # loads what the first launch of a graph does, and ends a pause of the device
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
+def replays_ms(graphs: Sequence[torch.cuda.CUDAGraph], rounds: int, stream: torch.cuda.Stream) -> list[float]:
+    """How long each takes the device at least, on the current stream, which is `stream`."""
+    for graph in graphs:
+        graph.replay()  # loads what the first launch of a graph does, and ends a pause of the device
+    begin = torch.cuda.Event(enable_timing=True)
+    begin.record()
+    ends: list[list[torch.cuda.Event]] = [[] for _ in graphs]
+    for _ in range(rounds):
+        for graph, its in zip(graphs, ends, strict=True):
+            graph.replay()
+            its.append(torch.cuda.Event(enable_timing=True))
+            its[-1].record()
     stream.synchronize()
-    times: list[float] = [begin.elapsed_time(end) for begin, end in pairwise(events)]
-    return min(times)
+    least = [float("inf")] * len(graphs)
+    for number in range(rounds):
+        for at, its in enumerate(ends):
+            least[at] = min(least[at], begin.elapsed_time(its[number]))
+            begin = its[number]
+    return least
 
 
 def record(work: Callable[[], None]) -> torch.cuda.CUDAGraph:

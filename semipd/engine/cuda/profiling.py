@@ -11,6 +11,7 @@ Messages are JSON objects, one a line: asked on standard input, answered on stan
     {"do": "prepare", "sms", "rows", "context", "seconds"} or {..., "tokens"}                      -> {}
     {"do": "go", "start", "since", "until", "tail"}: times of time.monotonic()                     -> {"ms"}
     {"do": "forget"}: what was prepared                                                            -> {}
+    {"do": "buckets"}: that passes are padded to, by what they are of                              -> {"decode": [...]}
 
 What can't be done is answered with {"error"}. The process ends when its input does.
 """
@@ -74,6 +75,9 @@ class Phase(Protocol):
 
     def forget(self) -> None: ...
 
+    def buckets(self) -> dict[str, list[int]]:
+        """Sizes that captured passes are padded to: rows of "decode", tokens of "prefill", both of "mixed"."""
+
 
 class Decode:
     def __init__(self, engine: CudaEngine) -> None:
@@ -105,6 +109,11 @@ class Decode:
 
     def forget(self) -> None:
         empty_batch(self._engine)
+
+    def buckets(self) -> dict[str, list[int]]:
+        batch = bench_batch(self._engine)
+        found = {"decode": batch.graphs.useful}
+        return found | ({"mixed": batch.mixed.graphs.useful} if batch.mixed is not None else {})
 
 
 class Prefill:
@@ -141,6 +150,9 @@ class Prefill:
     def forget(self) -> None:
         self._item = None
         self._engine.use_sms(0)
+
+    def buckets(self) -> dict[str, list[int]]:
+        return {"prefill": self._engine.open_prefill().graphs.useful}
 
 
 def open_phase(role: str, asked: dict[str, Any]) -> AbstractContextManager[CudaEngine]:
@@ -189,6 +201,8 @@ def answer(phase: Phase, asked: dict[str, Any]) -> dict[str, Any]:
         case "forget":
             phase.forget()
             return {}
+        case "buckets":
+            return phase.buckets()
     raise ValueError(f"{asked['do']!r} is nothing that can be done here")
 
 

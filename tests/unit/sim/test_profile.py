@@ -12,7 +12,7 @@ from unit.sim.small import small_profile
 from semipd.bench.errors import InputError
 from semipd.bench.plain import to_plain
 from semipd.sim import profile
-from semipd.sim.profile import SHIPPED, load_profile, read_profile
+from semipd.sim.profile import SHIPPED, Buckets, MixedPoint, load_profile, read_profile
 from semipd.sim.times import ProfileTimes
 
 
@@ -103,6 +103,19 @@ def test_turns_may_be_there_or_not(plain: dict[str, Any], tmp_path: Path) -> Non
     assert read_profile(file).turns == (profile.TurnsPoint(64, 1024, 512, 8.88, 11.7),)
 
 
+def test_passes_are_padded_to_their_buckets_and_beyond_them_to_nothing() -> None:
+    points = tuple(MixedPoint(64, 512, tokens, 0, 5 + 0.02 * tokens) for tokens in (256, 1024))
+    mixing = replace(small_profile(), mixed=points)
+    exact = ProfileTimes(mixing)
+    padded = ProfileTimes(replace(mixing, buckets=Buckets((96, 128), (512, 1024), (600, 2000))))
+    for rows, bucket in ((1, 96), (96, 96), (97, 128), (200, 200)):
+        assert padded.decode_s(rows, 5000, 132, 0) == exact.decode_s(bucket, 5000, 132, 0)
+    for tokens, bucket in ((1, 512), (513, 1024), (1025, 1025)):
+        assert padded.prefill_s(tokens, 800.0, 132, 0) == exact.prefill_s(bucket, 800.0, 132, 0)
+    for tokens, bucket in ((100, 536), (536, 536), (537, 1936), (3000, 3000)):
+        assert padded.mixed_s(64, 5000, tokens, 800.0, 132, 0) == exact.mixed_s(64, 5000, bucket, 800.0, 132, 0)
+
+
 def test_by_turns_what_was_measured_is_read_off_and_between_it_is_between() -> None:
     """Alone, 64 rows take 7.4 ms and 256 rows 10.6; 512 tokens 11.7 ms and 2048 tokens 47.1."""
     points = (
@@ -152,6 +165,11 @@ Change = Callable[[dict[str, Any]], object]
         (lambda p: p.update(mixed=[mixed_point(start=-1)]), "mixed: points: start: must be at least 0"),
         (lambda p: p.update(mixed=[mixed_point(), mixed_point(ms=2.0)]), "mixed: points: one is there twice"),
         (lambda p: p.update(mixed=[mixed_point(seconds=1)]), "mixed[0]: seconds: no such field"),
+        (
+            lambda p: p.update(buckets={"decode": [8, 4], "prefill": [], "mixed": []}),
+            "buckets: decode: must be above 0",
+        ),
+        (lambda p: p["buckets"].update(mixed=[0]), "buckets: mixed: must be above 0"),
         (lambda p: p.update(turns=[turns_point(tokens=0)]), "turns: points[0]: tokens: must be above 0"),
         (
             lambda p: p.update(turns=[turns_point(), turns_point(rows=1, pass_ms=0.0)]),

@@ -24,7 +24,7 @@ from semipd.sim.plan import (
     carry_out,
     tasks,
 )
-from semipd.sim.profile import Gpu, ModelShape, read_profile
+from semipd.sim.profile import Buckets, Gpu, ModelShape, read_profile
 from semipd.sim.recorder import Side, TwoSides, open_both, read_model, record, save
 from semipd.sim.times import ProfileTimes
 
@@ -193,6 +193,7 @@ def test_two_processes_are_told_what_to_measure_and_begin_together(sides: tuple[
     assert machine.mixed_pass(MixedPass(132, 64, 1000, 936, 500)) == pytest.approx(30.5)
     assert machine.alternating(Alternating(64, 1000, 500)) == pytest.approx((128.0, 1050.0))
     assert machine.beside(Beside(66, 66, 64, 1000, 1000)) == pytest.approx((4 * (4 + 64 * 0.05), 4 * 24.0))
+    assert machine.buckets() == Buckets((64, 128), (512, 1024), (256,))
 
 
 def test_an_error_of_one_task_leaves_the_others_their_turn(sides: tuple[Side, Side]) -> None:

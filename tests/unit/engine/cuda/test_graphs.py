@@ -209,12 +209,26 @@ def test_a_bucket_that_another_process_disturbed_is_timed_again(recorded: Clock)
 
     def work(bucket: int) -> None:
         launched.append(bucket)
-        disturbed = bucket == 2 and launched.count(2) <= 1 + cuda_graphs.REPLAYS + 1
+        disturbed = bucket == 2 and launched.count(2) <= 1 + 2 * (cuda_graphs.ROUNDS + 1)  # when 2 and 1 are captured
         recorded.now_ms += bucket + (10.0 if disturbed else 0.0)
 
     graphs = Graphs(cast(Lanes, PlayedLanes()), [1, 2, 4], work, lambda: None, [132])
     Capture([graphs]).run(60.0)
     assert [graphs.bucket(size) for size in (1, 2, 3)] == [1, 2, 4]
+
+
+def test_a_larger_bucket_that_another_process_disturbed_is_timed_again_beside_a_smaller_one(recorded: Clock) -> None:
+    launched: list[int] = []
+
+    def work(bucket: int) -> None:
+        launched.append(bucket)
+        disturbed = bucket == 4 and launched.count(4) <= 1 + cuda_graphs.ROUNDS + 1
+        recorded.now_ms += {2: 9.0, 4: 6.0}[bucket] + (10.0 if disturbed else 0.0)
+
+    graphs = Graphs(cast(Lanes, PlayedLanes()), [2, 4], work, lambda: None, [132])
+    Capture([graphs]).run(60.0)
+    assert graphs.bucket(1) == 4
+    assert graphs.useful == [4]
 
 
 def choose_of(*times_ms: float | None) -> list[int]:
