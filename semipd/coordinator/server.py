@@ -35,6 +35,7 @@ from semipd.core.config import ServerConfig, resolve
 from semipd.memory.account import Role
 from semipd.policies.registry import make_policy
 from semipd.wire.logging import configure_logging
+from semipd.wire.process import freeze_start_up_objects
 from semipd.wire.sockets import RunDir
 
 log = structlog.get_logger()
@@ -224,6 +225,7 @@ class Server:
         self._coordinator.tell_state(serving=not why, reason=why)
         if not why and not self._announced:
             self._announced = True
+            freeze_start_up_objects()
             self._console.ready(self._address)
 
     def _vacancy(self) -> str:

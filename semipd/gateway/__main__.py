@@ -22,7 +22,7 @@ from semipd.core.config import ServerConfig
 from semipd.core.errors import StartError
 from semipd.gateway.server import Gateway
 from semipd.wire.logging import configure_logging
-from semipd.wire.process import started_by
+from semipd.wire.process import freeze_start_up_objects, started_by
 from semipd.wire.sockets import RunDir
 
 log = structlog.get_logger()
@@ -53,6 +53,7 @@ async def serve(config: ServerConfig, run_dir: RunDir, name: str, parent: int) -
     terminated: asyncio.Queue[None] = asyncio.Queue()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.put_nowait, None)
     async with Gateway(config, run_dir, name) as gateway:
+        freeze_start_up_objects()
         say(event="listening", port=gateway.port)
         log.info("listening", host=config.host, port=gateway.port)
         if not await _until_told(terminated, parent):

@@ -1,8 +1,9 @@
-"""A process that does not outlive the server that started it."""
+"""What a process of the server arranges for itself: its end, its sleeps, its memory."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 
@@ -26,6 +27,18 @@ def sleep_exactly() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "prctl") and libc.prctl(PR_SET_TIMERSLACK, SLACK_NS, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_TIMERSLACK)")
+
+
+def freeze_start_up_objects() -> None:
+    """Takes what is there now (modules, configuration, the engine) out of the garbage collector's sight for good.
+
+    None of it becomes garbage, and a full collection, which may come at any time, would go through all of it while a
+    request or the device waits: some 200,000 objects and 50 ms and more in a process that has imported torch. Collects
+    once itself, so that garbage is not kept; a second call goes only through what was made since the first. To be
+    called when nobody waits for this process, or as the last step before it says that it is ready.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:

@@ -20,6 +20,7 @@ from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.memory.nvml import survey_driver
 from semipd.wire.logging import configure_logging
+from semipd.wire.process import freeze_start_up_objects
 from semipd.wire.sockets import RunDir
 from semipd.workers.attach import Attached, attach
 from semipd.workers.decode import DecodeWorker
@@ -63,6 +64,7 @@ def main() -> int:
 
 def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> int:
     link.send(wk.FromWorker(hello=wk.WorkerHello()))
+    freeze_start_up_objects()  # most of them: what a spare adds when it is appointed is gone through in no time
     appoint = wait_for_appointment(link)
     if appoint is None:
         return 0
@@ -75,6 +77,7 @@ def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> i
     model = read_model_config(model_directory(config))
     with attach(run_dir) as attached:
         worker = open_worker(link, config, model, me, attached, appoint)
+        freeze_start_up_objects()
         link.send(wk.FromWorker(ready=wk.Ready()))
         worker.run()
     return 0

@@ -1,14 +1,17 @@
-"""What a process asks the kernel for."""
+"""What a process asks the kernel and the garbage collector for."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import threading
+import weakref
+from typing import Any
 
 import pytest
 
-from semipd.wire.process import SLACK_NS, sleep_exactly
+from semipd.wire.process import SLACK_NS, freeze_start_up_objects, sleep_exactly
 
 PR_GET_TIMERSLACK = 30
 
@@ -28,3 +31,20 @@ def test_sleeps_of_the_thread_that_asks_end_in_time() -> None:
     thread.join()
     assert found == [SLACK_NS]
     assert prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0) == before
+
+
+def test_the_collector_no_longer_goes_through_what_is_there_and_what_was_garbage_is_gone() -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.myself = self
+
+    held: list[Any] = [Ring()]
+    lost = weakref.ref(Ring())
+    try:
+        freeze_start_up_objects()
+        assert lost() is None
+        assert not any(seen is held[0] for seen in gc.get_objects())
+        later = Ring()
+        assert any(seen is later for seen in gc.get_objects())
+    finally:
+        gc.unfreeze()
