@@ -8,7 +8,7 @@ from typing import ClassVar
 from semipd.core.partition import Mode
 from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
 from semipd.core.snapshot import RunningSequence, Snapshot
-from semipd.policies.choice import SPLITS, Choice, Hysteresis, Load, choices, preferred, split_choice
+from semipd.policies.choice import SPLITS, TILE, Choice, Hysteresis, Load, choices, preferred, split_choice
 from semipd.policies.contract import Policy
 from semipd.policies.deadlines import ASSUMED_TPOT_S, ASSUMED_TTFT_S, due_s
 from semipd.policies.filling import fill_batch
@@ -29,8 +29,7 @@ on the chat trace at 68/s 88.8 % of requests were inside their SLO and 93.6 with
 (simulated)."""
 SETTLED = 32
 """Tokens after which a sequence counts: before, it has nothing in hand, and most of its time to make up for a gap."""
-SMALLEST_CHUNK, LARGEST_CHUNK = 128, 2048
-QUANTUM = 32
+LARGEST_CHUNK = 2048
 RECENT = 64
 """First tokens, and as many waiting, whose wishes say how long a batch may take; the tightest tenth counts."""
 BATCH_OF_WISH = 0.25
@@ -120,13 +119,13 @@ class Adaptive(Policy):
         return chunks
 
     def _chunk(self, snapshot: Snapshot) -> int:
-        """Prompt tokens that take about the time for a batch, under the shares as they are."""
+        """Prompt tokens that take about the time for a batch, under the shares as they are: some tiles."""
         model, other = self._forecast.model, other_share(snapshot)
         share = effective(snapshot).prefill
         fixed = model.batch_s * model.scales.prefill(other > 0)
         token_s = model.prompt_s(1000, 0, share=share, other=other) / 1000
-        tokens = round((self._batch_time_s(snapshot) - fixed) / token_s / QUANTUM) * QUANTUM
-        return min(LARGEST_CHUNK, max(SMALLEST_CHUNK, tokens))
+        tokens = round((self._batch_time_s(snapshot) - fixed) / token_s / TILE) * TILE
+        return min(LARGEST_CHUNK, max(TILE, tokens))
 
     def _batch_time_s(self, snapshot: Snapshot) -> float:
         if self._batch_s:

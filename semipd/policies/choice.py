@@ -15,6 +15,8 @@ SPLITS = (*(split(sms) for sms in DECODE_SMS), FULL)
 """Of an H200's 132 SMs, the one that leaves prefill most first. A back end rounds them to what it has."""
 MIXED = (256, 384, 512, 768, 1024, 1536, 2048)
 """Prompt tokens in a mixed batch."""
+TILE = 128
+"""Tokens: a GPU's matrix products go in tiles of so many, and a batch of 320 takes about as long as one of 384."""
 RIDES = 4
 """Mixed batches for which prompts are given out at once: what one answers and the next is told takes a step."""
 MIXED_WAITS = 3
@@ -95,12 +97,13 @@ def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
 def turns_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
     """So many prompt tokens, in batches of `load.chunk` at most, and one decode step, each on the whole device."""
     batches = -(-tokens // load.chunk)
-    each = round(tokens / batches)
+    mean = round(tokens / batches)
     step = model.decode_s(load.rows, load.context_tokens)
-    turn = step + batches * model.prefill_s(each, load.computed + each)
+    turn = step + batches * model.prefill_s(mean, load.computed + mean)
     own = min(load.prompt, load.chunk)
     first_s = first_token_s(load, tokens / turn, model.prefill_s(own, load.computed + own), step / 2)
-    return Choice(FULL, Mode.TURNS, turn, tokens / turn, first_s, min(tokens, load.chunk), tokens)
+    each = -(-mean // TILE) * TILE
+    return Choice(FULL, Mode.TURNS, turn, tokens / turn, first_s, min(tokens, load.chunk, each), tokens)
 
 
 def mixed_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
