@@ -87,7 +87,7 @@ class AdminDesk:
         floor, now = self._floor, self._floor.clock.now()
         counts = floor.account.counts() if floor.account else None
         seen = floor.observations
-        book = list(floor.book.sequences(*Stage))
+        book = floor.book.all_sequences()
         begun = sum(s.stage is Stage.PREFILLING or (s.stage is Stage.WAITING and s.computed > 0) for s in book)
         running = sum(s.stage in (Stage.READY, Stage.DECODING) for s in book)
         return pb.Load(

@@ -11,7 +11,7 @@ The book does no I/O and reads no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -62,6 +62,8 @@ class Sequence:
     preemptions: int = 0
     strikes: int = 0
     """Of worker deaths in which it took part without progress since; see `recovery`."""
+    running: RunningSequence | None = None
+    """What `as_running` made since the last token: policies are asked far more often than a token comes."""
 
     @property
     def to_compute(self) -> int:
@@ -93,6 +95,11 @@ class Sequence:
         )
 
     def as_running(self) -> RunningSequence:
+        if self.running is None:
+            self.running = self._as_running()
+        return self.running
+
+    def _as_running(self) -> RunningSequence:
         request = self.entry.request
         return RunningSequence(
             sequence=self.number,
@@ -106,6 +113,12 @@ class Sequence:
             priority=request.priority,
             slo=request.slo,
         )
+
+    def last_delta(self, logprob: Logprob | None, end: End | None) -> Delta:
+        """Tells its client the token that was recorded last."""
+        logprobs = () if logprob is None else (logprob,)
+        timings = self.timings() if end else None
+        return Delta(self.index, len(self.output) - 1, (self.output[-1],), logprobs, end, timings)
 
     def timings(self) -> Timings:
         arrival = self.entry.arrival_s
@@ -206,6 +219,10 @@ class Book:
         """Those in one of the stages, by arrival."""
         return (s for s in self._sequences.values() if s.stage in stages)
 
+    def all_sequences(self) -> Collection[Sequence]:
+        """By arrival."""
+        return self._sequences.values()
+
     def count(self, *stages: Stage) -> int:
         return sum(s.stage in stages for s in self._sequences.values())
 
@@ -231,23 +248,20 @@ class Book:
         sequence.stage = Stage.WAITING
         sequence.computed = sequence.in_flight = 0
 
-    def record(
-        self, sequence: Sequence, position: int, token: int, logprob: Logprob | None, end: End | None, now: float
-    ) -> Delta | None:
-        """Journals one token; the delta for the client, or None where the journal has it already. Raises Gap."""
+    def record(self, sequence: Sequence, position: int, token: int, now: float) -> bool:
+        """Journals one token, which the client is then to be told; False: the journal has it already. Raises Gap."""
         known = len(sequence.output)
         if position < known:
-            return None
+            return False
         if position > known:
             raise Gap(f"token {position} came and {known} are known")
         sequence.output.append(token)
         sequence.strikes = 0
+        sequence.running = None
         sequence.last_token_s = now
         if position == 0:
             sequence.first_token_s = now
-        logprobs = () if logprob is None else (logprob,)
-        timings = sequence.timings() if end else None
-        return Delta(sequence.index, position, (token,), logprobs, end, timings)
+        return True
 
     def close(self, sequence: Sequence) -> bool:
         """The sequence ended. Whether that ended its request. The caller has seen to its lease."""

@@ -174,12 +174,17 @@ class Coordinator:
 
     def snapshot(self) -> Snapshot:
         floor = self.floor
-        sequences = list(floor.book.sequences(*Stage))
+        waiting, running = [], []
+        for sequence in floor.book.all_sequences():
+            if sequence.stage is Stage.WAITING or sequence.stage is Stage.PREFILLING:
+                waiting.append(sequence.as_waiting())
+            else:
+                running.append(sequence.as_running())
         counts = floor.account.counts() if floor.account else None
         return Snapshot(
             now_s=floor.clock.now(),
-            waiting=tuple(s.as_waiting() for s in sequences if s.stage in (Stage.WAITING, Stage.PREFILLING)),
-            running=tuple(s.as_running() for s in sequences if s.stage in (Stage.READY, Stage.DECODING)),
+            waiting=tuple(waiting),
+            running=tuple(running),
             pages=PageUse(counts.free if counts else 0, counts.total if counts else 0, PAGE_SIZE),
             limits=self._limits,
             shares=floor.shares,
@@ -204,12 +209,14 @@ class Coordinator:
         if now < self._gauges_s + GAUGES_S:
             return
         self._gauges_s = now
-        load, metrics = self.admin.load(), self.floor.metrics
-        metrics.waiting.set(load.waiting + load.prefilling)
-        metrics.running.set(load.decoding)
-        metrics.page_use.set(1 - load.free_pages / load.total_pages if load.total_pages else 0)
-        if load.HasField("slo_attainment"):
-            metrics.attainment.set(load.slo_attainment)
+        metrics, book, account = self.floor.metrics, self.floor.book, self.floor.account
+        counts = account.counts() if account else None
+        metrics.waiting.set(book.count(Stage.WAITING, Stage.PREFILLING))
+        metrics.running.set(book.count(Stage.READY, Stage.DECODING))
+        metrics.page_use.set(1 - counts.free / counts.total if counts else 0)
+        attainment = self.floor.observations.attainment(now)
+        if attainment is not None:
+            metrics.attainment.set(attainment)
 
     def has_work(self, role: Role) -> bool:
         if self.prefill.batches_with(role):

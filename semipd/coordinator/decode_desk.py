@@ -87,25 +87,33 @@ class DecodeDesk:
         ends = {e.row: end_from_wire(e.end) for e in message.ends}
         logprobs = {p.row: logprob_from_wire(p.logprob) for p in message.logprobs}
         rows = zip(message.leases, message.tokens, message.positions, strict=True)
+        by_lease, record, tell = floor.book.by_lease, floor.book.record, floor.post.token
+        gaps: dict[float, int] = {}
+        """Rows, by when their last token came: that of most with the last step."""
         for row, (lease, token, position) in enumerate(rows):
-            sequence = floor.book.by_lease(lease)
+            sequence = by_lease(lease)
             if sequence is None or sequence.stage is not Stage.DECODING:
                 continue
-            previous_s, end = sequence.last_token_s, ends.get(row)
+            previous_s = sequence.last_token_s
             try:
-                delta = floor.book.record(sequence, position, token, logprobs.get(row), end, now)
+                new = record(sequence, position, token, now)
             except Gap:
                 self._lost(sequence)
                 continue
-            if delta is None:
+            if not new:
                 continue
-            floor.post.delta(sequence.entry.ticket, delta)
-            floor.observations.gap(now, now - previous_s)
-            floor.metrics.itl.observe(now - previous_s)
+            end, logprob = ends.get(row), logprobs.get(row)
+            if end is None and logprob is None:
+                tell(sequence.entry.ticket, sequence.index, position, token)
+            else:
+                floor.post.delta(sequence.entry.ticket, sequence.last_delta(logprob, end))
+            gaps[previous_s] = gaps.get(previous_s, 0) + 1
             if end is not None:
                 floor.book.take_lease(sequence)  # the worker has released it
                 self._adopted.pop(sequence.number, None)
                 close(floor, sequence, end)
+        for previous_s, sequences in gaps.items():
+            floor.gap(now, now - previous_s, sequences)
         if message.leases:
             floor.metrics.generation_tokens.inc(len(message.leases))
             count = len(message.leases)

@@ -31,7 +31,10 @@ class Post(Protocol):
     def to_gateway(self, gateway: bytes, message: gw.ToGateway) -> None: ...
 
     def delta(self, ticket: Ticket, delta: Delta) -> None:
-        """Goes out with the others of its gateway, at the end of the tick."""
+        """Goes out with the others of its gateway that came of the same messages."""
+
+    def token(self, ticket: Ticket, index: int, position: int, token: int) -> None:
+        """The delta that nearly all are: one token of the sample `index`, and nothing else."""
 
     def to_worker(self, incarnation: int, message: wk.ToWorker) -> None: ...
 
@@ -91,6 +94,11 @@ class Floor:
         """That can be given work."""
         worker = self.workers.get(role)
         return worker if worker is not None and worker.ready and worker.leaving_s is None else None
+
+    def gap(self, now: float, seconds: float, sequences: int = 1) -> None:
+        """So long was it between two tokens of so many sequences."""
+        self.observations.gap(now, seconds, sequences)
+        self.metrics.itl.observe(seconds, sequences)
 
     def release(self, lease: int) -> None:
         """Frees the pages whoever holds them. Only for leases that no worker computes on."""

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from semipd.core.errors import ConfigError, Reason
 from semipd.core.partition import Shares
@@ -11,6 +19,26 @@ _TTFT_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5)
 _SPLIT_S = (1e-4, 5e-4, 1e-3, 2e-3, 4e-3, 6e-3, 8e-3, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.05, 0.1, 0.25, 1)
 _E2E_S = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+
+
+class Batched(Collector):
+    """A histogram that takes what was seen many times at once. prometheus_client's takes each alone, under two locks:
+    for the tokens of a decode step that is a third of the work that they make here."""
+
+    def __init__(self, name: str, documentation: str, buckets: Sequence[float]) -> None:
+        self._name, self._documentation = name, documentation
+        self._bounds = [*buckets, math.inf]
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def collect(self) -> Iterable[Metric]:
+        """From the endpoint's thread."""
+        counts = zip(map(floatToGoString, self._bounds), accumulate(list(self._counts)), strict=True)
+        yield HistogramMetricFamily(self._name, self._documentation, buckets=list(counts), sum_value=self._sum)
 
 
 class Metrics:
@@ -25,9 +53,8 @@ class Metrics:
         self.ttft = Histogram(
             "semipd:time_to_first_token_seconds", "Arrival to first token.", buckets=_TTFT_S, registry=r
         )
-        self.itl = Histogram(
-            "semipd:inter_token_latency_seconds", "Between two tokens of a sequence.", buckets=_ITL_S, registry=r
-        )
+        self.itl = Batched("semipd:inter_token_latency_seconds", "Between two tokens of a sequence.", _ITL_S)
+        r.register(self.itl)
         self.e2e = Histogram("semipd:e2e_request_latency_seconds", "Arrival to end.", buckets=_E2E_S, registry=r)
         self.prompt_tokens = Counter("semipd:prompt_tokens", "Prompt tokens computed.", registry=r)
         self.generation_tokens = Counter("semipd:generation_tokens", "Tokens generated.", registry=r)

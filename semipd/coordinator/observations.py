@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from semipd.core.request import Slo
 from semipd.core.snapshot import Completion, FirstToken, Observed, Step
 
 KEPT = 256
 WINDOW_S = 30.0
-
-
-def percentile(ordered: list[float], q: float) -> float:
-    """Nearest rank, over a non-empty ascending list; q from 0 to 1."""
-    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +25,14 @@ class Spread:
     p99: float
 
 
-def spread(values: list[float]) -> Spread | None:
+def spread(values: Iterable[tuple[float, int]]) -> Spread | None:
+    """Percentiles by nearest rank, of values and how often each was seen. None: none was."""
     ordered = sorted(values)
-    return Spread(*(percentile(ordered, q) for q in (0.5, 0.9, 0.99))) if ordered else None
+    if not ordered:
+        return None
+    reached = list(accumulate(times for _, times in ordered))
+    p50, p90, p99 = (ordered[bisect_left(reached, math.ceil(q * reached[-1]))][0] for q in (0.5, 0.9, 0.99))
+    return Spread(p50, p90, p99)
 
 
 class Observations:
@@ -40,7 +43,7 @@ class Observations:
         self._first_tokens: deque[FirstToken] = deque(maxlen=KEPT)
         self._completions: deque[Completion] = deque(maxlen=KEPT)
         self._ttft: deque[tuple[float, float]] = deque(maxlen=10_000)
-        self._itl: deque[tuple[float, float]] = deque(maxlen=10_000)
+        self._itl: deque[tuple[float, float, int]] = deque(maxlen=10_000)
         self._tokens: deque[tuple[float, int]] = deque(maxlen=10_000)
         self._met: deque[tuple[float, bool]] = deque(maxlen=10_000)
         self._seen = Observed()
@@ -58,9 +61,9 @@ class Observations:
         self._tokens.append((seen.at_s, 1))
         self._changed = True
 
-    def gap(self, now: float, seconds: float) -> None:
-        """Between two tokens of one sequence."""
-        self._itl.append((now, seconds))
+    def gap(self, now: float, seconds: float, sequences: int = 1) -> None:
+        """Between two tokens of a sequence, or of several that came together both times."""
+        self._itl.append((now, seconds, sequences))
 
     def completion(self, seen: Completion, ttft_s: float) -> None:
         self._completions.append(seen)
@@ -75,10 +78,10 @@ class Observations:
         return self._seen
 
     def ttft(self, now: float) -> Spread | None:
-        return spread([v for at, v in self._ttft if at > now - WINDOW_S])
+        return spread((v, 1) for at, v in self._ttft if at > now - WINDOW_S)
 
     def itl(self, now: float) -> Spread | None:
-        return spread([v for at, v in self._itl if at > now - WINDOW_S])
+        return spread((v, times) for at, v, times in self._itl if at > now - WINDOW_S)
 
     def tokens_per_second(self, now: float) -> float:
         return sum(n for at, n in self._tokens if at > now - WINDOW_S) / WINDOW_S

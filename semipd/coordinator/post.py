@@ -22,33 +22,44 @@ log = structlog.get_logger()
 
 
 class ZmqPost:
-    """The coordinator's Post. Deltas are gathered until `flush`: one message a gateway and tick."""
+    """The coordinator's Post. What is new of samples is gathered until `flush`, a message for each gateway.
+
+    First tokens have messages of their own, which go before all others: a gateway takes a while over the tokens of a
+    decode step, and nobody waits for one of those as for a first one.
+    """
 
     def __init__(self, run_dir: RunDir) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.gateways = bind_router(self._context, run_dir.gateway_endpoint)
         self.workers = bind_router(self._context, run_dir.worker_endpoint)
-        self._deltas: defaultdict[bytes, list[gw.Delta]] = defaultdict(list)
+        self._firsts: defaultdict[bytes, gw.ToGateway] = defaultdict(gw.ToGateway)
+        self._others: defaultdict[bytes, gw.ToGateway] = defaultdict(gw.ToGateway)
 
     def to_gateway(self, gateway: bytes, message: gw.ToGateway) -> None:
-        # Deltas gathered before this message belong before it.
-        self._flush_one(gateway)
+        # What was gathered before this message belongs before it.
+        for gathered in (self._firsts, self._others):
+            if gateway in gathered:
+                _send(self.gateways, gateway, gathered.pop(gateway).SerializeToString())
         _send(self.gateways, gateway, message.SerializeToString())
 
     def delta(self, ticket: Ticket, delta: Delta) -> None:
-        self._deltas[ticket.gateway].append(delta_to_wire(ticket.number, delta))
+        gathered = self._others if delta.position else self._firsts
+        gathered[ticket.gateway].deltas.deltas.append(delta_to_wire(ticket.number, delta))
+
+    def token(self, ticket: Ticket, index: int, position: int, token: int) -> None:
+        gathered = self._others if position else self._firsts
+        gathered[ticket.gateway].deltas.deltas.add(
+            ticket=ticket.number, index=index, position=position, tokens=(token,)
+        )
 
     def to_worker(self, incarnation: int, message: wk.ToWorker) -> None:
         _send(self.workers, worker_identity(incarnation), message.SerializeToString())
 
     def flush(self) -> None:
-        for gateway in list(self._deltas):
-            self._flush_one(gateway)
-
-    def _flush_one(self, gateway: bytes) -> None:
-        deltas = self._deltas.pop(gateway, None)
-        if deltas:
-            _send(self.gateways, gateway, gw.ToGateway(deltas=gw.Deltas(deltas=deltas)).SerializeToString())
+        for gathered in (self._firsts, self._others):
+            for gateway, message in gathered.items():
+                _send(self.gateways, gateway, message.SerializeToString())
+            gathered.clear()
 
     def from_gateways(self) -> Iterator[tuple[bytes, gw.FromGateway]]:
         for identity, frame in _received(self.gateways):

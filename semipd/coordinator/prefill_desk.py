@@ -170,14 +170,14 @@ class PrefillDesk:
         logprob = logprob_from_wire(sampled.logprob) if sampled.HasField("logprob") else None
         previous_s = sequence.last_token_s
         try:
-            delta = floor.book.record(sequence, sampled.position, sampled.token, logprob, end, now)
+            new = floor.book.record(sequence, sampled.position, sampled.token, now)
         except Gap:
             floor.retire(sequence)
             floor.book.start_over(sequence)
             return
-        if delta is None:
+        if not new:
             return
-        floor.post.delta(sequence.entry.ticket, delta)
+        floor.post.delta(sequence.entry.ticket, sequence.last_delta(logprob, end))
         floor.metrics.generation_tokens.inc()
         if sampled.position == 0:
             request = sequence.entry.request
@@ -185,8 +185,7 @@ class PrefillDesk:
             floor.observations.first_token(FirstToken(now, ttft, len(request.prompt), request.slo))
             floor.metrics.ttft.observe(ttft)
         else:
-            floor.observations.gap(now, now - previous_s)
-            floor.metrics.itl.observe(now - previous_s)
+            floor.gap(now, now - previous_s)
         if end is not None:
             floor.retire(sequence)
             close(floor, sequence, end)

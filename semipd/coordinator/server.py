@@ -197,10 +197,11 @@ class Server:
         coordinator = self._coordinator
         self._poller.poll(self._wait_ms())
         self._signals.drain()
-        for gateway, said in self._post.from_gateways():
-            coordinator.hear_gateway(gateway, said)
         for incarnation, message in self._post.from_workers():
             self._supervisor.crew.hear(incarnation, message)
+        self._post.flush()  # tokens wait neither for who comes at the door nor for the policy
+        for gateway, said in self._post.from_gateways():
+            coordinator.hear_gateway(gateway, said)
         self._supervisor.attend()
         self._look_at_progress()
         coordinator.act()

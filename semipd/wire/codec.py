@@ -129,15 +129,15 @@ def timings_from_wire(m: public.Timings) -> Timings:
 
 
 def delta_to_wire(ticket: int, d: Delta) -> gw.Delta:
-    return gw.Delta(
-        ticket=ticket,
-        index=d.index,
-        position=d.position,
-        tokens=d.tokens,
-        logprobs=map(logprob_to_wire, d.logprobs),
-        end=end_to_wire(d.end) if d.end else None,
-        timings=timings_to_wire(d.timings) if d.timings else None,
-    )
+    message = gw.Delta(ticket=ticket, index=d.index, position=d.position, tokens=d.tokens)
+    # Nearly all have none of these, and a field that is given costs even where it is empty.
+    if d.logprobs:
+        message.logprobs.extend(map(logprob_to_wire, d.logprobs))
+    if d.end is not None:
+        message.end.CopyFrom(end_to_wire(d.end))
+    if d.timings is not None:
+        message.timings.CopyFrom(timings_to_wire(d.timings))
+    return message
 
 
 def delta_from_wire(m: gw.Delta) -> Delta:

@@ -40,6 +40,9 @@ class Letters:
     def delta(self, ticket: Ticket, delta: Delta) -> None:
         self.deltas[ticket.number].append(delta)
 
+    def token(self, ticket: Ticket, index: int, position: int, token: int) -> None:
+        self.delta(ticket, Delta(index, position, (token,)))
+
     def to_worker(self, incarnation: int, message: wk.ToWorker) -> None:
         self.worker[incarnation].append(message)
 

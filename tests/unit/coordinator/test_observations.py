@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import pytest
 
-from semipd.coordinator.observations import KEPT, WINDOW_S, Observations, met, percentile
+from semipd.coordinator.observations import KEPT, WINDOW_S, Observations, Spread, met, spread
 from semipd.core.partition import FULL, Phase
 from semipd.core.request import Slo
 from semipd.core.snapshot import Completion, FirstToken, Step
 
 
-@pytest.mark.parametrize(("q", "value"), [(0.5, 50.0), (0.9, 90.0), (0.99, 99.0), (1.0, 100.0), (0.0, 1.0)])
-def test_percentiles_are_by_nearest_rank(q: float, value: float) -> None:
-    assert percentile([float(n) for n in range(1, 101)], q) == value
+def test_percentiles_are_by_nearest_rank() -> None:
+    assert spread((float(n), 1) for n in range(100, 0, -1)) == Spread(50.0, 90.0, 99.0)
 
 
-def test_a_percentile_of_one_value_is_that_value() -> None:
-    assert percentile([3.0], 0.99) == 3.0
+def test_percentiles_of_one_value_are_that_value() -> None:
+    assert spread([(3.0, 1)]) == Spread(3.0, 3.0, 3.0)
+
+
+def test_a_value_counts_as_often_as_it_was_seen() -> None:
+    assert spread([(5.0, 1), (1.0, 89), (3.0, 1), (4.0, 9)]) == Spread(1.0, 3.0, 4.0)
 
 
 @pytest.mark.parametrize(
