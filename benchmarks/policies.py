@@ -58,6 +58,8 @@ from figures.cases import (  # noqa: E402
 )
 from figures.goodput import HOPELESS, said, summary  # noqa: E402
 from figures.load import settings_for, trace_arrivals  # noqa: E402
+from figures.power import PowerWatch  # noqa: E402
+from figures.power import told as drawn  # noqa: E402
 from figures.scale import FULL, TINY, Scale  # noqa: E402
 from figures.sheet import Sheet, attained, goodput_of, sheets  # noqa: E402
 
@@ -77,6 +79,8 @@ RESERVE_S = 15.0
 """Of the whole time, kept to stop the server and print the table."""
 TRIED_S, TRIED_RATE, TRIED_TOKENS = 1.5, 20.0, 48
 """Of the requests that a policy gets before its first run."""
+WARMED_UP_S = 4.0
+"""Of a run, until it counts what the GPU draws (`gpu` in a run): by then there is a batch."""
 STUCK_S = 40.0
 """Beyond arrivals and drain, until a run is given up."""
 
@@ -172,13 +176,14 @@ class Comparison:
             scale=bench.scale.traces,
             drain_s=self.drain_s,
         )
-        report = asyncio.run(run(settings))
+        with PowerWatch() as power:
+            report = asyncio.run(run(settings))
         report = replace(report, settings=replace(settings, trace=case.trace))
         ran = admin.info().policy
         if ran != wish.policy:
             replaced = f"the server replaced the policy by {ran}; see its log"
             report = replace(report, problems=(*report.problems, replaced))
-        found = told(report, case)
+        found = told(report, case) | {"gpu": drawn(power.looks, WARMED_UP_S, settings.duration_s)}
         self.sheet.add(case, self.drain_s, found)
         self.sheet.save(bench.out)
         print(f"{case.contender.label}, {case.slo}: {said(report)}", flush=True)
