@@ -62,8 +62,6 @@ class Sequence:
     preemptions: int = 0
     strikes: int = 0
     """Of worker deaths in which it took part without progress since; see `recovery`."""
-    running: RunningSequence | None = None
-    """What `as_running` made since the last token: policies are asked far more often than a token comes."""
 
     @property
     def to_compute(self) -> int:
@@ -94,21 +92,17 @@ class Sequence:
             preemptions=self.preemptions,
         )
 
-    def as_running(self) -> RunningSequence:
-        if self.running is None:
-            self.running = self._as_running()
-        return self.running
-
-    def _as_running(self) -> RunningSequence:
+    def as_running(self, output_tokens: int, last_token_s: float) -> RunningSequence:
+        """As it was when it had so many tokens and the last of them came."""
         request = self.entry.request
         return RunningSequence(
             sequence=self.number,
             request_id=request.request_id,
             arrival_s=self.entry.arrival_s,
             first_token_s=self.first_token_s,
-            last_token_s=self.last_token_s,
-            context_tokens=len(request.prompt) + len(self.output),
-            output_tokens=len(self.output),
+            last_token_s=last_token_s,
+            context_tokens=len(request.prompt) + output_tokens,
+            output_tokens=output_tokens,
             max_tokens=request.stopping.max_tokens,
             priority=request.priority,
             slo=request.slo,
@@ -257,7 +251,6 @@ class Book:
             raise Gap(f"token {position} came and {known} are known")
         sequence.output.append(token)
         sequence.strikes = 0
-        sequence.running = None
         sequence.last_token_s = now
         if position == 0:
             sequence.first_token_s = now

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import structlog
 
 from semipd.coordinator.admin import AdminDesk, Roll
-from semipd.coordinator.book import Stage
+from semipd.coordinator.book import Sequence, Stage
 from semipd.coordinator.decode_desk import DecodeDesk, relieve
 from semipd.coordinator.floor import Floor, Worker
 from semipd.coordinator.front_desk import FrontDesk
@@ -18,7 +19,7 @@ from semipd.coordinator.recovery import worker_died, worker_retired
 from semipd.core.config import PAGE_SIZE
 from semipd.core.errors import Reason, Unavailable
 from semipd.core.plan import Plan
-from semipd.core.snapshot import Limits, PageUse, Snapshot
+from semipd.core.snapshot import Limits, PageUse, Running, Snapshot, WaitingSequence
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import PageAccount, Role
@@ -174,17 +175,19 @@ class Coordinator:
 
     def snapshot(self) -> Snapshot:
         floor = self.floor
-        waiting, running = [], []
+        waiting: list[WaitingSequence] = []
+        rows: list[tuple[Sequence, int, float]] = []
         for sequence in floor.book.all_sequences():
             if sequence.stage is Stage.WAITING or sequence.stage is Stage.PREFILLING:
                 waiting.append(sequence.as_waiting())
             else:
-                running.append(sequence.as_running())
+                rows.append((sequence, len(sequence.output), sequence.last_token_s))
+        running: Any = Running(len(rows), lambda: [s.as_running(count, last_s) for s, count, last_s in rows])
         counts = floor.account.counts() if floor.account else None
         return Snapshot(
             now_s=floor.clock.now(),
             waiting=tuple(waiting),
-            running=tuple(running),
+            running=running,
             pages=PageUse(counts.free if counts else 0, counts.total if counts else 0, PAGE_SIZE),
             limits=self._limits,
             shares=floor.shares,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.request import Slo
@@ -52,6 +54,52 @@ class RunningSequence:
     max_tokens: int
     priority: int
     slo: Slo
+
+
+class Running(Sequence[RunningSequence]):
+    """`Snapshot.running` where hundreds run and policies seldom look at more than how many there are: made when one
+    does. Behaves as the tuple that it is."""
+
+    __slots__ = ("_count", "_made", "_make")
+
+    def __init__(self, count: int, make: Callable[[], Iterable[RunningSequence]]) -> None:
+        """`make` gives `count` of them, at any later time as they are now."""
+        self._count = count
+        self._make = make
+        self._made: tuple[RunningSequence, ...] | None = None
+
+    def _tuple(self) -> tuple[RunningSequence, ...]:
+        if self._made is None:
+            self._made = tuple(self._make())
+        return self._made
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[RunningSequence]:
+        return iter(self._tuple())
+
+    @overload
+    def __getitem__(self, at: int) -> RunningSequence: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[RunningSequence, ...]: ...
+    def __getitem__(self, at: int | slice) -> RunningSequence | tuple[RunningSequence, ...]:
+        return self._tuple()[at]
+
+    def __eq__(self, other: object) -> bool:
+        return self._tuple() == (other._tuple() if isinstance(other, Running) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._tuple())
+
+    def __add__(self, other: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self._tuple() + tuple(other)
+
+    def __radd__(self, other: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(other) + self._tuple()
+
+    def __repr__(self) -> str:
+        return repr(self._tuple())
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,9 @@ that it joined with and the step that it ends with, and what is shown to a polic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
-
 from semipd.coordinator.book import Stage
 from semipd.core.request import Slo
-from semipd.core.snapshot import RunningSequence, SequenceId, WaitingSequence
+from semipd.core.snapshot import Running, RunningSequence, SequenceId, WaitingSequence
 
 NEVER = 1 << 62
 """The step that a sequence joins with that is not in the decode batch."""
@@ -154,53 +151,12 @@ class _Shown(RunningSequence):
         self.__class__ = RunningSequence  # type: ignore[assignment]
 
 
-class Running(Sequence[RunningSequence]):
-    """`Snapshot.running`, made when somebody looks at more than how many there are. Behaves as the tuple that it is."""
+def running(seats: tuple[Seat, ...], done: int, told_s: float) -> Running:
+    """`done`: the last step that was answered for, `told_s`: when."""
 
-    __slots__ = ("_done", "_made", "_seats", "_told_s")
+    def shown() -> list[RunningSequence]:
+        return [
+            _Shown(s, done - s.joined + 1, told_s) if s.joined <= done else _Shown(s, 0, s.last_token_s) for s in seats
+        ]
 
-    def __init__(self, seats: tuple[Seat, ...], done: int, told_s: float) -> None:
-        """`done`: the last step that was answered for, `told_s`: when."""
-        self._seats = seats
-        self._done = done
-        self._told_s = told_s
-        self._made: tuple[RunningSequence, ...] | None = None
-
-    def _tuple(self) -> tuple[RunningSequence, ...]:
-        if self._made is None:
-            done, told = self._done, self._told_s
-            self._made = tuple(
-                [
-                    _Shown(s, done - s.joined + 1, told) if s.joined <= done else _Shown(s, 0, s.last_token_s)
-                    for s in self._seats
-                ]
-            )
-        return self._made
-
-    def __len__(self) -> int:
-        return len(self._seats)
-
-    def __iter__(self) -> Iterator[RunningSequence]:
-        return iter(self._tuple())
-
-    @overload
-    def __getitem__(self, at: int) -> RunningSequence: ...
-    @overload
-    def __getitem__(self, at: slice) -> tuple[RunningSequence, ...]: ...
-    def __getitem__(self, at: int | slice) -> RunningSequence | tuple[RunningSequence, ...]:
-        return self._tuple()[at]
-
-    def __eq__(self, other: object) -> bool:
-        return self._tuple() == (other._tuple() if isinstance(other, Running) else other)
-
-    def __hash__(self) -> int:
-        return hash(self._tuple())
-
-    def __add__(self, other: tuple[Any, ...]) -> tuple[Any, ...]:
-        return self._tuple() + tuple(other)
-
-    def __radd__(self, other: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(other) + self._tuple()
-
-    def __repr__(self) -> str:
-        return repr(self._tuple())
+    return Running(len(seats), shown)

@@ -28,7 +28,7 @@ from semipd.core.snapshot import Step as Observation
 from semipd.policies.contract import Policy
 from semipd.sim.device import Batch, Device
 from semipd.sim.ledger import Gaps, Tokens
-from semipd.sim.life import NEVER, Life, Running, Seat
+from semipd.sim.life import NEVER, Life, Seat, running
 from semipd.sim.profile import Overheads
 from semipd.sim.times import Times
 from semipd.sim.workers import DecodeWorker, PrefillWorker
@@ -114,11 +114,11 @@ class Server:
             self._seen_waiting = tuple([life.seen or life.as_waiting() for life in self._waiting.values()])
         if self._seen_seats is None:
             self._seen_seats = tuple(self._seats)
-        running: Any = Running(self._seen_seats, self.decode.done, self._told_s)
+        shown: Any = running(self._seen_seats, self.decode.done, self._told_s)
         return Snapshot(
             self.now_s,
             self._seen_waiting,
-            running,
+            shown,
             PageUse(self.free_pages, self.settings.pages, PAGE_SIZE),
             self._limits,
             self.shares,

@@ -195,3 +195,15 @@ def test_draining_refuses_new_requests_and_answers_when_none_is_left() -> None:
     stage.step([(lease, 1, 8)], ends=[lease])
     (answer,) = stage.told("answer")
     assert answer.drain.remaining == 0  # type: ignore[attr-defined]
+
+
+def test_a_snapshot_stays_as_it_was_however_late_it_is_looked_at() -> None:
+    stage = Stage()
+    lease = stage.running(1)
+    first = stage.clock.now()
+    taken = stage.coordinator.snapshot()
+    stage.clock.advance(0.5)
+    stage.step([(lease, 1, 8)])
+    (now,), (then,) = stage.coordinator.snapshot().running, taken.running
+    assert (then.output_tokens, then.context_tokens, then.last_token_s) == (1, 21, first)
+    assert (now.output_tokens, now.context_tokens, now.last_token_s) == (2, 22, first + 0.5)
