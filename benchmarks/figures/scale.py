@@ -90,7 +90,7 @@ class Scale:
 FULL = Scale(
     name="full",
     model=LLAMA_3_8B,
-    server={"gateways": "4"},
+    server={"gateways": "8"},
     clients=None,
     start_s=180.0,
     decode_steps=((64, 1024), (1, 512), (16, 1024), (128, 1024), (64, 4096), (256, 340), (400, 340)),
