@@ -16,10 +16,6 @@ NEAR = 0.03
 CLOSE = 0.10
 
 
-OLD_ADAPTIVE = ("0d06670e8", "fe2ef7036")
-"""Commits of measured runs before `adaptive` was changed."""
-
-
 def page(template: str, compared: Compared, against: Mapping[str, Any] | None) -> str:
     """The template with each {{name}} filled in. Raises KeyError for a name that there is not."""
     parts = {
@@ -98,18 +94,7 @@ def basis(compared: Compared) -> str:
         f"{listed([f'{one:g}' for one in seconds])} s of arrivals (of one rate the longest run counts), "
         f"seed {listed([str(one) for one in seeds])}, the server and its client on one machine, through gRPC. "
         'Goodput is interpolated between two measured rates; "≥" is the highest rate where none failed, "<" the '
-        f"lowest where none passed.{changed_since(commits)}"
-    )
-
-
-def changed_since(commits: Sequence[str]) -> str:
-    """What must be known of runs at commits after which a policy was changed."""
-    old = [f"`{commit}`" for commit in commits if commit in OLD_ADAPTIVE]
-    if not old:
-        return ""
-    return (
-        f" **Of `adaptive` the measured is not the simulated**: at {listed(old)} it still went to splits under much "
-        "load, which cost it goodput on chat and mixed; now it prefers turns, and that has not been measured."
+        "lowest where none passed."
     )
 
 

@@ -123,9 +123,8 @@ def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]
     batches also end where prompts would wait longer than `load.wait_s`.
 
     A split is for where turns are too long for decode. Side by side a GPU should do somewhat more, and so says the
-    model; but in a server, where batches are small and come when they like, this policy held 89 and 91 % of requests
-    inside their SLO while it went to splits, and turns alone 96 and 93 (chat at 66/s and mixed at 42/s, 12 s each,
-    commit 0d06670 in benchmarks/results/h200_policies.json).
+    model; but in a server, where batches are small and come when they like, a split of 52 / 48 served 43 chat requests
+    a second, and turns 66 (`static`, one H200, benchmarks/results/h200_policies.json).
 
     The model of mixed batches is a GPU's, where the weights are read once for both phases and arithmetic is free until
     it takes longer than that. An engine that mixes and can't take turns is a CPU: nothing is free there, each chunk

@@ -28,10 +28,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from semipd.sim.profile import DecodeTable, MixedPoint, PrefillTable, Profile, TurnsPoint
+from semipd.sim.profile import (
+    DecodePoint,
+    DecodeTable,
+    MixedPoint,
+    PrefillPoint,
+    PrefillTable,
+    Profile,
+    TurnsPoint,
+)
 
 Pair = tuple[int, int]
 """SMs of the phase, SMs of the other (0: idle)."""
@@ -89,14 +97,29 @@ def up_to(buckets: Sequence[int], size: int) -> int:
     return buckets[at] if at < len(buckets) else size
 
 
+def _as_run(table: DecodeTable, buckets: Sequence[int]) -> DecodeTable:
+    """A step that was measured was padded, too: its points as of that many rows, which attend to as much together."""
+    points = {(up_to(buckets, p.rows), p.rows * p.context): p.ms for p in sorted(table.points, key=lambda p: p.rows)}
+    return replace(
+        table, points=tuple(DecodePoint(rows, round(total / rows), ms) for (rows, total), ms in points.items())
+    )
+
+
+def _as_computed(table: PrefillTable, buckets: Sequence[int]) -> PrefillTable:
+    """As `_as_run`; a pass that was measured unpadded is preferred."""
+    points = {(up_to(buckets, p.tokens), p.start): p.ms for p in sorted(table.points, key=lambda p: p.tokens)}
+    return replace(table, points=tuple(PrefillPoint(*size, ms) for size, ms in points.items()))
+
+
 class ProfileTimes:
     """A `Times` of a profile. A call costs about half a microsecond once its SMs and rows, or tokens, are known."""
 
     def __init__(self, profile: Profile) -> None:
         self._buckets = profile.buckets
-        self._decode = _Decode(profile.decode, profile.gpu.sms)
-        self._prefill = _Prefill(profile.prefill, profile.gpu.sms)
-        self._mixed = _Mixed(profile.mixed, self._decode, self._prefill) if profile.mixed else None
+        buckets, sms = profile.buckets, profile.gpu.sms
+        self._decode = _Decode([_as_run(table, buckets.decode) for table in profile.decode], sms)
+        self._prefill = _Prefill([_as_computed(table, buckets.prefill) for table in profile.prefill], sms)
+        self._mixed = _Mixed(profile.mixed, self._decode, self._prefill, buckets.mixed) if profile.mixed else None
         self._steps: dict[tuple[int, int, int], Line] = {}
         self._passes: dict[tuple[int, int, int], tuple[float, float, float, float]] = {}
         self._mixes: dict[tuple[int, int, int, int], tuple[float, float, float, Line]] = {}
@@ -124,8 +147,7 @@ class ProfileTimes:
         known = self._mixes.get((rows, tokens, sms, other_sms))
         if known is None:
             assert self._mixed is not None, "the profile has no mixed passes"
-            padded = up_to(self._buckets.mixed, rows + tokens) - rows
-            known = self._mixes[rows, tokens, sms, other_sms] = self._mixed.step(rows, padded, (sms, other_sms))
+            known = self._mixes[rows, tokens, sms, other_sms] = self._mixed.step(rows, tokens, (sms, other_sms))
         base, pair, least, context = known
         return (max(least, base + pair * pairs) + context.at(context_tokens)) / 1000
 
@@ -255,12 +277,14 @@ class _Prefill:
 
 
 class _Mixed:
-    def __init__(self, points: Sequence[MixedPoint], decode: _Decode, prefill: _Prefill) -> None:
-        self._decode, self._prefill = decode, prefill
+    def __init__(
+        self, points: Sequence[MixedPoint], decode: _Decode, prefill: _Prefill, buckets: Sequence[int]
+    ) -> None:
+        self._decode, self._prefill, self._buckets = decode, prefill, buckets
         self._contexts: dict[int, Line] = {0: Line((0.0,), (0.0,))}
         found: dict[float, dict[float, list[float]]] = {}
         for p in points:
-            base, pair, least = prefill.apart(p.rows + p.tokens)
+            base, pair, least = prefill.apart(up_to(buckets, p.rows + p.tokens))
             expected = max(least, base + pair * p.tokens * (p.start + p.tokens / 2))
             expected += self._context(p.rows).at(p.rows * p.context)
             of_rows = found.setdefault(math.log(p.rows), {})
@@ -273,7 +297,7 @@ class _Mixed:
     def step(self, rows: int, tokens: int, pair: Pair) -> tuple[float, float, float, Line]:
         """Milliseconds without attention, of each pair of the prompts; the least of both together; and over the tokens
         attended to by the rows."""
-        together = rows + tokens
+        together = up_to(self._buckets, rows + tokens)
         ratio = self._ratio(rows, tokens) * self._prefill.ratio(together, pair)
         base, each, least = self._prefill.apart(together)
         context = self._context(rows)

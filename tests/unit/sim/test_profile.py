@@ -107,13 +107,25 @@ def test_passes_are_padded_to_their_buckets_and_beyond_them_to_nothing() -> None
     points = tuple(MixedPoint(64, 512, tokens, 0, 5 + 0.02 * tokens) for tokens in (256, 1024))
     mixing = replace(small_profile(), mixed=points)
     exact = ProfileTimes(mixing)
-    padded = ProfileTimes(replace(mixing, buckets=Buckets((96, 128), (512, 1024), (600, 2000))))
-    for rows, bucket in ((1, 96), (96, 96), (97, 128), (200, 200)):
-        assert padded.decode_s(rows, 5000, 132, 0) == exact.decode_s(bucket, 5000, 132, 0)
-    for tokens, bucket in ((1, 512), (513, 1024), (1025, 1025)):
+    buckets = Buckets((1, 16, 64, 128, 256, 400), (64, 128, 256, 512, 1024), (320, 1088))
+    padded = ProfileTimes(replace(mixing, buckets=buckets))
+    for rows, bucket in ((1, 1), (65, 128), (128, 128), (257, 400), (450, 450)):
+        assert padded.decode_s(rows, 5000, 132, 0) == pytest.approx(exact.decode_s(bucket, 5000, 132, 0))
+    for tokens, bucket in ((1, 64), (513, 1024), (1025, 1025)):
         assert padded.prefill_s(tokens, 800.0, 132, 0) == exact.prefill_s(bucket, 800.0, 132, 0)
-    for tokens, bucket in ((100, 536), (536, 536), (537, 1936), (3000, 3000)):
-        assert padded.mixed_s(64, 5000, tokens, 800.0, 132, 0) == exact.mixed_s(64, 5000, bucket, 800.0, 132, 0)
+    least, at_256, beyond, at_1024 = (padded.mixed_s(64, 5000, n, 0.0, 132, 0) for n in (1, 256, 257, 1024))
+    assert least == at_256 < min(beyond, at_1024)
+    assert padded.mixed_s(64, 5000, 1025, 0.0, 132, 0) == exact.mixed_s(64, 5000, 1025, 0.0, 132, 0) > at_1024
+
+
+def test_what_was_measured_between_buckets_was_padded_then_and_is_read_off_again() -> None:
+    points = (MixedPoint(64, 512, 200, 0, 9.0), MixedPoint(64, 512, 1000, 0, 26.0))
+    buckets = Buckets((1, 16, 64, 128, 256, 512), (64, 128, 256, 512, 1024), (320, 1088))
+    times = ProfileTimes(replace(small_profile(), mixed=points, buckets=buckets))
+    for rows in (400, 512):  # in the bucket of 512 rows
+        assert times.decode_s(rows, 400 * 340, 132, 0) * 1000 == pytest.approx(16.5, rel=1e-3)
+    for p in points:
+        assert times.mixed_s(64, 64 * 512, p.tokens, p.tokens**2 / 2, 132, 0) * 1000 == pytest.approx(p.ms)
 
 
 def test_by_turns_what_was_measured_is_read_off_and_between_it_is_between() -> None:

@@ -11,7 +11,7 @@ from semipd.policies.registry import make_policy
 from semipd.sim.profile import SHIPPED, Profile, load_profile
 from semipd.sim.replay import replay
 from semipd.sim.run import Laboratory
-from semipd.sim.times import ProfileTimes
+from semipd.sim.times import ProfileTimes, up_to
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_it_was_recorded_whole_at_a_known_commit_on_the_gpu_that_it_is_of(shippe
     assert source.made.command.startswith("semipd profile")
     assert source.made.commit
     assert not source.made.uncommitted_changes
-    assert [gpu.split(",")[0] for gpu in source.made.gpus] == [shipped.gpu.name]
+    assert {gpu.split(",")[0] for gpu in source.made.gpus} == {shipped.gpu.name}
 
 
 def test_every_decode_step_and_whole_prompt_is_read_off_again(shipped: Profile, times: ProfileTimes) -> None:
@@ -44,7 +44,8 @@ def test_every_decode_step_and_whole_prompt_is_read_off_again(shipped: Profile, 
         for q in batch.points:
             if q.start == 0:
                 got = times.prefill_s(q.tokens, q.tokens**2 / 2, batch.sms, batch.other_sms)
-                assert got * 1000 == pytest.approx(q.ms, rel=1e-6), (batch.sms, batch.other_sms, q)
+                near = 1e-6 if up_to(shipped.buckets.prefill, q.tokens) == q.tokens else 0.02  # padded as another point
+                assert got * 1000 == pytest.approx(q.ms, rel=near), (batch.sms, batch.other_sms, q)
 
 
 def test_one_price_of_a_pair_is_near_every_long_chunk_and_never_far_above_a_short_one(
