@@ -125,7 +125,7 @@ def tasks(sms: int, max_context: int, *, quick: bool) -> list[Task]:
         steps += [(320, 512), (448, 512)]
         passes += [(128, 0), (384, 0), (768, 0), (1536, 0), (3072, 0), (1024, 3072), (2048, 5120), (128, 1024)]
         passes += [(320, 0), (448, 0), (640, 0)]
-        pairings += [(64, 4096, 1024), (16, 1024, 256)]
+        pairings += [(256, 512, 512), (64, 4096, 1024), (16, 1024, 256)]
         mixed += [(64, 512, 256), (16, 512, 1024), (256, 512, 1024), (16, 512, 256), (256, 512, 256), (16, 512, 2048)]
         mixed += [(64, 512, 64), (64, 4096, 512), (128, 2048, 1024)]
     steps = [(rows, context) for rows, context in steps if context <= max_context and rows * context <= MOST_TOKENS]
