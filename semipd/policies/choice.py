@@ -94,22 +94,23 @@ def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
     return Choice(shares, Mode.SPLIT, pace, rate, first_token_s(load, rate, own_s, own_s / 2), load.chunk)
 
 
-def turns_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
-    """So many prompt tokens, in batches of `load.chunk` at most, and one decode step, each on the whole device."""
+def turns_choice(model: LatencyModel, load: Load, tokens: int, step_s: float, own_s: float) -> Choice:
+    """So many prompt tokens, in batches of `load.chunk` at most, and one decode step, each on the whole device.
+
+    `step_s`: of the step; `own_s`: of a batch with the prompt alone, or as much of it as is in a batch.
+    """
     batches = -(-tokens // load.chunk)
     mean = round(tokens / batches)
-    step = model.decode_s(load.rows, load.context_tokens)
-    turn = step + batches * model.prefill_s(mean, load.computed + mean)
-    own = min(load.prompt, load.chunk)
-    first_s = first_token_s(load, tokens / turn, model.prefill_s(own, load.computed + own), step / 2)
+    turn = step_s + batches * model.prefill_s(mean, load.computed + mean)
+    first_s = first_token_s(load, tokens / turn, own_s, step_s / 2)
     each = -(-mean // TILE) * TILE
     return Choice(FULL, Mode.TURNS, turn, tokens / turn, first_s, min(tokens, load.chunk, each), tokens)
 
 
-def mixed_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
-    """So many prompt tokens in each decode step, but for one in RIDES + 1."""
+def mixed_choice(model: LatencyModel, load: Load, tokens: int, step_s: float) -> Choice:
+    """So many prompt tokens in each decode step, but for one in RIDES + 1, which takes `step_s`."""
     took = model.mixed_s(tokens, load.computed, load.rows, load.context_tokens)
-    rate = RIDES * tokens / (RIDES * took + model.decode_s(load.rows, load.context_tokens))
+    rate = RIDES * tokens / (RIDES * took + step_s)
     # One runs, one has been launched behind it.
     first_s = first_token_s(load, rate, took, 1.5 * took)
     return Choice(FULL, Mode.MIXED, took, rate, first_s, RIDES * tokens, tokens)
@@ -131,9 +132,12 @@ def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]
     delays each token, and no factor that is fitted to what was observed tells of it. So there it is never chosen.
     """
     kept = False
+    step_s = model.decode_s(load.rows, load.context_tokens)
     if Mode.TURNS in limits.modes:
+        own = min(load.prompt, load.chunk)
+        own_s = model.prefill_s(own, load.computed + own)
         for tokens in TURNS:
-            choice = turns_choice(model, load, tokens)
+            choice = turns_choice(model, load, tokens, step_s, own_s)
             yield choice
             if choice.decode_s > load.pace_s:
                 break
@@ -146,7 +150,7 @@ def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]
                 break
     if {Mode.MIXED, Mode.TURNS} <= limits.modes:
         for tokens in MIXED:
-            choice = mixed_choice(model, load, tokens)
+            choice = mixed_choice(model, load, tokens, step_s)
             if MIXED_WAITS * choice.decode_s > load.wait_s:
                 break
             yield choice

@@ -52,6 +52,12 @@ def moment(waiting: list[WaitingSequence], running: list[RunningSequence], **cha
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
+def turns(model: LatencyModel, load: Load, tokens: int) -> Choice:
+    own = min(load.prompt, load.chunk)
+    step_s = model.decode_s(load.rows, load.context_tokens)
+    return turns_choice(model, load, tokens, step_s, model.prefill_s(own, load.computed + own))
+
+
 class TestChoice:
     def test_the_smallest_decode_share_that_keeps_the_pace(self) -> None:
         chosen = best(MODEL, LOAD, SPLIT_ONLY)
@@ -83,12 +89,12 @@ class TestChoice:
 
     def test_a_split_is_for_where_turns_are_too_long(self) -> None:
         modes = replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.TURNS}))
-        shortest = turns_choice(MODEL, LOAD, TURNS[0]).decode_s
+        shortest = turns(MODEL, LOAD, TURNS[0]).decode_s
         assert best(MODEL, replace(LOAD, pace_s=shortest * 1.01), modes).mode is Mode.TURNS
         assert best(MODEL, replace(LOAD, pace_s=shortest * 0.9), modes).mode is Mode.SPLIT
 
     def test_first_tokens_come_the_later_the_more_prompts_come(self) -> None:
-        times = [turns_choice(MODEL, replace(LOAD, arriving=a), 512).first_s for a in range(0, 60_000, 5_000)]
+        times = [turns(MODEL, replace(LOAD, arriving=a), 512).first_s for a in range(0, 60_000, 5_000)]
         assert times == sorted(times)
         assert len(set(times)) == len(times)
 
@@ -109,10 +115,11 @@ class TestChoice:
             load = Load(rows, rows * draw.randint(50, 4000), pace, chunk, wait, *comes)
             scales = Scales(*(draw.uniform(0.5, 2.0) for _ in range(5)))
             model = LatencyModel(scales=scales)
-            found = [turns_choice(model, load, tokens) for tokens in TURNS]
+            found = [turns(model, load, tokens) for tokens in TURNS]
             if found[0].decode_s > pace:
                 found += [split_choice(model, load, shares) for shares in SPLITS]
-            mixed = [mixed_choice(model, load, tokens) for tokens in MIXED]
+            step_s = model.decode_s(load.rows, load.context_tokens)
+            mixed = [mixed_choice(model, load, tokens, step_s) for tokens in MIXED]
             found += [choice for choice in mixed if MIXED_WAITS * choice.decode_s <= load.wait_s]
             chosen = best(model, load, everything)
             keeping = [c.first_s for c in found if c.decode_s <= pace]
