@@ -61,7 +61,7 @@ def test_greedy_tokens_are_the_same_in_larger_buckets_than_need_be(checkpoint, r
     if device.type != "cuda":
         pytest.skip("a CPU captures nothing")
     times_ms = count(1.0)  # what is captured and timed first, the largest, is the fastest
-    monkeypatch.setattr(graphs, "replay_ms", lambda *_: next(times_ms))
+    monkeypatch.setattr(graphs, "replays_ms", lambda replayed, *_: [next(times_ms) for _ in replayed])
     made = rig(capture=True)
     assert (made.engine.open_prefill().graphs.bucket(1), made.batch.graphs.bucket(1)) == (1024, 64)
     wishes = [Wish(random_tokens(n), stopping=StoppingParams(30), chunks=(n, 7)) for n in (5, 33, 70)]

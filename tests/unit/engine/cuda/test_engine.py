@@ -125,7 +125,7 @@ def test_answers_are_the_same_in_a_larger_bucket_than_need_be(
 ) -> None:
     on_cpu, on_gpu = engines("mistral, sliding window")
     times_ms = count(1.0)  # what is captured and timed first, the largest, is the fastest
-    monkeypatch.setattr(cuda_graphs, "replay_ms", lambda *_: next(times_ms))
+    monkeypatch.setattr(cuda_graphs, "replays_ms", lambda graphs, *_: [next(times_ms) for _ in graphs])
     expected, found = Run(on_cpu), Run(on_gpu)
     prefill, batch = on_gpu.open_prefill(), found.batch
     assert isinstance(batch, CudaDecodeBatch)
