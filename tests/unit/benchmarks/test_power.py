@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support.server import until
+
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -30,8 +32,7 @@ def test_it_asks_of_the_device_that_is_used_until_it_is_left(tmp_path: Path, mon
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     with PowerWatch() as watch:
-        while len(watch.looks) < 2 or not (tmp_path / "nvidia-smi.asked").exists():
-            pass
+        until(lambda: len(watch.looks) >= 2 and (tmp_path / "nvidia-smi.asked").exists())
     assert [(one.sm_mhz, one.watts, one.limited) for one in watch.looks] == [(1455, 693.08, True), (1980, 560.1, False)]
     assert "-i 1" in (tmp_path / "nvidia-smi.asked").read_text()
 
