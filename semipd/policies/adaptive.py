@@ -100,19 +100,22 @@ class Adaptive(Policy):
         snapshot = given.snapshot
         if not snapshot.waiting or not snapshot.running:
             chunk = self._chunk(snapshot)
-            return Plan(prefill=self._fill(snapshot, given.order, chunk), mode=self._mode_of(snapshot))
+            chunks = self._fill(snapshot, given.order, chunk, self._ahead_s)
+            return Plan(prefill=chunks, mode=self._mode_of(snapshot))
         choice = self._choose(snapshot)
         self._forecast.step_tokens = choice.step_tokens or STEP_TOKENS
+        # A step is launched while the one before it is on the device: a batch for it must be there by then.
+        ahead_s = max(self._ahead_s, choice.decode_s) if choice.mode is Mode.MIXED else self._ahead_s
         return Plan(
-            prefill=self._fill(snapshot, given.order, choice.chunk),
+            prefill=self._fill(snapshot, given.order, choice.chunk, ahead_s),
             shares=choice.shares,
             mode=choice.mode,
             step_tokens=choice.step_tokens,
         )
 
-    def _fill(self, snapshot: Snapshot, order: Order, chunk: int) -> tuple[Chunk, ...]:
-        """Nothing while the worker is busy for long: what comes in the meantime may have to be first."""
-        if self._forecast.in_flight_s(snapshot) > self._ahead_s:
+    def _fill(self, snapshot: Snapshot, order: Order, chunk: int, ahead_s: float) -> tuple[Chunk, ...]:
+        """Nothing while the worker is busy for longer than that: what comes in the meantime may have to be first."""
+        if self._forecast.in_flight_s(snapshot) > ahead_s:
             return ()
         chunks = fill_batch(snapshot, order, chunk)
         self._slack.planned(chunks, snapshot)

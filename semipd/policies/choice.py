@@ -18,8 +18,6 @@ MIXED = (256, 384, 512, 768, 1024, 1536, 2048)
 TILE = 128
 """Tokens: a GPU's matrix products go in tiles of so many, and a batch in between costs more for each of its tokens: 320
 take 8.7 ms, 384 take 10.0, and 448 as long as 512, 12.5 (the profile that ships)."""
-RIDES = 4
-"""Mixed batches for which prompts are given out at once: what one answers and the next is told takes a step."""
 MIXED_WAITS = 3
 """Mixed batches until a prompt's first token: the one that runs, the one that was launched behind it, and its own."""
 BUSY = 0.9
@@ -108,13 +106,17 @@ def turns_choice(model: LatencyModel, load: Load, tokens: int, step_s: float, ow
     return Choice(FULL, Mode.TURNS, turn, tokens / turn, first_s, min(tokens, load.chunk, each), tokens)
 
 
-def mixed_choice(model: LatencyModel, load: Load, tokens: int, step_s: float) -> Choice:
-    """So many prompt tokens in each decode step, but for one in RIDES + 1, which takes `step_s`."""
+def mixed_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
+    """So many prompt tokens in a decode step.
+
+    What a batch answers comes back when the step behind it has been launched: so of three steps in a row one has no
+    prompt. That costs prefill a tenth of the time, and decode gains by it; `decode_s` and `prefill_rate` are as if
+    there were none.
+    """
     took = model.mixed_s(tokens, load.computed, load.rows, load.context_tokens)
-    rate = RIDES * tokens / (RIDES * took + step_s)
     # One runs, one has been launched behind it.
-    first_s = first_token_s(load, rate, took, 1.5 * took)
-    return Choice(FULL, Mode.MIXED, took, rate, first_s, RIDES * tokens, tokens)
+    first_s = first_token_s(load, tokens / took, took, 1.5 * took)
+    return Choice(FULL, Mode.MIXED, took, tokens / took, first_s, tokens, tokens)
 
 
 def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]:
@@ -151,7 +153,7 @@ def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]
                 break
     if {Mode.MIXED, Mode.TURNS} <= limits.modes:
         for tokens in MIXED:
-            choice = mixed_choice(model, load, tokens, step_s)
+            choice = mixed_choice(model, load, tokens)
             if MIXED_WAITS * choice.decode_s > load.wait_s:
                 break
             yield choice

@@ -119,7 +119,7 @@ class TestChoice:
             if found[0].decode_s > pace:
                 found += [split_choice(model, load, shares) for shares in SPLITS]
             step_s = model.decode_s(load.rows, load.context_tokens)
-            mixed = [mixed_choice(model, load, tokens, step_s) for tokens in MIXED]
+            mixed = [mixed_choice(model, load, tokens) for tokens in MIXED]
             found += [choice for choice in mixed if MIXED_WAITS * choice.decode_s <= load.wait_s]
             chosen = best(model, load, everything)
             keeping = [c.first_s for c in found if c.decode_s <= pace]
