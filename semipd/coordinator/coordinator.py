@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -189,12 +190,19 @@ class Coordinator:
             waiting=tuple(waiting),
             running=running,
             pages=PageUse(counts.free if counts else 0, counts.total if counts else 0, PAGE_SIZE),
-            limits=self._limits,
+            limits=self._known_limits(),
             shares=floor.shares,
             mode=floor.mode,
             prefill_batches=self.prefill.batches,
             observed=floor.observations.observed(),
         )
+
+    def _known_limits(self) -> Limits:
+        """What the decode worker has said of itself stays known while another takes its place."""
+        decode = self.floor.ready_worker(Role.DECODE)
+        if decode is not None and decode.step_rows != self._limits.step_rows:
+            self._limits = replace(self._limits, step_rows=decode.step_rows)
+        return self._limits
 
     # --- telling ----------------------------------------------------------------------------------------------------
 

@@ -95,15 +95,15 @@ class Crew:
         elif process is None or process.worker is None or process.retired_s is not None:
             log.warning("a message of a worker that is no longer in office is refused", incarnation=incarnation)
         elif message.HasField("ready"):
-            self._ready(process.worker)
+            self._ready(process.worker, message.ready)
         elif message.HasField("resigned"):
             self._successions.resigned(process.worker)
         else:
             self._events.hear_worker(process.worker, message)
 
-    def _ready(self, worker: Worker) -> None:
+    def _ready(self, worker: Worker, said: wk.Ready) -> None:
         now = self._floor.clock.now()
-        worker.ready, worker.progress_s = True, now
+        worker.ready, worker.progress_s, worker.step_rows = True, now, tuple(said.step_rows)
         self._failed_starts = 0
         log.info(
             "worker ready",

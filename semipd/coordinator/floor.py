@@ -50,6 +50,8 @@ class Worker:
     progress_s: float = 0.0
     """When it last showed progress, or got work after having none."""
     appointed_s: float = 0.0
+    step_rows: tuple[int, ...] = ()
+    """Sizes that its decode steps are padded to, as it says when it is ready."""
     percentage: int | None = None
     """Partition back end `mps`: of the multiprocessors, for life."""
     leaving_s: float | None = None

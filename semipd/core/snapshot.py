@@ -167,6 +167,9 @@ class Limits:
     max_running: int
     """Sequences in the decode batch."""
     modes: frozenset[Mode] = frozenset({Mode.SPLIT})
+    step_rows: tuple[int, ...] = ()
+    """Sizes that a decode step is padded to, ascending: with 385 sequences it may cost as much as with 512. Empty: none
+    are known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from semipd.policies.filling import fill_batch
 from semipd.policies.forecast import STEP_TOKENS, Forecast, effective, other_share
 from semipd.policies.options import Options
 from semipd.policies.ordering import BySlack
+from semipd.policies.rows import Traffic, most_rows
 
 HORIZON = 64
 """Tokens over which a sequence that fell behind its pace is to make up for it."""
@@ -35,6 +36,8 @@ RECENT = 64
 BATCH_OF_WISH = 0.25
 WAIT_OF_WISH = 0.5
 LONGEST_BATCH_S = 0.06
+READY = 32
+"""Of the places in the decode batch, one in so many may be waited for with the first token there."""
 CERTAIN = 0.8
 """A deadline counts as lost if even this part of the estimate does not fit before it."""
 
@@ -70,7 +73,7 @@ class Adaptive(Policy):
         self._forecast = Forecast()
         self._slack = BySlack(self._forecast, self._margin)
         self._paced: Sequence[RunningSequence] = ()
-        self._pace_s = 0.0
+        self._pace_s = self._wish_s = 0.0
         self._shares, self._mode = SPLITS[2], Mode.SPLIT
         self._since_s = float("-inf")
 
@@ -117,9 +120,25 @@ class Adaptive(Policy):
         """Nothing while the worker is busy for longer than that: what comes in the meantime may have to be first."""
         if self._forecast.in_flight_s(snapshot) > ahead_s:
             return ()
-        chunks = fill_batch(snapshot, order, chunk)
+        chunks = fill_batch(snapshot, order, chunk)[: self._places(snapshot)]
         self._slack.planned(chunks, snapshot)
         return chunks
+
+    def _places(self, snapshot: Snapshot) -> int:
+        """For how many more sequences decode has a place: one whose first token comes before has its pace to lose.
+
+        A few wait for theirs, so that it is taken at once. Where the phases take turns and sizes of a step are known,
+        as many are let in as are served best.
+        """
+        rows, limits, forecast = len(snapshot.running), snapshot.limits, self._forecast
+        joining = sum([1 for w in snapshot.waiting if w.in_flight_tokens and not w.remaining_tokens])
+        most = limits.max_running + max(1, limits.max_running // READY)
+        if rows and self._mode_of(snapshot) is Mode.TURNS and limits.step_rows and forecast.prompt_per_token:
+            context = forecast.batch.context_tokens(snapshot) / rows
+            traffic = Traffic(context, forecast.prompt_per_token, self._wish_s)
+            best = most_rows(forecast.model, limits.step_rows, traffic)
+            most = most if best == limits.step_rows[-1] else best
+        return max(0, most - rows - joining)
 
     def _chunk(self, snapshot: Snapshot) -> int:
         """Prompt tokens that take about the time for a batch, under the shares as they are: some tiles."""
@@ -183,9 +202,10 @@ class Adaptive(Policy):
     def _kept_pace_s(self, running: Sequence[RunningSequence]) -> float:
         """The tightest of what those with one wish are content with."""
         settled = [r for r in running if r.output_tokens >= SETTLED]
-        paces: dict[float | None, list[float]] = {}
+        paces: dict[float, list[float]] = {}
         for one in settled or running:
-            paces.setdefault(one.slo.tpot_s, []).append(self._pace(one))
+            paces.setdefault(_wish_s(one), []).append(self._pace(one))
+        self._wish_s = min(paces) * (1 - self._margin)
         return min([sorted(alike)[int((len(alike) - 1) * CONTENT)] for alike in paces.values()])
 
     def _pace(self, running: RunningSequence) -> float:
@@ -194,9 +214,13 @@ class Adaptive(Policy):
         A sequence that fell behind is to make up for it over HORIZON tokens; one that is ahead may take SPEND tokens to
         lose its lead, at half its pace at least.
         """
-        wish = running.slo.tpot_s if running.slo.tpot_s is not None else ASSUMED_TPOT_S
-        wish *= 1 - self._margin
+        wish = _wish_s(running) * (1 - self._margin)
         behind = (running.last_token_s - running.first_token_s) - wish * (running.output_tokens - 1)
         if behind <= 0:
             return min(2 * wish, wish - behind / SPEND)
         return max(wish * (1 - MAKE_UP), wish - behind / HORIZON)
+
+
+def _wish_s(running: RunningSequence) -> float:
+    """Seconds a token that its client wishes."""
+    return running.slo.tpot_s if running.slo.tpot_s is not None else ASSUMED_TPOT_S

@@ -15,6 +15,8 @@ STEP_TOKENS = 768
 RECENT = 64
 """First tokens that say what comes."""
 AT_LEAST_S = 0.5
+FEWEST_ENDED = 16
+"""Sequences that ended, to say how long they are."""
 
 
 class Forecast:
@@ -26,6 +28,8 @@ class Forecast:
         self.batch = RunningBatch()
         self.prompt_tokens = 512
         """Of a prompt, on average."""
+        self.prompt_per_token: float | None = None
+        """Prompt tokens to compute for each token that is sampled; None: too little ended to tell."""
         self._served, self._served_s = 0, 0.0
         self.step_tokens = STEP_TOKENS
         """Prompt tokens to a decode step where the phases take turns or are mixed, about. For a policy that knows to
@@ -55,6 +59,7 @@ class Forecast:
             total = sum([f.prompt_tokens for f in found])
             self.prompt_tokens = max(1, total // len(found))
             self._served, self._served_s = total, snapshot.now_s - found[0].at_s
+        self.prompt_per_token = _prompt_per_token(snapshot.observed)
 
     def arriving(self, snapshot: Snapshot) -> float:
         """Prompt tokens a second: what got its first token lately, and what waits for it."""
@@ -106,6 +111,20 @@ class Forecast:
             return tokens * (token_s + (w.computed_tokens + w.in_flight_tokens + tokens / 2) * attention_s)
 
         return seconds
+
+
+def _prompt_per_token(observed: Observed) -> float | None:
+    """Of what came and what ended lately. Sequences that run count with what was sampled of them meanwhile: were it
+    those alone that have ended, the short ones would be seen first."""
+    prompts, ended = observed.first_tokens, observed.completions
+    if not prompts or len(ended) < FEWEST_ENDED:
+        return None
+    since = max(ended[0].at_s, observed.steps[0].end_s if observed.steps else 0.0)
+    ends = sum([c.at_s > since for c in ended])
+    sampled = sum([s.tokens for s in observed.steps if s.phase is Phase.DECODE and s.end_s > since])
+    if ends < FEWEST_ENDED or not sampled:
+        return None
+    return sum([p.prompt_tokens for p in prompts]) / len(prompts) * ends / sampled
 
 
 def effective(snapshot: Snapshot) -> Shares:

@@ -56,6 +56,7 @@ class Laboratory:
             max_running=self.max_running,
             max_waiting=self.max_waiting,
             modes=frozenset({Mode.SPLIT, Mode.TURNS} | ({Mode.MIXED} if self.profile.mixed else set())),
+            step_rows=self.profile.buckets.decode,
         )
 
     def target(self) -> TargetInfo:

@@ -45,6 +45,7 @@ class Settings:
     max_running: int = 512
     max_waiting: int = 512
     modes: frozenset[Mode] = frozenset({Mode.SPLIT, Mode.TURNS})
+    step_rows: tuple[int, ...] = ()
 
 
 class Server:
@@ -76,7 +77,7 @@ class Server:
         self.reviewed_s = 0.0
         self.decoding = 0
         """Handed over and not answered for to the end."""
-        self._limits = Limits(settings.max_batch_tokens, settings.max_running, settings.modes)
+        self._limits = Limits(settings.max_batch_tokens, settings.max_running, settings.modes, settings.step_rows)
         self._wish: Shares | None = None
         self._decode_limit = settings.max_running
         self._observations = Observations()

@@ -76,28 +76,30 @@ def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> i
         os.environ[ACTIVE_THREADS] = str(appoint.active_thread_percentage)
     model = read_model_config(model_directory(config))
     with attach(run_dir) as attached:
-        worker = open_worker(link, config, model, me, attached, appoint)
+        worker, ready = open_worker(link, config, model, me, attached, appoint)
         freeze_start_up_objects()
-        link.send(wk.FromWorker(ready=wk.Ready()))
+        link.send(wk.FromWorker(ready=ready))
         worker.run()
     return 0
 
 
 def open_worker(
     link: Link, config: ServerConfig, model: ModelConfig, me: Holder, attached: Attached, appoint: wk.Appoint
-) -> PrefillWorker | DecodeWorker:
-    """With its engine, on the device that the server computes on."""
+) -> tuple[PrefillWorker | DecodeWorker, wk.Ready]:
+    """With its engine, on the device that the server computes on; and what it then says."""
     if config.device == "cuda":
         from semipd.workers.on_gpu import OnGpu  # noqa: PLC0415  what it needs is not there without a GPU
 
         gpu = OnGpu(link, config, model, me.role, attached, appoint, say_captured)
+        ready = wk.Ready(step_rows=gpu.step_rows())
         if me.role is Role.DECODE:
-            return DecodeWorker(link, gpu.batch(), attached.account, me, gpu, gpu.room)
-        return PrefillWorker(link, gpu.engine, attached.account, me, gpu)
+            return DecodeWorker(link, gpu.batch(), attached.account, me, gpu, gpu.room), ready
+        return PrefillWorker(link, gpu.engine, attached.account, me, gpu), ready
     cpu = OnCpu(link, model, me.role, attached, appoint)
     if me.role is Role.DECODE:
-        return DecodeWorker(link, cpu.engine.decode_batch(config.max_batch_tokens), attached.account, me, cpu)
-    return PrefillWorker(link, cpu.engine, attached.account, me, cpu)
+        batch = cpu.engine.decode_batch(config.max_batch_tokens)
+        return DecodeWorker(link, batch, attached.account, me, cpu), wk.Ready()
+    return PrefillWorker(link, cpu.engine, attached.account, me, cpu), wk.Ready()
 
 
 def import_for_gpu() -> None:

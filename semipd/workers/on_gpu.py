@@ -81,6 +81,10 @@ class OnGpu:
         assert self._batch is not None, "a prefill worker has none"
         return self._batch
 
+    def step_rows(self) -> list[int]:
+        """Sizes that decode steps are padded to; none where this worker makes none."""
+        return [] if self._batch is None else self._batch.graphs.useful
+
     def busy(self, work: bool) -> None:
         self._turns.busy(work)
 

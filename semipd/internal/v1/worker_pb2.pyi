@@ -88,8 +88,10 @@ class Appoint(_message.Message):
     def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., cpus: _Optional[_Iterable[int]] = ..., active_thread_percentage: _Optional[int] = ..., replacement: _Optional[bool] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("step_rows",)
+    STEP_ROWS_FIELD_NUMBER: _ClassVar[int]
+    step_rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step_rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefillBatch(_message.Message):
     __slots__ = ("batch", "chunks", "step_tokens")

@@ -118,7 +118,6 @@ class TestChoice:
             found = [turns(model, load, tokens) for tokens in TURNS]
             if found[0].decode_s > pace:
                 found += [split_choice(model, load, shares) for shares in SPLITS]
-            step_s = model.decode_s(load.rows, load.context_tokens)
             mixed = [mixed_choice(model, load, tokens) for tokens in MIXED]
             found += [choice for choice in mixed if MIXED_WAITS * choice.decode_s <= load.wait_s]
             chosen = best(model, load, everything)
