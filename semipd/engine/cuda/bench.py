@@ -40,7 +40,9 @@ FEWEST = 5
 PROBES = 4
 """Rounds that tell how many of them the others are."""
 FASTEST_S = 0.0004
-"""No step is faster: bounds by how much the contexts of a batch grow."""
+"""No step is faster, whatever an event says."""
+SURELY = 0.8
+"""Of the fastest probe's time, what no step falls below."""
 
 Ends = tuple[torch.cuda.Event, ...]
 """Of one round, a step or a pass or both: when each part ended on the device."""
@@ -193,10 +195,27 @@ def _sustained(
     return run(context - warm - (counted + 1) // 2, warm + counted + 1)[warm:]
 
 
+def steps_within(engine: CudaEngine, rows: int, context: int, sms: int, seconds: float) -> int:
+    """How many decode steps fit into that time at most, on so many SMs. The batch is empty before and after.
+
+    Raises ValueError where the pool has not so many pages."""
+    try:
+        batch, _ = fill_batch(engine, rows, context, context + PROBES)
+        engine.use_sms(sms)
+        capture_step(engine, batch, rows)
+        return ceil(seconds / (SURELY * _fastest_s(_launched(lambda: _step(engine, batch), PROBES))))
+    finally:
+        empty_batch(engine)
+
+
+def _fastest_s(probes: Sequence[Ends]) -> float:
+    return max(FASTEST_S, min(a[-1].elapsed_time(b[-1]) for a, b in pairwise(probes)) / 1e3)
+
+
 def _rounds(probes: Sequence[Ends], counted_s: float) -> tuple[int, int]:
     """How many of them are to warm the device up, and how many then to count. Under load they take longer than the
     probes do, and so more time in all."""
-    fastest_s = max(FASTEST_S, min(a[-1].elapsed_time(b[-1]) for a, b in pairwise(probes)) / 1e3)
+    fastest_s = _fastest_s(probes)
     return ceil(WARM_S / fastest_s), max(FEWEST, ceil(counted_s / fastest_s))
 
 

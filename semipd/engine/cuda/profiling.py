@@ -33,7 +33,6 @@ import torch
 from semipd.core.model import parse_model_config
 from semipd.core.sms import decode_choices, prefill_choices
 from semipd.engine.cuda.bench import (
-    FASTEST_S,
     any_pages,
     bench_batch,
     capture_pass,
@@ -45,6 +44,7 @@ from semipd.engine.cuda.bench import (
     open_engine,
     prefill_ms,
     prompt_item,
+    steps_within,
     turns_ms,
 )
 from semipd.engine.cuda.engine import CudaEngine
@@ -94,7 +94,9 @@ class Decode:
 
     def prepare(self, asked: dict[str, Any]) -> None:
         engine, rows, context = self._engine, asked["rows"], asked["context"]
-        batch, _ = fill_batch(engine, rows, context, context + int(asked["seconds"] / FASTEST_S) + 16)
+        steps = steps_within(engine, rows, context, asked["sms"], asked["seconds"])
+        first = max(1, context - steps // 2)  # grows to `context` by the middle of it, about
+        batch, _ = fill_batch(engine, rows, first, first + steps)
         engine.use_sms(asked["sms"])
         capture_step(engine, batch, rows)
         torch.cuda.synchronize()
