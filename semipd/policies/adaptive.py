@@ -54,10 +54,10 @@ class Adaptive(Policy):
     tokens to a decode step as the pace allows; mixed batches where so much comes that they are needed; a split where
     decode can't wait for a turn to end. A sequence that is ahead of its pace may be slower for a while. `dwell_ms` and
     a gain threshold keep it from flapping. While no prompt waits, shares and mode stay: the engine then gives decode
-    the whole device by itself.
+    the whole device by itself. No more prompts are begun than decode has places for.
 
-    Options: `batch_ms`, a fixed time for a batch instead; `ahead_ms` (default 8); `margin`, percent of each wish that
-    is kept in reserve (10); `dwell_ms` (250).
+    Options: `batch_ms`, a fixed time for a batch instead; `ahead_ms` (default 8); `margin`, percent of each wished
+    TPOT that is kept in reserve (10); `dwell_ms` (250).
     """
 
     name: ClassVar[str] = "adaptive"
@@ -71,7 +71,7 @@ class Adaptive(Policy):
         self._hysteresis = Hysteresis(read.number("dwell_ms", default=250.0, above=0.0, high=60_000.0) / 1000)
         read.finish()
         self._forecast = Forecast()
-        self._slack = BySlack(self._forecast, self._margin)
+        self._slack = BySlack(self._forecast)
         self._paced: Sequence[RunningSequence] = ()
         self._pace_s = self._wish_s = 0.0
         self._shares, self._mode = SPLITS[2], Mode.SPLIT

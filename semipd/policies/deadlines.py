@@ -31,7 +31,7 @@ ASSUMED_STRETCH = 7.5
 ASSUMED_TPOT_S = 0.1
 """Of a preempted sequence whose request names no TPOT."""
 
-LATE_SHARE = 20
+LATE_SHARE = 40
 
 Work = Callable[[WaitingSequence], float]
 """Seconds that the rest of a prompt's prefill adds."""

@@ -14,7 +14,7 @@ from semipd.policies.options import Options
 ORDERS = ("fcfs", "slack")
 UNBOUNDED = 2**31 - 1
 """Tokens in a batch: as many as the engine takes."""
-MARGIN = 0.1
+MARGIN = 0.05
 """Of each wish, kept in reserve for what no estimate knows."""
 
 

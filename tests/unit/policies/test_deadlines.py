@@ -12,7 +12,7 @@ import pytest
 from semipd.core.plan import Chunk
 from semipd.core.request import Slo
 from semipd.core.snapshot import SequenceId, WaitingSequence
-from semipd.policies.deadlines import Ageing, Ranking, due_s, rank, start_by_s
+from semipd.policies.deadlines import LATE_SHARE, Ageing, Ranking, due_s, rank, start_by_s
 
 
 def waits(
@@ -111,16 +111,16 @@ def test_where_all_are_in_time_no_such_order_has_a_smaller_mean_wait() -> None:
             assert wait(ranked) == pytest.approx(min(wait(p) for p in good))
 
 
-def test_the_late_get_one_token_in_twenty() -> None:
+def test_the_late_get_their_share_of_tokens() -> None:
     ageing, ranking = Ageing(), Ranking((1, 2), frozenset({1}))
     waiting = (waits(1, 10**9, 0.1), waits(2, 10**9, 0.1))
     late = others = 0
-    for _ in range(2000):
+    for _ in range(100 * LATE_SHARE):
         first = 1 if ageing.late_first else 2
         ageing.planned((Chunk(first, 512),), waiting, ranking)
         ageing.see([replace(w, in_flight_tokens=512) if w.sequence == first else w for w in waiting])
         late, others = (late + 512, others) if first == 1 else (late, others + 512)
-    assert others / late == pytest.approx(20, rel=0.05)
+    assert others / late == pytest.approx(LATE_SHARE, rel=0.05)
 
 
 def test_a_plan_that_was_not_given_out_does_not_count() -> None:
