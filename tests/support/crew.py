@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,9 @@ class CrewStage(Stage):
     def says(self, incarnation: int, **message: Any) -> None:
         self.crew.hear(incarnation, wk.FromWorker(**message))
 
-    def ready(self, incarnation: int) -> None:
+    def ready(self, incarnation: int, step_rows: Sequence[int] = ()) -> None:
         self._said_ready.add(incarnation)
-        self.says(incarnation, ready=wk.Ready())
+        self.says(incarnation, ready=wk.Ready(step_rows=step_rows))
 
     def appointed(self) -> dict[int, wk.Appoint]:
         """All processes that live and were appointed, and as what."""

@@ -209,7 +209,8 @@ def steps_within(engine: CudaEngine, rows: int, context: int, sms: int, seconds:
 
 
 def _fastest_s(probes: Sequence[Ends]) -> float:
-    return max(FASTEST_S, min(a[-1].elapsed_time(b[-1]) for a, b in pairwise(probes)) / 1e3)
+    fastest_ms: float = min(a[-1].elapsed_time(b[-1]) for a, b in pairwise(probes))
+    return max(FASTEST_S, fastest_ms / 1e3)
 
 
 def _rounds(probes: Sequence[Ends], counted_s: float) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from semipd.bench.arrivals import Arrival
@@ -68,6 +70,15 @@ def test_mixed_batches_are_there_and_every_one_is_read_off_again(shipped: Profil
         got = times.mixed_s(p.rows, p.rows * p.context, p.tokens, pairs, shipped.gpu.sms, 0)
         # Points that differ in context or start alone share a ratio.
         assert got * 1000 == pytest.approx(p.ms, rel=0.02), p
+
+
+def test_policies_know_what_steps_are_padded_to(shipped: Profile, times: ProfileTimes) -> None:
+    sizes = Laboratory("adaptive", {}, shipped).settings().step_rows
+    assert sizes[-1] == 512
+    sms = shipped.gpu.sms
+    for size, larger in pairwise(sizes):
+        more, most = (times.decode_s(rows, 400 * size, sms, 0) for rows in (size + 1, larger))
+        assert more == most
 
 
 def test_a_request_alone_takes_what_was_measured_through_grpc(shipped: Profile, times: ProfileTimes) -> None:
