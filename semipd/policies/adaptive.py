@@ -73,6 +73,8 @@ class Adaptive(Policy):
         self._forecast = Forecast()
         self._slack = BySlack(self._forecast)
         self._paced: Sequence[RunningSequence] = ()
+        self._counted: Sequence[RunningSequence] = ()
+        self._most: int | None = None
         self._pace_s = self._wish_s = 0.0
         self._shares, self._mode = SPLITS[2], Mode.SPLIT
         self._since_s = float("-inf")
@@ -130,15 +132,24 @@ class Adaptive(Policy):
         A few wait for theirs, so that it is taken at once. Where the phases take turns and sizes of a step are known,
         as many are let in as are served best.
         """
-        rows, limits, forecast = len(snapshot.running), snapshot.limits, self._forecast
+        rows, most = len(snapshot.running), snapshot.limits.max_running
         joining = sum([1 for w in snapshot.waiting if w.in_flight_tokens and not w.remaining_tokens])
-        most = limits.max_running + max(1, limits.max_running // READY)
-        if rows and self._mode_of(snapshot) is Mode.TURNS and limits.step_rows and forecast.prompt_per_token:
-            context = forecast.batch.context_tokens(snapshot) / rows
-            traffic = Traffic(context, forecast.prompt_per_token, self._wish_s)
-            best = most_rows(forecast.model, limits.step_rows, traffic)
-            most = most if best == limits.step_rows[-1] else best
-        return max(0, most - rows - joining)
+        places = most + max(1, most // READY)
+        if rows and self._mode_of(snapshot) is Mode.TURNS and snapshot.limits.step_rows:
+            looked = self._forecast.batch.looked_over(snapshot)
+            if looked is not self._counted:
+                self._counted, self._most = looked, self._most_rows(snapshot)
+            places = min(places, self._most or places)
+        return max(0, places - rows - joining)
+
+    def _most_rows(self, snapshot: Snapshot) -> int | None:
+        """As many as are served best; None: as many as can be."""
+        sizes, forecast = snapshot.limits.step_rows, self._forecast
+        if not forecast.prompt_per_token:
+            return None
+        context = forecast.batch.context_tokens(snapshot) / len(snapshot.running)
+        best = most_rows(forecast.model, sizes, Traffic(context, forecast.prompt_per_token, self._wish_s))
+        return None if best == sizes[-1] else best
 
     def _chunk(self, snapshot: Snapshot) -> int:
         """Prompt tokens that take about the time for a batch, under the shares as they are: some tiles."""

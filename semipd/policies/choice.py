@@ -17,7 +17,7 @@ MIXED = (256, 384, 512, 768, 1024, 1536, 2048)
 """Prompt tokens in a mixed batch."""
 TILE = 128
 """Tokens: a GPU's matrix products go in tiles of so many, and a batch in between costs more for each of its tokens: 320
-take 8.7 ms, 384 take 10.0, and 448 as long as 512, 12.5 (the profile that ships)."""
+take 8.7 ms, 384 take 10.0, and 448 as long as 512, 12.4 (the profile that ships)."""
 MIXED_WAITS = 3
 """Mixed batches until a prompt's first token: the one that runs, the one that was launched behind it, and its own."""
 BUSY = 0.9
