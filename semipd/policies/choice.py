@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.snapshot import Limits
@@ -50,8 +51,7 @@ class Load:
     """Tokens before the chunk, in its prompt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """A way to use the device, and what the model expects of it."""
 
     shares: Shares
@@ -93,14 +93,15 @@ def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
     return Choice(shares, Mode.SPLIT, pace, rate, first_token_s(load, rate, own_s, own_s / 2), load.chunk)
 
 
-def turns_choice(model: LatencyModel, load: Load, tokens: int, step_s: float, own_s: float) -> Choice:
+def turns_choice(load: Load, tokens: int, step_s: float, own_s: float, batch_s: Callable[[int], float]) -> Choice:
     """So many prompt tokens, in batches of `load.chunk` at most, and one decode step, each on the whole device.
 
-    `step_s`: of the step; `own_s`: of a batch with the prompt alone, or as much of it as is in a batch.
+    `step_s`: of the step; `own_s`: of a batch with the prompt alone, or as much of it as is in a batch; `batch_s`: of
+    any batch, by its tokens.
     """
     batches = -(-tokens // load.chunk)
     mean = round(tokens / batches)
-    turn = step_s + batches * model.prefill_s(mean, load.computed + mean)
+    turn = step_s + batches * batch_s(mean)
     first_s = first_token_s(load, tokens / turn, own_s, step_s / 2)
     each = -(-mean // TILE) * TILE
     return Choice(FULL, Mode.TURNS, turn, tokens / turn, first_s, min(tokens, load.chunk, each), tokens)
@@ -137,10 +138,10 @@ def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]
     kept = False
     step_s = model.decode_s(load.rows, load.context_tokens)
     if Mode.TURNS in limits.modes:
-        own = min(load.prompt, load.chunk)
-        own_s = model.prefill_s(own, load.computed + own)
+        batch_s = model.passes_s(load.computed)
+        own_s = batch_s(min(load.prompt, load.chunk))
         for tokens in TURNS:
-            choice = turns_choice(model, load, tokens, step_s, own_s)
+            choice = turns_choice(load, tokens, step_s, own_s, batch_s)
             yield choice
             if choice.decode_s > load.pace_s:
                 break

@@ -35,6 +35,9 @@ class Forecast:
         """Prompt tokens to a decode step where the phases take turns or are mixed, about. For a policy that knows to
         set."""
         self._observed: Observed | None = None
+        self._stepped: Snapshot | None = None
+        """The snapshot that `_step_s` is of: it is asked for more than once."""
+        self._step_s = 0.0
         self._refitted_s = float("-inf")
         self._idle_s = float("-inf")
         self._answered_s = float("-inf")
@@ -91,9 +94,12 @@ class Forecast:
         mixed batches, the rows in one."""
         if snapshot.mode is Mode.SPLIT or not snapshot.running:
             return 0.0
-        rows, context = len(snapshot.running), self.batch.context_tokens(snapshot)
         if snapshot.mode is Mode.TURNS:
-            return self.model.decode_s(rows, context)
+            if self._stepped is not snapshot:
+                self._stepped = snapshot
+                self._step_s = self.model.decode_s(len(snapshot.running), self.batch.context_tokens(snapshot))
+            return self._step_s
+        rows, context = len(snapshot.running), self.batch.context_tokens(snapshot)
         mixed = self.model.mixed_s(self.step_tokens, 0, rows, context)
         return max(0.0, mixed - self.model.mixed_s(self.step_tokens, 0, 0, 0))
 

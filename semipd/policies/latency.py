@@ -11,6 +11,7 @@ All times in seconds, shares in percent of the device. Everything here is a pure
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -77,6 +78,15 @@ class LatencyModel:
         pairs = tokens * max(context_tokens - tokens / 2, tokens / 2) / max(1, sequences)
         work = (tokens * self.token_s + pairs * self.attention_s) * _prefill_slowdown(share, other)
         return max(self.floor_s(other), (self.batch_s + work) * self.scales.prefill(other > 0))
+
+    def passes_s(self, computed: int) -> Callable[[int], float]:
+        """`prefill_s` of a batch of one prompt with so many tokens computed, alone on the full device, by its tokens:
+        for who asks of many sizes."""
+        scale, floor_s = self.scales.prefill(False), self.floor_s()
+        batch_s, attention_s = self.batch_s * scale, self.attention_s * scale
+        token_s = self.token_s * scale + computed * attention_s
+        half_s = attention_s / 2
+        return lambda tokens: max(floor_s, batch_s + tokens * (token_s + tokens * half_s))
 
     def floor_s(self, other: float = 0.0) -> float:
         """The least that a prefill batch takes, whatever is in it."""

@@ -53,9 +53,9 @@ def moment(waiting: list[WaitingSequence], running: list[RunningSequence], **cha
 
 
 def turns(model: LatencyModel, load: Load, tokens: int) -> Choice:
-    own = min(load.prompt, load.chunk)
+    batch_s = model.passes_s(load.computed)
     step_s = model.decode_s(load.rows, load.context_tokens)
-    return turns_choice(model, load, tokens, step_s, model.prefill_s(own, load.computed + own))
+    return turns_choice(load, tokens, step_s, batch_s(min(load.prompt, load.chunk)), batch_s)
 
 
 class TestChoice:

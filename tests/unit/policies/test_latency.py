@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from semipd.policies.latency import LatencyModel
+from semipd.policies.latency import LatencyModel, Scales
 
 MODEL = LatencyModel()
 
@@ -63,3 +65,12 @@ def test_more_work_or_less_device_never_takes_less() -> None:
 
 def test_nothing_takes_no_time() -> None:
     assert MODEL.prefill_s(0, 0) == MODEL.decode_s(0, 0) == 0.0
+
+
+def test_passes_of_one_prompt_take_what_any_batch_takes() -> None:
+    for scales in (Scales(), Scales(prefill_alone=0.8, launch=0.5)):
+        model = replace(MODEL, scales=scales)
+        for computed in (0, 1000, 7000):
+            passes_s = model.passes_s(computed)
+            for tokens in (1, 100, 512, 4096):
+                assert passes_s(tokens) == pytest.approx(model.prefill_s(tokens, computed + tokens))
