@@ -71,6 +71,8 @@ class Adaptive(Policy):
         read.finish()
         self._forecast = Forecast()
         self._slack = BySlack(self._forecast)
+        self._wished: Snapshot | None = None
+        self._tight_s = ASSUMED_TTFT_S
         self._paced: Sequence[RunningSequence] = ()
         self._counted: Sequence[RunningSequence] = ()
         self._most: int | None = None
@@ -165,9 +167,12 @@ class Adaptive(Policy):
         return min(LONGEST_BATCH_S, max(self._forecast.launch_s(), self._tight_ttft_s(snapshot) * BATCH_OF_WISH))
 
     def _tight_ttft_s(self, snapshot: Snapshot) -> float:
-        slos = [w.slo for w in snapshot.waiting[:RECENT]] + [f.slo for f in snapshot.observed.first_tokens[-RECENT:]]
-        wishes = sorted([slo.ttft_s for slo in slos if slo.ttft_s is not None])
-        return wishes[len(wishes) // 10] if wishes else ASSUMED_TTFT_S
+        if self._wished is not snapshot:  # asked for more than once of each
+            lately = [f.slo.ttft_s for f in snapshot.observed.first_tokens[-RECENT:]]
+            wishes = [s for s in [*[w.slo.ttft_s for w in snapshot.waiting[:RECENT]], *lately] if s is not None]
+            wishes.sort()
+            self._wished, self._tight_s = snapshot, wishes[len(wishes) // 10] if wishes else ASSUMED_TTFT_S
+        return self._tight_s
 
     def _mode_of(self, snapshot: Snapshot) -> Mode:
         return self._mode if self._mode in snapshot.limits.modes else Mode.SPLIT
@@ -177,6 +182,8 @@ class Adaptive(Policy):
         load = self._load(snapshot)
         found = list(choices(model, load, limits))
         wanted = preferred(found, load)
+        if (wanted.shares, wanted.mode) == (self._shares, self._mode):
+            return wanted
         if self._mode_of(snapshot) is Mode.SPLIT:
             present = split_choice(model, load, self._shares)
         else:

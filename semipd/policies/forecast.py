@@ -75,8 +75,8 @@ class Forecast:
         if not flying:
             return 0.0
         shares = effective(snapshot)
-        tokens = sum(w.in_flight_tokens for w in flying)
-        context = sum(w.computed_tokens + w.in_flight_tokens for w in flying)
+        tokens = sum([w.in_flight_tokens for w in flying])
+        context = sum([w.computed_tokens for w in flying]) + tokens
         total = self.model.prefill_s(
             tokens, context, share=shares.prefill, other=other_share(snapshot), sequences=len(flying)
         )

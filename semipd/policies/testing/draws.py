@@ -78,7 +78,9 @@ SCENARIOS = (
     Scenario("a burst", Settings(), burst),
     Scenario("a small pool", Settings(pages=300, limits=Limits(2048, 16)), chat_and_documents),
     Scenario("a small engine", Settings(pages=400, limits=Limits(96, 4)), burst),
-    Scenario("an engine of all modes", Settings(limits=Limits(8192, 256, ALL_MODES, (64, 128, 192, 256))), chat_and_documents),
+    Scenario(
+        "an engine of all modes", Settings(limits=Limits(8192, 256, ALL_MODES, (64, 128, 192, 256))), chat_and_documents
+    ),
     Scenario("a small engine of all modes", Settings(pages=300, limits=Limits(512, 16, ALL_MODES)), chat_and_documents),
 )
 
