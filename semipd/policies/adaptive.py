@@ -8,6 +8,7 @@ from typing import ClassVar
 from semipd.core.partition import Mode
 from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
 from semipd.core.snapshot import RunningSequence, Snapshot
+from semipd.policies.batch import joining
 from semipd.policies.choice import SPLITS, TILE, Choice, Hysteresis, Load, choices, preferred, split_choice
 from semipd.policies.contract import Policy
 from semipd.policies.deadlines import ASSUMED_TPOT_S, ASSUMED_TTFT_S, due_s
@@ -134,14 +135,13 @@ class Adaptive(Policy):
         as many are let in as are served best.
         """
         rows, most = len(snapshot.running), snapshot.limits.max_running
-        joining = sum([1 for w in snapshot.waiting if w.in_flight_tokens and not w.remaining_tokens])
         places = most + max(1, most // READY)
         if rows and self._mode_of(snapshot) is Mode.TURNS and snapshot.limits.step_rows:
             looked = self._forecast.batch.looked_over(snapshot)
             if looked is not self._counted:
                 self._counted, self._most = looked, self._most_rows(snapshot)
             places = min(places, self._most or places)
-        return max(0, places - rows - joining)
+        return max(0, places - rows - len(joining(snapshot)))
 
     def _most_rows(self, snapshot: Snapshot) -> int | None:
         """As many as are served best; None: as many as can be."""
@@ -196,11 +196,11 @@ class Adaptive(Policy):
 
     def _load(self, snapshot: Snapshot) -> Load:
         """The running batch, and the prompts with the worker that will join it."""
-        joining = [w for w in snapshot.waiting if w.in_flight_tokens and not w.remaining_tokens]
-        context = self._forecast.batch.context_tokens(snapshot) + sum(w.prompt_tokens for w in joining)
+        soon = joining(snapshot)
+        context = self._forecast.batch.context_tokens(snapshot) + sum(w.prompt_tokens for w in soon)
         first = snapshot.waiting[0]
         return Load(
-            rows=min(len(snapshot.running) + len(joining), snapshot.limits.max_running),
+            rows=min(len(snapshot.running) + len(soon), snapshot.limits.max_running),
             context_tokens=context,
             pace_s=self._tightest_pace_s(snapshot),
             chunk=self._chunk(snapshot),

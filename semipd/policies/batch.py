@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from semipd.core.snapshot import RunningSequence, Snapshot
+from semipd.core.snapshot import RunningSequence, Snapshot, WaitingSequence
 
 LOOK_S = 0.05
 """It is looked over at most so often, a few decode steps, unless the number of its sequences changes by more than
 1/MUCH meanwhile."""
 MUCH = 8
+
+
+def joining(snapshot: Snapshot) -> list[WaitingSequence]:
+    """Those whose prompts end in the batches that are with a worker: they will be in the running batch next."""
+    return [w for w in snapshot.waiting if w.in_flight_tokens and not w.remaining_tokens]
 
 
 class RunningBatch:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from semipd.core.partition import FULL, Mode
 from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
 from semipd.core.snapshot import Snapshot
+from semipd.policies.batch import joining
 from semipd.policies.contract import Policy
 from semipd.policies.options import Options
 from semipd.policies.ordering import Prompts
@@ -56,5 +57,4 @@ class Chunked(Policy):
 
 def _rows(snapshot: Snapshot) -> int:
     """Decode tokens of the step that the batch will be in: who runs, and whose prompt ends in the batches before it."""
-    joining = sum(1 for w in snapshot.waiting if w.in_flight_tokens and not w.remaining_tokens)
-    return min(len(snapshot.running) + joining, snapshot.limits.max_running)
+    return min(len(snapshot.running) + len(joining(snapshot)), snapshot.limits.max_running)
