@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from provenance import save
 
 from semipd.bench.arrivals import Arrival
-from semipd.bench.drive import Driven, drive, look
-from semipd.bench.records import RequestRecord
-from semipd.bench.run import report
+from semipd.bench.load.drive import Driven, drive, look
+from semipd.bench.runs.run import report
+from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.settings import RunSettings
-from semipd.bench.sink import Sink
+from semipd.bench.targets.sink import Sink
 from semipd.bench.traces import TraceEntry
 
 PACE_S = 0.05

@@ -1,9 +1,9 @@
 """What the coordinator's loop costs in CPU time: `python benchmarks/coordinator_cost.py [--policies adaptive]`.
 
-A real coordinator (book, page account, policy, sockets to the gateways) hears messages as they come from the wire; this
-process plays the workers and reads what the gateways get. Prints microseconds of the thread's CPU time for each event
-with so many sequences running and waiting. Whatever else happens waits for as long: so much later comes a first token.
-No model is computed.
+A real coordinator (request table, page account, policy, sockets to the gateways) hears messages as they come from the
+wire; this process plays the workers and reads what the gateways get. Prints microseconds of the
+thread's CPU time for each event with so many sequences running and waiting. Whatever else happens waits for as long: so
+much later comes a first token. No model is computed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Self
 
 import zmq
 
-from semipd.coordinator.book import Book
 from semipd.coordinator.coordinator import Coordinator
-from semipd.coordinator.floor import Floor, Worker
 from semipd.coordinator.metrics import Metrics
-from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.partition import PartitionController
 from semipd.coordinator.policy_host import PolicyHost
-from semipd.coordinator.post import ZmqPost
+from semipd.coordinator.requests import RequestTable
+from semipd.coordinator.state import CoordinatorState, Worker
+from semipd.coordinator.transport import ZmqTransport
 from semipd.core.clock import ManualClock
 from semipd.core.config import PAGE_SIZE, ServerConfig, resolve
 from semipd.core.request import Request, SamplingParams, Slo, StoppingParams
@@ -50,7 +50,7 @@ STEP_S = 0.012
 EVENTS = ("step", "plan", "arrival", "prefill")
 
 
-class Post(ZmqPost):
+class Transport(ZmqTransport):
     """The real one to the gateways; what goes to the workers is serialised and kept."""
 
     def __init__(self, run_dir: RunDir) -> None:
@@ -63,20 +63,22 @@ class Post(ZmqPost):
 
 
 class Rig:
-    def __init__(self, run_dir: RunDir, post: Post, policy: str) -> None:
-        self.clock, self.post = ManualClock(100.0), post
+    def __init__(self, run_dir: RunDir, transport: Transport, policy: str) -> None:
+        self.clock, self.transport = ManualClock(100.0), transport
         config = resolve(ServerConfig(partition="green", max_running=1024, log_level="warning"), "cuda")
         configure_logging(config, "coordinator")
         account = PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(PAGES, LEASES))), PAGES, LEASES)
-        floor = Floor(config, self.clock, post, Book(config.max_waiting), Metrics(), account=account)
-        floor.control = ControlBlock(memoryview(bytearray(CONTROL_BYTES)))
-        partition = PartitionDesk(floor, [0])
+        state = CoordinatorState(
+            config, self.clock, transport, RequestTable(config.max_waiting), Metrics(), account=account
+        )
+        state.control = ControlBlock(memoryview(bytearray(CONTROL_BYTES)))
+        partition = PartitionController(state, [0])
         partition.device_known(132)
         host = PolicyHost(make_policy(policy, {}), 10.0, lambda name, why: print(f"{name} {why}"))
-        self.floor, self.host = floor, host
-        self.coordinator = Coordinator(floor, host, partition, "played", list)
+        self.state, self.host = state, host
+        self.coordinator = Coordinator(state, host, partition, "played", list)
         for incarnation, role in enumerate((Role.PREFILL, Role.DECODE), 1):
-            floor.workers[role] = Worker(role, incarnation, True, appointed_s=self.clock.now())
+            state.workers[role] = Worker(role, incarnation, True, appointed_s=self.clock.now())
         self.batches: list[tuple[Worker, wk.PrefillBatch]] = []
         self.positions: dict[int, int] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -87,7 +89,7 @@ class Rig:
             gateway.send(gw.FromGateway(hello=gw.GatewayHello(pid=1, port=1)).SerializeToString())
         heard: set[bytes] = set()
         while len(heard) < GATEWAYS:
-            heard.update(identity for identity, _ in post.from_gateways())
+            heard.update(identity for identity, _ in transport.from_gateways())
         self._tickets = count(1)
 
     def __enter__(self) -> Self:
@@ -134,8 +136,8 @@ class Rig:
         done = wk.PrefillDone(batch=batch.batch, seconds=0.01)
         for chunk in batch.chunks:
             end = chunk.start + len(chunk.tokens)
-            table = self.floor.pages.table(chunk.lease)
-            self.floor.pages.take(chunk.lease, -(-end // PAGE_SIZE) - len(table), worker.holder)
+            table = self.state.pages.table(chunk.lease)
+            self.state.pages.take(chunk.lease, -(-end // PAGE_SIZE) - len(table), worker.holder)
             said = done.chunks.add(lease=chunk.lease, outcome=wk.CHUNK_OUTCOME_COMPUTED, computed=end)
             if chunk.HasField("continuation"):
                 said.sampled.token, said.sampled.position = 1234, 0
@@ -145,14 +147,14 @@ class Rig:
 
     def settle(self) -> None:
         """Takes what was sent, so that nothing piles up."""
-        self.post.flush()
-        by_incarnation = {worker.incarnation: worker for worker in self.floor.workers.values()}
-        for incarnation, message in self.post.to_workers:
+        self.transport.flush()
+        by_incarnation = {worker.incarnation: worker for worker in self.state.workers.values()}
+        for incarnation, message in self.transport.to_workers:
             if message.HasField("prefill"):
                 self.batches.append((by_incarnation[incarnation], message.prefill))
             elif message.HasField("adopt"):
                 self.positions[message.adopt.lease] = len(message.adopt.continuation.output)
-        self.post.to_workers.clear()
+        self.transport.to_workers.clear()
         for gateway in self._gateways:
             while gateway.poll(0):
                 gateway.recv()
@@ -181,7 +183,7 @@ def cpu_us(work: Callable[[], object]) -> float:
 def measure(rig: Rig, rounds: int) -> dict[str, float]:
     """Median microseconds of each event."""
     spent: dict[str, list[float]] = {event: [] for event in EVENTS}
-    coordinator, decode = rig.coordinator, rig.floor.workers[Role.DECODE]
+    coordinator, decode = rig.coordinator, rig.state.workers[Role.DECODE]
 
     def plan() -> None:
         rig.host.plan(coordinator.snapshot())
@@ -189,7 +191,7 @@ def measure(rig: Rig, rounds: int) -> dict[str, float]:
     def heard(worker: Worker, frame: bytes) -> float:
         def hear() -> None:
             rig.worker_says(worker, frame)
-            rig.post.flush()
+            rig.transport.flush()
 
         return cpu_us(hear)
 
@@ -218,7 +220,7 @@ def measured(
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = RunDir(Path(folder))
-        with Post(run_dir) as post, Rig(run_dir, post, policy) as rig:
+        with Transport(run_dir) as transport, Rig(run_dir, transport, policy) as rig:
             rig.load(running, waiting)
             with profile or nullcontext():
                 return measure(rig, rounds)

@@ -32,9 +32,9 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from semipd.core.model import ModelConfig, parse_model_config
+from semipd.engine.checkpoint_mapping import targets
 from semipd.engine.layout import weight_layout
 from semipd.engine.loading import load_checkpoint
-from semipd.engine.naming import targets
 from semipd.engine.staging import BUFFER_BYTES, Span, Staging
 
 LAYER_BYTES = 436_224_000

@@ -63,11 +63,11 @@ from figures.power import told as drawn  # noqa: E402
 from figures.scale import FULL, TINY, Scale  # noqa: E402
 from figures.sheet import Sheet, attained, goodput_of, sheets  # noqa: E402
 
-from semipd.bench.drive import drive, look  # noqa: E402
+from semipd.bench.load.drive import drive, look  # noqa: E402
 from semipd.bench.plain import to_plain  # noqa: E402
-from semipd.bench.records import UNFINISHED, RequestRecord  # noqa: E402
-from semipd.bench.report import RunReport  # noqa: E402
-from semipd.bench.run import run  # noqa: E402
+from semipd.bench.runs.run import run  # noqa: E402
+from semipd.bench.scoring.records import UNFINISHED, RequestRecord  # noqa: E402
+from semipd.bench.scoring.report import RunReport  # noqa: E402
 from semipd.bench.settings import RunSettings  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "h200"

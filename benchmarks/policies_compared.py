@@ -29,7 +29,7 @@ from figures.compared_text import page
 from provenance import RESULTS, save
 from rich.console import Console
 
-from semipd.sim.profile import SHIPPED
+from semipd.profiles.profile import SHIPPED
 
 TEMPLATE = Path(__file__).with_suffix(".template.md")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "policies-compared.md"

@@ -30,7 +30,7 @@ from figures.simulated import Asked, inside, run_simulated
 from provenance import RESULTS, save
 
 from semipd.bench.errors import RunFailed
-from semipd.sim.profile import SHIPPED, Profile, load_profile
+from semipd.profiles.profile import SHIPPED, Profile, load_profile
 
 FIGURES = (("ttft_s", "p50"), ("ttft_s", "p90"), ("tpot_s", "p50"), ("tpot_s", "p90"), ("itl_s", "p90"))
 TITLES = tuple(f"{name.split('_')[0].upper()} {q}" for name, q in FIGURES)

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from provenance import save
 
 from semipd.bench.settings import RunSettings
-from semipd.sim.profile import SHIPPED, load_profile
-from semipd.sim.run import Laboratory, simulate
+from semipd.profiles.profile import SHIPPED, load_profile
+from semipd.sim.run import SimConfig, simulate
 
 POLICIES = ("fcfs", "static:mode=turns,chunk=1024", "static:prefill=64,decode=36", "semi-pd", "chunked", "adaptive")
 
@@ -37,7 +37,7 @@ def main() -> None:
         chosen = dict(pair.split("=", 1) for pair in options.split(",") if pair)
         began = time.process_time()
         report = simulate(
-            Laboratory(name, chosen, profile), RunSettings("", "chat", given.rate, 3600 * given.hours, drain_s=60.0)
+            SimConfig(name, chosen, profile), RunSettings("", "chat", given.rate, 3600 * given.hours, drain_s=60.0)
         )
         took = time.process_time() - began
         tokens = sum(record.tokens for record in report.records)

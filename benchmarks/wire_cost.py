@@ -24,7 +24,7 @@ from semipd.core.request import SamplingParams, StoppingParams
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.wire.codec import sampling_to_wire, stopping_to_wire
 from semipd.wire.sockets import RunDir, bind_router
-from semipd.workers.link import Link
+from semipd.workers.coordinator_link import Link
 
 ROUNDS = 3000
 

@@ -8,9 +8,9 @@ from figures.bench import Bench
 from figures.load import lost, said_of, settings_for
 from figures.pages import Page, spread
 from semipd.bench.arrivals import Arrival
-from semipd.bench.drive import drive, look
 from semipd.bench.errors import RunFailed
-from semipd.bench.records import Outcome
+from semipd.bench.load.drive import drive, look
+from semipd.bench.scoring.records import Outcome
 from semipd.bench.traces import with_slo
 
 LEFT_OUT = 2

@@ -20,13 +20,13 @@ from figures.simulated import GROWTH, Asked, search
 from figures.watch import Watched
 from semipd.bench.arrivals import arrivals
 from semipd.bench.errors import BenchError
-from semipd.bench.search import SearchSettings
+from semipd.bench.runs.search import SearchSettings
 from semipd.bench.settings import DRAIN_S
 from semipd.bench.traces import load_trace
 from semipd.policies.registry import make_policy
-from semipd.sim.profile import Profile, load_profile
+from semipd.profiles.profile import Profile, load_profile
 from semipd.sim.replay import replay
-from semipd.sim.run import Laboratory
+from semipd.sim.run import SimConfig
 
 NAME = "policies_simulated"
 TOLERANCE = 0.03
@@ -78,10 +78,10 @@ def searched(case: Case, plan: Plan, folder: Path) -> dict[str, Any]:
 def watch(case: Case, rate: float, profile: Profile, folder: Path) -> dict[str, Any]:
     """Modes and shares while both phases had work."""
     who = case.contender
-    laboratory = Laboratory(who.policy, dict(who.options), profile)
+    config = SimConfig(who.policy, dict(who.options), profile)
     policy = Watched(make_policy(who.policy, dict(who.options)), WATCHED_S, WATCHED_S)
     due = arrivals(load_trace(trace_for(case.trace, case.slo, folder)), rate, WATCHED_S, 0)
-    replay(policy, due, laboratory.settings(), laboratory.times, until_s=WATCHED_S)
+    replay(policy, due, config.settings(), config.times, until_s=WATCHED_S)
     return policy.bins[0].plain()
 
 

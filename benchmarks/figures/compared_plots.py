@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from figures.aims import AIMS
 from figures.cases import TRACES, Contender
 from figures.compared import Compared
-from semipd.bench.plots import COLOURS, DECODE, PREFILL, blank, colours, finish, save
+from semipd.bench.drawing.plots import COLOURS, DECODE, PREFILL, blank, colours, finish, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

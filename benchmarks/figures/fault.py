@@ -22,10 +22,10 @@ from figures.load import during, gaps, pause, running_at, said_of, settings_for
 from figures.pages import Page, histogram, spread
 from figures.served import Admin, started_at
 from semipd.bench.arrivals import arrivals
-from semipd.bench.drive import Driven
+from semipd.bench.drawing.plots import draw_gaps_over_time
 from semipd.bench.errors import RunFailed
-from semipd.bench.plots import draw_gaps_over_time
-from semipd.bench.records import Outcome
+from semipd.bench.load.drive import Driven
+from semipd.bench.scoring.records import Outcome
 from semipd.bench.traces import load_trace, scaled
 
 ILLEGAL, KILL = "illegal address", "SIGKILL of decode"

@@ -12,12 +12,12 @@ from typing import Any
 
 from figures.bench import Bench
 from figures.pages import Page
-from semipd.bench.pictures import draw_runs
-from semipd.bench.records import Outcome, RequestRecord
-from semipd.bench.report import RunReport
-from semipd.bench.run import run
+from semipd.bench.drawing.pictures import draw_runs
+from semipd.bench.runs.run import run
+from semipd.bench.scoring.records import Outcome, RequestRecord
+from semipd.bench.scoring.report import RunReport
+from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.settings import RunSettings
-from semipd.bench.timeline import LoadSample
 
 TARGET = 0.9
 HOPELESS = 0.6

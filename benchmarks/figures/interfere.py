@@ -6,8 +6,8 @@ import asyncio
 
 from figures.bench import Bench
 from figures.pages import Page, histogram
-from semipd.bench.interference import InterferenceSettings, gaps_within, windows
-from semipd.bench.interference_run import measure_interference
+from semipd.bench.runs.interference import InterferenceSettings, gaps_within, windows
+from semipd.bench.runs.interference_run import measure_interference
 
 
 def interfere(bench: Bench, page: Page) -> None:

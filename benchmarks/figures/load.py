@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 from figures.scale import Scale
 from semipd.bench.arrivals import Arrival, arrivals
-from semipd.bench.drive import Driven, Progress, drive, look
-from semipd.bench.records import UNFINISHED, Outcome, RequestRecord
-from semipd.bench.score import distribution
+from semipd.bench.load.drive import Driven, Progress, drive, look
+from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
+from semipd.bench.scoring.score import distribution
+from semipd.bench.scoring.validity import problems
 from semipd.bench.settings import RunSettings
 from semipd.bench.traces import load_trace, scaled, with_slo
-from semipd.bench.validity import problems
 
 T = TypeVar("T")
 

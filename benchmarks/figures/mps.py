@@ -23,8 +23,8 @@ from figures.load import (
 from figures.pages import Page, spread
 from figures.served import Admin
 from semipd.bench.arrivals import Arrival
-from semipd.bench.plots import draw_gaps_over_time
-from semipd.bench.records import UNFINISHED, Outcome
+from semipd.bench.drawing.plots import draw_gaps_over_time
+from semipd.bench.scoring.records import UNFINISHED, Outcome
 from semipd.bench.traces import with_slo
 
 STALL = 2.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from semipd.bench.plain import to_plain
 from semipd.bench.provenance import provenance
-from semipd.bench.score import distribution
+from semipd.bench.scoring.score import distribution
 
 BINS_A_DECADE = 10
 

@@ -9,13 +9,13 @@ from typing import Any
 from figures.cases import Contender
 from figures.watch import Watched
 from semipd.bench.arrivals import Arrival, arrivals
-from semipd.bench.records import Outcome, RequestRecord
+from semipd.bench.scoring.records import Outcome, RequestRecord
 from semipd.bench.settings import RunSettings
 from semipd.bench.traces import load_trace
 from semipd.policies.registry import make_policy
-from semipd.sim.profile import Profile
+from semipd.profiles.profile import Profile
 from semipd.sim.replay import replay
-from semipd.sim.run import Laboratory, report
+from semipd.sim.run import SimConfig, report
 
 BIN_S = 5.0
 """Over which attainment and load are told."""
@@ -49,19 +49,19 @@ def shifting(phases: Sequence[Phase], seed: int) -> list[Arrival]:
 def follow(who: Contender, profile: Profile, phases: Sequence[Phase] = PHASES, seed: int = 0) -> dict[str, Any]:
     """One policy object through all of it, in simulated time."""
     seconds = sum(phase.seconds for phase in phases)
-    laboratory = Laboratory(who.policy, dict(who.options), profile)
+    config = SimConfig(who.policy, dict(who.options), profile)
     policy = Watched(make_policy(who.policy, dict(who.options)), LOOK_S, seconds)
     due = shifting(phases, seed)
     done = replay(
         policy,
         due,
-        laboratory.settings(),
-        laboratory.times,
+        config.settings(),
+        config.times,
         count_until_s=seconds,
         until_s=seconds + DRAIN_S,
     )
     asked = RunSettings("", "shift", len(due) / seconds, seconds, seed, drain_s=DRAIN_S)
-    found = report(laboratory, asked, done)
+    found = report(config, asked, done)
     return {
         "policy": who.policy,
         "options": dict(who.options),

@@ -9,11 +9,11 @@ from pathlib import Path
 from figures.cases import Case, trace_for
 from figures.crossing import Crossing, crossing
 from semipd.bench.errors import RunFailed
-from semipd.bench.report import RunReport
-from semipd.bench.search import Probe, Search, SearchSettings, fitted
+from semipd.bench.runs.search import Probe, Search, SearchSettings, fitted
+from semipd.bench.scoring.report import RunReport
 from semipd.bench.settings import RunSettings
-from semipd.sim.profile import Profile
-from semipd.sim.run import Laboratory, simulate
+from semipd.profiles.profile import Profile
+from semipd.sim.run import SimConfig, simulate
 
 GROWTH = 1.3
 """From one rate to the next until one passed and one failed: about where the goodput lies is known."""
@@ -34,16 +34,16 @@ class Asked:
 class Searched:
     goodput: Crossing
     likely: tuple[float, float] | None
-    """95 % interval by the noise between and within runs; see semipd.bench.search."""
+    """95 % interval by the noise between and within runs; see semipd.bench.runs.search."""
     probes: tuple[Probe, ...]
 
 
 def run_simulated(case: Case, rate: float, seed: int, asked: Asked) -> RunReport:
     """Raises InputError or RunFailed."""
     who = case.contender
-    laboratory = Laboratory(who.policy, dict(who.options), asked.profile, pages=asked.pages)
+    config = SimConfig(who.policy, dict(who.options), asked.profile, pages=asked.pages)
     trace = trace_for(case.trace, case.slo, asked.folder)
-    return simulate(laboratory, RunSettings("", trace, rate, asked.seconds, seed, drain_s=asked.drain_s))
+    return simulate(config, RunSettings("", trace, rate, asked.seconds, seed, drain_s=asked.drain_s))
 
 
 def inside(case: Case, rate: float, seed: int, asked: Asked) -> tuple[int, int]:

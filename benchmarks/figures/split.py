@@ -17,8 +17,8 @@ from figures.load import during, gaps_between, last_index, lost, places, said_of
 from figures.pages import Page, spread
 from figures.served import Admin
 from semipd.bench.arrivals import Arrival
-from semipd.bench.drive import Driven
-from semipd.bench.records import RequestRecord
+from semipd.bench.load.drive import Driven
+from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.traces import with_slo
 
 PROMPTS_AT_ONCE = 3

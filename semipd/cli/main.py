@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 from semipd import __version__
-from semipd.bench.cli import bench_app
-from semipd.bench.top_command import top
+from semipd.bench.commands.cli import bench_app
+from semipd.bench.commands.top import top
 from semipd.cli.chat import chat
 from semipd.cli.demo import demo
 from semipd.cli.doctor import doctor

@@ -13,8 +13,8 @@ from semipd.bench.settings import DRAIN_S, RunSettings
 from semipd.cli import exits
 
 if TYPE_CHECKING:
-    from semipd.bench.goodput import Runner
-    from semipd.sim.run import Laboratory
+    from semipd.bench.runs.goodput import Runner
+    from semipd.sim.run import SimConfig
 
 SERVER = "The simulated server"
 
@@ -78,19 +78,19 @@ def simulate(
         return
     from rich.console import Console
 
-    from semipd.bench.exits import told
-    from semipd.bench.once import TABLE_WIDTH
-    from semipd.bench.pictures import draw_run
-    from semipd.bench.table import table
-    from semipd.bench.writable import ready_to_write
+    from semipd.bench.commands.exits import told
+    from semipd.bench.commands.once import TABLE_WIDTH
+    from semipd.bench.commands.writable import ready_to_write
+    from semipd.bench.drawing.pictures import draw_run
+    from semipd.bench.drawing.table import table
     from semipd.sim.run import simulate as run
 
     with told():
         ready_to_write(json_file, plot)
-        laboratory = opened(policy, policy_option, profile, pages, max_batch_tokens, max_running, max_waiting)
+        config = opened(policy, policy_option, profile, pages, max_batch_tokens, max_running, max_waiting)
         asked = RunSettings("", trace, rate, duration, seed, scale=scale, drain_s=drain)
         with progress_bar(duration) as show:
-            report = run(laboratory, asked, show)
+            report = run(config, asked, show)
         console = Console()
         if not console.is_terminal:
             console.width = TABLE_WIDTH
@@ -131,16 +131,16 @@ def goodput(
 
     Exit code: 0 found, 1 not found, or a run that is invalid, 2 wrong usage, 130 Ctrl-C.
     """
-    from semipd.bench.exits import told
-    from semipd.bench.goodput import search_goodput
-    from semipd.bench.goodput_command import is_loose, settings_of
+    from semipd.bench.commands.exits import told
+    from semipd.bench.commands.goodput import is_loose, settings_of
+    from semipd.bench.runs.goodput import search_goodput
 
     with told():
         loose = is_loose(slo)
         search = settings_of(start, share, tolerance, repeats, lowest, highest, seed, most_runs)
-        laboratory = opened(policy, policy_option, profile, pages, max_batch_tokens, max_running, max_waiting)
+        config = opened(policy, policy_option, profile, pages, max_batch_tokens, max_running, max_waiting)
         base = RunSettings("", trace, start, duration, seed, scale=scale, drain_s=drain)
-        runner = runner_of(laboratory)
+        runner = runner_of(config)
         found = search_goodput(base, search, loose=loose, json_file=json_file, plot=plot, runner=runner)
     if not found:
         raise typer.Exit(exits.FAILED)
@@ -154,25 +154,25 @@ def opened(
     max_batch_tokens: int,
     max_running: int,
     max_waiting: int,
-) -> Laboratory:
+) -> SimConfig:
     """Raises InputError where an option or the profile can't be used."""
     from semipd.bench.errors import InputError
     from semipd.cli.serve import named_values
     from semipd.core.errors import ConfigError
-    from semipd.sim.profile import load_profile
-    from semipd.sim.run import Laboratory
+    from semipd.profiles.profile import load_profile
+    from semipd.sim.run import SimConfig
 
     try:
         chosen = named_values(policy_option or ())
     except ConfigError as error:
         raise InputError(str(error)) from None
-    return Laboratory(policy, chosen, load_profile(profile), pages, max_batch_tokens, max_running, max_waiting)
+    return SimConfig(policy, chosen, load_profile(profile), pages, max_batch_tokens, max_running, max_waiting)
 
 
-def runner_of(laboratory: Laboratory) -> Runner:
+def runner_of(config: SimConfig) -> Runner:
     from semipd.sim.run import simulate as run
 
-    return lambda settings: run(laboratory, settings)
+    return lambda settings: run(config, settings)
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import structlog
 
 from semipd import __version__
-from semipd.coordinator.book import Stage
-from semipd.coordinator.floor import Floor
 from semipd.coordinator.observations import Spread
-from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.partition import PartitionController
 from semipd.coordinator.policy_host import PolicyHost
+from semipd.coordinator.requests import Stage
+from semipd.coordinator.state import CoordinatorState
 from semipd.core.config import PAGE_SIZE
 from semipd.core.errors import ConfigError, InvalidRequest, NotFound, Reason, RequestError
 from semipd.core.partition import Shares
@@ -35,14 +35,16 @@ class Draining:
     until_s: float
 
 
-class AdminDesk:
-    def __init__(self, floor: Floor, host: PolicyHost, partition: PartitionDesk, model: str, roll: Roll) -> None:
-        self._floor = floor
+class AdminController:
+    def __init__(
+        self, state: CoordinatorState, host: PolicyHost, partition: PartitionController, model: str, roll: Roll
+    ) -> None:
+        self._state = state
         self._host = host
         self._partition = partition
         self._model = model
         self._roll = roll
-        self._started_s = floor.clock.now()
+        self._started_s = state.clock.now()
         self._draining: list[Draining] = []
 
     def ask(self, gateway: bytes, ask: gw.Ask) -> None:
@@ -67,44 +69,44 @@ class AdminDesk:
                     raise RequestError("the coordinator does not know this question")
         except RequestError as error:
             answer.failure.CopyFrom(failure_to_wire(error))
-        self._floor.post.to_gateway(gateway, gw.ToGateway(answer=answer))
+        self._state.transport.to_gateway(gateway, gw.ToGateway(answer=answer))
 
     def _server_info(self) -> pb.GetServerInfoResponse:
-        pages = self._floor.account.counts().total if self._floor.account else 0
+        pages = self._state.account.counts().total if self._state.account else 0
         return pb.GetServerInfoResponse(
             version=__version__,
             model=self._model,
-            device=self._floor.config.device,
+            device=self._state.config.device,
             partition_backend=self._partition.backend,
             policy=self._host.name,
             processes=[pb.Process(role=role, pid=pid, incarnation=n) for role, pid, n in self._roll()],
-            uptime=self._floor.clock.now() - self._started_s,
+            uptime=self._state.clock.now() - self._started_s,
             total_pages=pages,
             page_size=PAGE_SIZE,
         )
 
     def load(self) -> pb.Load:
-        floor, now = self._floor, self._floor.clock.now()
-        counts = floor.account.counts() if floor.account else None
-        seen = floor.observations
-        book = floor.book.all_sequences()
-        begun = sum(s.stage is Stage.PREFILLING or (s.stage is Stage.WAITING and s.computed > 0) for s in book)
-        running = sum(s.stage in (Stage.READY, Stage.DECODING) for s in book)
+        state, now = self._state, self._state.clock.now()
+        counts = state.account.counts() if state.account else None
+        seen = state.observations
+        requests = state.requests.all_sequences()
+        begun = sum(s.stage is Stage.PREFILLING or (s.stage is Stage.WAITING and s.computed > 0) for s in requests)
+        running = sum(s.stage in (Stage.READY, Stage.DECODING) for s in requests)
         return pb.Load(
-            waiting=len(book) - begun - running,
+            waiting=len(requests) - begun - running,
             prefilling=begun,
             decoding=running,
             free_pages=counts.free if counts else 0,
             total_pages=counts.total if counts else 0,
-            partition=pb.Partition(prefill=floor.shares.prefill, decode=floor.shares.decode),
+            partition=pb.Partition(prefill=state.shares.prefill, decode=state.shares.decode),
             policy=self._host.name,
-            draining=floor.draining,
+            draining=state.draining,
             time_to_first_token=_percentiles(seen.ttft(now)),
             inter_token_latency=_percentiles(seen.itl(now)),
             output_tokens_per_second=seen.tokens_per_second(now),
-            finished_total=floor.metrics.finished_total,
-            refused_total=floor.metrics.refused_total,
-            worker_restarts_total=floor.metrics.restarts_total,
+            finished_total=state.metrics.finished_total,
+            refused_total=state.metrics.refused_total,
+            worker_restarts_total=state.metrics.restarts_total,
             slo_attainment=seen.attainment(now),
         )
 
@@ -138,18 +140,18 @@ class AdminDesk:
         return pb.SetPartitionResponse(granted=pb.Partition(prefill=granted.prefill, decode=granted.decode))
 
     def _drain(self, gateway: bytes, ask: gw.Ask) -> None:
-        self._floor.draining = True
-        timeout = ask.drain.timeout if ask.drain.HasField("timeout") else self._floor.config.drain_timeout_s
-        self._draining.append(Draining(gateway, ask.ask_id, self._floor.clock.now() + timeout))
+        self._state.draining = True
+        timeout = ask.drain.timeout if ask.drain.HasField("timeout") else self._state.config.drain_timeout_s
+        self._draining.append(Draining(gateway, ask.ask_id, self._state.clock.now() + timeout))
 
     def look_at_drains(self) -> None:
         """Answers those who wait for a drain that is over, or no longer."""
-        remaining, now = len(self._floor.book), self._floor.clock.now()
+        remaining, now = len(self._state.requests), self._state.clock.now()
         for drain in list(self._draining):
             if remaining == 0 or now >= drain.until_s:
                 self._draining.remove(drain)
                 answer = gw.Answer(ask_id=drain.ask_id, drain=pb.DrainResponse(remaining=remaining))
-                self._floor.post.to_gateway(drain.gateway, gw.ToGateway(answer=answer))
+                self._state.transport.to_gateway(drain.gateway, gw.ToGateway(answer=answer))
 
 
 def _percentiles(spread: Spread | None) -> pb.Percentiles | None:

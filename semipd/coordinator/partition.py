@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from semipd.coordinator.floor import Floor
+from semipd.coordinator.state import CoordinatorState
 from semipd.core.cores import CoreSplit, split_cores
 from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.sms import SmSplit, split_sms, whole_percents
@@ -21,7 +21,7 @@ from semipd.memory.control import Split
 log = structlog.get_logger()
 
 
-class Undivided:
+class NoPartition:
     """Back end `none`: both phases have everything. And what the others are beyond their own."""
 
     granted = FULL
@@ -37,11 +37,11 @@ class Undivided:
         """Adds what a new worker must know from the start."""
 
 
-class Cores(Undivided):
+class CorePartition(NoPartition):
     """A change reaches each worker as a message between two of its steps; nothing waits."""
 
-    def __init__(self, floor: Floor, cpus: Sequence[int]) -> None:
-        self._floor = floor
+    def __init__(self, state: CoordinatorState, cpus: Sequence[int]) -> None:
+        self._state = state
         self._cpus = cpus
         self._split = split_cores(FULL, cpus)
         self.granted = self._split.granted
@@ -51,33 +51,33 @@ class Cores(Undivided):
         if split == self._split:
             return False
         self._split, self.granted = split, split.granted
-        for role, worker in self._floor.workers.items():
+        for role, worker in self._state.workers.items():
             percent = _of(split.granted, role)
             message = wk.SetShares(change=number, percent=percent, cpus=_cpus(split, role))
-            self._floor.post.to_worker(worker.incarnation, wk.ToWorker(set_shares=message))
+            self._state.transport.to_worker(worker.incarnation, wk.ToWorker(set_shares=message))
         return True
 
     def charge(self, appoint: wk.Appoint, role: Role) -> None:
         appoint.cpus.extend(_cpus(self._split, role))
 
 
-class Green(Undivided):
+class GreenPartition(NoPartition):
     """No message: each worker reads the split from the control block before each step."""
 
-    def __init__(self, floor: Floor) -> None:
-        self._floor = floor
+    def __init__(self, state: CoordinatorState) -> None:
+        self._state = state
         self._sms = 0
         self._split: SmSplit | None = None
 
     def change(self, asked: Shares, number: int) -> bool:
-        if not self._sms or self._floor.control is None:
+        if not self._sms or self._state.control is None:
             return False  # the resident is not ready, and has not said what there is to divide
         split = split_sms(asked, self._sms)
         if split == self._split:
             return False
         self._split, self.granted = split, split.granted
-        now_ns = int(self._floor.clock.now() * 1e9)
-        self._floor.control.set_split(Split(split.prefill, split.decode, number), now_ns)
+        now_ns = int(self._state.clock.now() * 1e9)
+        self._state.control.set_split(Split(split.prefill, split.decode, number), now_ns)
         return True
 
     def device_known(self, sms: int) -> None:
@@ -85,7 +85,7 @@ class Green(Undivided):
         self._split = None  # the control block is new, too
 
 
-class Mps(Undivided):
+class MpsPartition(NoPartition):
     """A worker's share is for life: a change means successors (see `succession`)."""
 
     def __init__(self) -> None:
@@ -102,11 +102,11 @@ class Mps(Undivided):
         appoint.active_thread_percentage = int(_of(self.granted, role))
 
 
-class PartitionDesk:
-    def __init__(self, floor: Floor, cpus: Sequence[int] | None = None) -> None:
+class PartitionController:
+    def __init__(self, state: CoordinatorState, cpus: Sequence[int] | None = None) -> None:
         """`cpus`: those that `cores` divides; None: all that this process may use."""
-        self._floor = floor
-        self.backend = floor.config.partition
+        self._state = state
+        self.backend = state.config.partition
         self._divided = self._open(sorted(os.sched_getaffinity(0) if cpus is None else cpus))
         self._asked = FULL
         self._wish: Shares | None = None
@@ -114,16 +114,16 @@ class PartitionDesk:
         self._changes = 0
         self._show()
 
-    def _open(self, cpus: Sequence[int]) -> Undivided:
+    def _open(self, cpus: Sequence[int]) -> NoPartition:
         match self.backend:
             case "cores":
-                return Cores(self._floor, cpus)
+                return CorePartition(self._state, cpus)
             case "green":
-                return Green(self._floor)
+                return GreenPartition(self._state)
             case "mps":
-                return Mps()
+                return MpsPartition()
             case _:
-                return Undivided()
+                return NoPartition()
 
     def wish(self, shares: Shares) -> None:
         """What the policy asks for. Asking again for the same leaves alone what an operator set meanwhile."""
@@ -134,22 +134,22 @@ class PartitionDesk:
     def change_mode(self, mode: Mode, step_tokens: int | None = None) -> None:
         """What the policy asks for; only where `modes` has it, and the policy host sees to that. `step_tokens`: as a
         plan's."""
-        if mode is not self._floor.mode:
+        if mode is not self._state.mode:
             log.info("mode changed", mode=mode.value)
         elif step_tokens == self._step_tokens:
             return
-        self._floor.mode, self._step_tokens = mode, step_tokens
+        self._state.mode, self._step_tokens = mode, step_tokens
         self._tell_mode()
 
     def _tell_mode(self) -> None:
-        if self._floor.control is not None:
-            self._floor.control.take_turns((self._step_tokens or 1) if self._floor.mode is Mode.TURNS else 0)
+        if self._state.control is not None:
+            self._state.control.take_turns((self._step_tokens or 1) if self._state.mode is Mode.TURNS else 0)
 
     @property
     def modes(self) -> frozenset[Mode]:
         """How the phases can use the device. Turns and mixed batches need a worker that can have all of it, so not a
         share for life; turns also one pass at a time on it: not a CPU, whose passes end when they end."""
-        if self._floor.config.device != "cuda":
+        if self._state.config.device != "cuda":
             return frozenset({Mode.SPLIT, Mode.MIXED})
         whole = self.backend in ("green", "none")
         return frozenset(Mode) if whole else frozenset({Mode.SPLIT})
@@ -160,7 +160,7 @@ class PartitionDesk:
         if self._divided.change(shares, self._changes + 1):
             self._changes += 1
             granted = self._divided.granted
-            self._floor.metrics.switches.inc()
+            self._state.metrics.switches.inc()
             log.info("partition changed", prefill=granted.prefill, decode=granted.decode, change=self._changes)
             self._show()
         return self._divided.granted
@@ -178,7 +178,7 @@ class PartitionDesk:
 
     def percentage(self, role: Role) -> int | None:
         """Back end `mps`: the active-thread percentage that a worker of this role should have. None: another one."""
-        return int(_of(self._divided.granted, role)) if isinstance(self._divided, Mps) else None
+        return int(_of(self._divided.granted, role)) if isinstance(self._divided, MpsPartition) else None
 
     def applied(self, role: Role, message: wk.SharesApplied) -> None:
         """A worker computes under a new split for the first time."""
@@ -190,11 +190,11 @@ class PartitionDesk:
             sms=message.sms,
         )
         if message.sms:
-            self._floor.metrics.split_delay.labels(role.name.lower()).observe(message.delay_s)
+            self._state.metrics.split_delay.labels(role.name.lower()).observe(message.delay_s)
 
     def _show(self) -> None:
-        self._floor.shares = self._divided.granted
-        self._floor.metrics.shares(self._divided.granted)
+        self._state.shares = self._divided.granted
+        self._state.metrics.shares(self._divided.granted)
 
 
 _ROLE = {wk.WORKER_ROLE_PREFILL: Role.PREFILL, wk.WORKER_ROLE_DECODE: Role.DECODE}

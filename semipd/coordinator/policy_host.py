@@ -14,8 +14,8 @@ import structlog
 
 from semipd.core.plan import Admission, AdmitInput, Plan
 from semipd.core.snapshot import Snapshot
+from semipd.policies.builtin.fcfs import Fcfs
 from semipd.policies.contract import Policy
-from semipd.policies.fcfs import Fcfs
 from semipd.policies.rules import Broken, check_admission, check_plan
 
 log = structlog.get_logger()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import structlog
 
-from semipd.coordinator.book import Sequence
-from semipd.coordinator.decode_desk import DecodeDesk
-from semipd.coordinator.floor import COORDINATOR, Floor, Worker
-from semipd.coordinator.prefill_desk import PrefillDesk
+from semipd.coordinator.decode_dispatch import DecodeDispatcher
+from semipd.coordinator.prefill_dispatch import PrefillDispatcher
+from semipd.coordinator.requests import SequenceState
+from semipd.coordinator.state import COORDINATOR, CoordinatorState, Worker
 from semipd.core.errors import InternalError
 from semipd.memory.account import Role
 
@@ -27,20 +27,22 @@ OUT = 6
 """The second crash, or the sixth kill, without a token between: the request is ended."""
 
 
-def worker_died(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: DecodeDesk, *, killed: bool) -> None:
+def worker_died(
+    state: CoordinatorState, worker: Worker, prefill: PrefillDispatcher, decode: DecodeDispatcher, *, killed: bool
+) -> None:
     """To be called once the process is known to be gone."""
-    if floor.account is None:
+    if state.account is None:
         return
-    seized = floor.pages.seize(worker.holder, COORDINATOR)
-    if floor.control is not None:
-        floor.control.mark(worker.role, busy=False)
-    if floor.on_gpu:
-        floor.doubts.raise_(worker.holder, seized, floor.clock.now())
+    seized = state.pages.seize(worker.holder, COORDINATOR)
+    if state.control is not None:
+        state.control.mark(worker.role, busy=False)
+    if state.on_gpu:
+        state.quarantine.raise_(worker.holder, seized, state.clock.now())
     else:
-        floor.pages.absolve(worker.holder)
-    lost = _take_back(floor, worker, prefill, decode)
+        state.pages.absolve(worker.holder)
+    lost = _take_back(state, worker, prefill, decode)
     for sequence in lost:
-        strike(floor, sequence, KILL_STRIKES if killed else CRASH_STRIKES)
+        strike(state, sequence, KILL_STRIKES if killed else CRASH_STRIKES)
     log.warning(
         "worker lost",
         role=worker.role.name.lower(),
@@ -51,32 +53,36 @@ def worker_died(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: Deco
     )
 
 
-def worker_retired(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: DecodeDesk) -> None:
+def worker_retired(
+    state: CoordinatorState, worker: Worker, prefill: PrefillDispatcher, decode: DecodeDispatcher
+) -> None:
     """It has answered for everything and touches nothing any more. What it had is its successor's, at once."""
-    if floor.account is None:
+    if state.account is None:
         return
-    floor.pages.seize(worker.holder, COORDINATOR)
-    if floor.control is not None:
-        floor.control.mark(worker.role, busy=False)
-    handed_on = _take_back(floor, worker, prefill, decode)
+    state.pages.seize(worker.holder, COORDINATOR)
+    if state.control is not None:
+        state.control.mark(worker.role, busy=False)
+    handed_on = _take_back(state, worker, prefill, decode)
     log.info("worker retired", role=worker.role.name.lower(), incarnation=worker.incarnation, sequences=len(handed_on))
 
 
-def _take_back(floor: Floor, worker: Worker, prefill: PrefillDesk, decode: DecodeDesk) -> list[Sequence]:
+def _take_back(
+    state: CoordinatorState, worker: Worker, prefill: PrefillDispatcher, decode: DecodeDispatcher
+) -> list[SequenceState]:
     """The sequences that were with it; those can go to another now."""
     found = prefill.worker_lost(worker)
     if worker.role is Role.DECODE:
         found += decode.worker_lost()
     # Of all leases that are ours now, whether they were seized or a worker that resigned has handed them over.
-    for lease in floor.pages.seize(COORDINATOR, COORDINATOR):
-        if floor.book.by_lease(lease) is None:
-            floor.release(lease)
+    for lease in state.pages.seize(COORDINATOR, COORDINATOR):
+        if state.requests.by_lease(lease) is None:
+            state.release(lease)
     return found
 
 
-def strike(floor: Floor, sequence: Sequence, strikes: int) -> None:
+def strike(state: CoordinatorState, sequence: SequenceState, strikes: int) -> None:
     sequence.strikes += strikes
     if sequence.strikes >= OUT:
         request_id = sequence.entry.request.request_id
         log.error("a request kills its worker and is ended", request_id=request_id)
-        floor.end(sequence.entry, InternalError("the request made its worker fail twice and was ended"))
+        state.end(sequence.entry, InternalError("the request made its worker fail twice and was ended"))

@@ -17,19 +17,19 @@ from types import FrameType
 import structlog
 import zmq
 
-from semipd.coordinator.book import Book
 from semipd.coordinator.console import ServeConsole
 from semipd.coordinator.coordinator import Coordinator
 from semipd.coordinator.devices import Chosen, Device, choose_backend, choose_device, choose_mps
-from semipd.coordinator.floor import Floor
 from semipd.coordinator.metrics import Metrics
 from semipd.coordinator.mps import PIPES, Mps, open_mps
 from semipd.coordinator.mps_guard import MPS_CONTROL
-from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.partition import PartitionController
 from semipd.coordinator.policy_host import PolicyHost
-from semipd.coordinator.post import ZmqPost
 from semipd.coordinator.processes import Children
+from semipd.coordinator.requests import RequestTable
+from semipd.coordinator.state import CoordinatorState
 from semipd.coordinator.supervisor import Supervisor
+from semipd.coordinator.transport import ZmqTransport
 from semipd.core.clock import SystemClock
 from semipd.core.config import ServerConfig, resolve
 from semipd.memory.account import Role
@@ -63,9 +63,9 @@ def serve(config: ServerConfig, console: ServeConsole) -> int:
         config = replace(config, partition=backend.name, mps=kind.name)
         _tell(console, device, backend, kind)
         RunDir(run_dir).keep(config.to_json())
-        post = stack.enter_context(ZmqPost(RunDir(run_dir)))
+        transport = stack.enter_context(ZmqTransport(RunDir(run_dir)))
         signals = stack.enter_context(Signals())
-        server = Server(config, run_dir, post, signals, console, mps)
+        server = Server(config, run_dir, transport, signals, console, mps)
         stack.callback(server.close)
         return server.run()
 
@@ -133,18 +133,24 @@ class Server:
     """The loop around the coordinator: sockets, processes and signals."""
 
     def __init__(
-        self, config: ServerConfig, run_dir: Path, post: ZmqPost, signals: Signals, console: ServeConsole, mps: Mps
+        self,
+        config: ServerConfig,
+        run_dir: Path,
+        transport: ZmqTransport,
+        signals: Signals,
+        console: ServeConsole,
+        mps: Mps,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._post = post
+        self._post = transport
         self._signals = signals
         self._console = console
         self._clock = SystemClock()
         self._poller = zmq.Poller()
         metrics = Metrics()
-        floor = Floor(config, self._clock, post, Book(config.max_waiting), metrics)
-        self._floor = floor
+        state = CoordinatorState(config, self._clock, transport, RequestTable(config.max_waiting), metrics)
+        self._state = state
         policy = make_policy(config.policy, config.policy_options)
 
         def policy_failed(name: str, why: str) -> None:
@@ -152,10 +158,10 @@ class Server:
             console.note(f"policy {name} {why}; {host.name} takes its place")
 
         host = PolicyHost(policy, config.policy_budget_s, policy_failed)
-        partition = PartitionDesk(floor)
+        partition = PartitionController(state)
         model = config.served_model_name or (Path(config.model).resolve().name if config.model else "bundled")
-        self._coordinator = Coordinator(floor, host, partition, model, self._roll)
-        self._supervisor = Supervisor(floor, run_dir, Children(run_dir, self), self._coordinator, partition, mps)
+        self._coordinator = Coordinator(state, host, partition, model, self._roll)
+        self._supervisor = Supervisor(state, run_dir, Children(run_dir, self), self._coordinator, partition, mps)
         self._supervisor.console = console
         self._supervisor.on_port = self._listening
         self._address = ""
@@ -181,7 +187,7 @@ class Server:
 
     def run(self) -> int:
         if self._config.metrics_port >= 0:
-            port = self._floor.metrics.serve(self._config.metrics_port)
+            port = self._state.metrics.serve(self._config.metrics_port)
             self._console.note(f"metrics at http://127.0.0.1:{port}/metrics")
         for socket_ in (self._post.gateways, self._post.workers):
             self._poller.register(socket_, zmq.POLLIN)
@@ -198,7 +204,7 @@ class Server:
         self._poller.poll(self._wait_ms())
         self._signals.drain()
         for incarnation, message in self._post.from_workers():
-            self._supervisor.crew.hear(incarnation, message)
+            self._supervisor.pool.hear(incarnation, message)
         self._post.flush()  # tokens wait neither for who comes at the door nor for the policy
         for gateway, said in self._post.from_gateways():
             coordinator.hear_gateway(gateway, said)
@@ -215,13 +221,13 @@ class Server:
     def _look_at_progress(self) -> None:
         """Health is tied to progress: who has work and makes none is first not serving, then replaced."""
         why = self._vacancy()
-        for role, worker in list(self._floor.workers.items()):
-            stalled_s = self._supervisor.crew.stalled_s(worker, self._coordinator.has_work(role))
+        for role, worker in list(self._state.workers.items()):
+            stalled_s = self._supervisor.pool.stalled_s(worker, self._coordinator.has_work(role))
             if stalled_s > self._config.stall_replace_s:
-                self._supervisor.crew.replace(worker, f"no progress for {stalled_s:.1f} s")
+                self._supervisor.pool.replace(worker, f"no progress for {stalled_s:.1f} s")
             if stalled_s > self._config.stall_unhealthy_s:
                 why = f"the {role.name.lower()} worker makes no progress"
-        if self._floor.draining:
+        if self._state.draining:
             why = "the server is shutting down"
         self._coordinator.tell_state(serving=not why, reason=why)
         if not why and not self._announced:
@@ -231,11 +237,11 @@ class Server:
 
     def _vacancy(self) -> str:
         """What is missing; empty: nothing, or a worker for less than a stall's time."""
-        if self._floor.account is None:
+        if self._state.account is None:
             return "the model is being loaded"
         if not self._supervisor.listening:
             return "a gateway is starting"
-        workers = self._floor.workers
+        workers = self._state.workers
         vacant = [r for r in (Role.PREFILL, Role.DECODE) if r not in workers or not workers[r].ready]
         now = self._clock.now()
         if not vacant:
@@ -252,13 +258,13 @@ class Server:
             return False
         if self._drain_until_s is None:
             self._drain_until_s = self._clock.now() + self._config.drain_timeout_s
-            self._floor.draining = True
-            alive = len(self._floor.book)
+            self._state.draining = True
+            alive = len(self._state.requests)
             if alive:
                 self._console.note(f"draining: {alive} requests are running; another signal ends them at once")
         if self._signals.count > 1:
             return True
-        return len(self._floor.book) == 0 or self._clock.now() >= self._drain_until_s
+        return len(self._state.requests) == 0 or self._clock.now() >= self._drain_until_s
 
     def close(self) -> None:
         self._supervisor.close()

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import structlog
 
-from semipd.coordinator import crew
+from semipd.coordinator import worker_pool
 from semipd.coordinator.console import ServeConsole
-from semipd.coordinator.crew import Crew
-from semipd.coordinator.floor import Floor
 from semipd.coordinator.mps import Mps
-from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.partition import PartitionController
 from semipd.coordinator.processes import Child, Children
+from semipd.coordinator.state import CoordinatorState
+from semipd.coordinator.worker_pool import WorkerPool
 from semipd.core.errors import StartError
 from semipd.memory.attach import AttachedAccount
 from semipd.wire.sockets import RunDir
@@ -25,7 +25,7 @@ WORTH_A_NOTE_BYTES = 1_000_000_000
 """Of weights: below, hashing them takes no time that anybody notices."""
 
 
-class Events(crew.Events, Protocol):
+class Events(worker_pool.Events, Protocol):
     """What the coordinator does about the end of a process."""
 
     def gateway_lost(self, gateway: bytes) -> None: ...
@@ -37,20 +37,20 @@ class Supervisor:
 
     def __init__(
         self,
-        floor: Floor,
+        state: CoordinatorState,
         run_dir: Path,
         children: Children,
         events: Events,
-        partition: PartitionDesk,
+        partition: PartitionController,
         mps: Mps,
     ) -> None:
-        self._floor = floor
+        self._state = state
         self._run_dir = run_dir
         self._children = children
         self._events = events
         self._partition = partition
         self._mps = mps
-        self.crew = Crew(floor, children, events, partition, mps)
+        self.pool = WorkerPool(state, children, events, partition, mps)
         self._resident: Child | None = None
         self._attached: AttachedAccount | None = None
         self._gateways: dict[str, Child] = {}
@@ -66,8 +66,8 @@ class Supervisor:
     def start(self) -> None:
         """The resident, and at the same time what takes long to import; gateways last, their port is the open door."""
         self._start_resident()
-        self.crew.start()
-        for number in range(self._floor.config.gateways):
+        self.pool.start()
+        for number in range(self._state.config.gateways):
             self._start_gateway(f"gateway.{number}")
 
     def _start_resident(self) -> None:
@@ -83,11 +83,11 @@ class Supervisor:
     def attend(self) -> None:
         """Hears the children, notices the dead, and fills what is vacant. Raises StartError where there is no way."""
         self._attend_resident()
-        self.crew.attend()
+        self.pool.attend()
         self._tell_captured()
         for name, gateway in list(self._gateways.items()):
             self._attend_gateway(name, gateway)
-        self.crew.fill_vacancies()
+        self.pool.fill_vacancies()
 
     def _attend_resident(self) -> None:
         resident = self._resident
@@ -104,11 +104,11 @@ class Supervisor:
             raise StartError(f"the resident process ended with code {code} before it was ready")
         log.error("resident lost: weights and KV are gone, starting cold", exit_code=code)
         self._events.resident_lost()  # while the account is mapped: ending a request looks up whose its pages are
-        self._floor.account = self._floor.control = None
+        self._state.account = self._state.control = None
         self._attached.close()
         self._attached = None
-        self._floor.doubts.forget()
-        self.crew.end_clients(abandoned=False)
+        self._state.quarantine.forget()
+        self.pool.end_clients(abandoned=False)
         self._start_resident()
 
     def _resident_said(self, event: dict[str, Any]) -> None:
@@ -120,13 +120,13 @@ class Supervisor:
             raise StartError(str(event["error"]))
         elif event.get("event") == "ready":
             self._attached = AttachedAccount(RunDir(self._run_dir).resident_socket)
-            self._floor.account = self._attached.account
-            self._floor.control = self._attached.control
+            self._state.account = self._attached.account
+            self._state.control = self._attached.control
             self._partition.device_known(int(event.get("sms", 0)))
             log.info("resident ready", **{k: v for k, v in event.items() if k != "event"})
 
     def _tell_captured(self) -> None:
-        done, total = self.crew.captured
+        done, total = self.pool.captured
         if self.console is not None and total and (done, total) != self._told_captured:
             self._told_captured = done, total
             self.console.capturing(done, total)
@@ -154,13 +154,13 @@ class Supervisor:
     @property
     def listening(self) -> bool:
         """Whether every gateway has its port."""
-        return len(self._listening) == self._floor.config.gateways
+        return len(self._listening) == self._state.config.gateways
 
     def roll(self) -> Iterator[tuple[str, int, int]]:
         """Role, process id and incarnation of every child."""
         if self._resident is not None:
             yield "resident", self._resident.pid, self._resident_incarnation
-        yield from self.crew.roll()
+        yield from self.pool.roll()
         for name, gateway in self._gateways.items():
             yield "gateway", gateway.pid, self._gateway_incarnations[name]
 
@@ -173,7 +173,7 @@ class Supervisor:
             gateway.wait(3.0)
         for gateway in gateways:
             self._children.bury(gateway)
-        self.crew.close()
+        self.pool.close()
         if self._resident is not None:
             self._children.bury(self._resident)
             self._resident = None

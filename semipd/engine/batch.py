@@ -11,8 +11,7 @@ import torch
 from semipd.core.config import PAGE_SIZE
 from semipd.engine.attention import AttentionBackend, Joined, Pages
 from semipd.engine.decoder import Decoder, Pulse
-from semipd.engine.outcome import Draw, Failed, Sampled, settle
-from semipd.engine.prompts import (
+from semipd.engine.prefill_inputs import (
     PrefillItem,
     PromptOutcomes,
     answers_of,
@@ -24,6 +23,7 @@ from semipd.engine.prompts import (
 )
 from semipd.engine.rope import Rotary
 from semipd.engine.sampling import Sampler, choose
+from semipd.engine.sampling_result import Draw, Failed, Sampled, settle
 
 Rows = slice | npt.NDArray[np.int64]
 

@@ -13,11 +13,19 @@ from semipd.engine.attention import AttentionBackend, Span
 from semipd.engine.batch import DecodeBatch
 from semipd.engine.decoder import Decoder, Pulse
 from semipd.engine.layout import pool_shape
-from semipd.engine.outcome import Draw, Failed, Sampled, settle
 from semipd.engine.paged_cpu import PagedCpu
-from semipd.engine.prompts import PrefillItem, answers_of, rotation_of, samplers_of, spans_of, tokens_of, wanted_of
+from semipd.engine.prefill_inputs import (
+    PrefillItem,
+    answers_of,
+    rotation_of,
+    samplers_of,
+    spans_of,
+    tokens_of,
+    wanted_of,
+)
 from semipd.engine.rope import Rotary
 from semipd.engine.sampling import choose
+from semipd.engine.sampling_result import Draw, Failed, Sampled, settle
 
 __all__ = ["DecodeBatch", "Draw", "Engine", "Failed", "Flight", "PrefillItem", "Sampled"]
 

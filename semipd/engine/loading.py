@@ -14,8 +14,8 @@ import torch
 from semipd.core.errors import CheckpointError
 from semipd.core.fields import Fields
 from semipd.core.model import ModelConfig, parse_eos_token_ids, parse_model_config
+from semipd.engine.checkpoint_mapping import NOT_A_WEIGHT, TIED_HEAD, Target, targets
 from semipd.engine.layout import EMBED
-from semipd.engine.naming import NOT_A_WEIGHT, TIED_HEAD, Target, targets
 from semipd.engine.shards import Shard, Stored
 from semipd.engine.staging import ReadFailed, Span, Staging
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from semipd.core.request import Logprob, SamplingParams, StoppingParams
-from semipd.engine.uniform import uniforms
+from semipd.engine.counter_rng import uniforms
 
 CERTAIN_TEMPERATURE = 1e-5
 """Below it the likeliest token is taken: nothing else could be drawn."""

@@ -11,7 +11,7 @@ import grpc
 
 from semipd.core.config import ServerConfig
 from semipd.core.errors import ConfigError, NotAuthenticated, Reason
-from semipd.gateway.reception import Continuation, Handler, refusing
+from semipd.gateway.interceptor import Continuation, Handler, refusing
 
 GENERATIONS = "/semipd.v1.GenerationService/Generate"
 """What the methods begin with whose refusal is counted."""

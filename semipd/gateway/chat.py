@@ -15,7 +15,7 @@ import structlog
 
 from semipd.core.errors import CheckpointError, InvalidRequest
 from semipd.gateway.renderer import HEADER
-from semipd.gateway.served import read_json
+from semipd.gateway.served_model import read_json
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from semipd.core.errors import InternalError, Reason, RequestError, Unavailable
 from semipd.core.request import Request
-from semipd.gateway.mailbox import Mailbox
+from semipd.gateway.response_buffer import ResponseBuffer
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.v1 import generation_pb2 as public
 from semipd.wire.codec import failure_from_wire, request_to_wire
@@ -42,7 +42,7 @@ class CoordinatorLink:
         self._on_state = on_state
         # A gateway that takes the place of a dead one must not get what is still on its way to the other.
         self._numbers = itertools.count(secrets.randbits(31) << 20)
-        self._mailboxes: dict[int, Mailbox] = {}
+        self._mailboxes: dict[int, ResponseBuffer] = {}
         self._answers: dict[int, asyncio.Future[gw.Answer]] = {}
         self._reading = False
 
@@ -66,21 +66,21 @@ class CoordinatorLink:
     def hello(self, port: int) -> None:
         self._send(gw.FromGateway(hello=gw.GatewayHello(pid=os.getpid(), port=port)))
 
-    def submit(self, request: Request, mailbox_of: Callable[[int], Mailbox]) -> tuple[int, Mailbox]:
-        """The ticket, and the mailbox (made for it) in which the answers lie. Whoever submits must `close` it."""
+    def submit(self, request: Request, mailbox_of: Callable[[int], ResponseBuffer]) -> tuple[int, ResponseBuffer]:
+        """The ticket, and the buffer (made for it) in which the answers lie. Whoever submits must `close` it."""
         ticket = next(self._numbers)
-        mailbox = self._mailboxes[ticket] = mailbox_of(ticket)
+        buffer = self._mailboxes[ticket] = mailbox_of(ticket)
         try:
             self._send(gw.FromGateway(submit=request_to_wire(ticket, request)))
         except BaseException:
             del self._mailboxes[ticket]
             raise
-        return ticket, mailbox
+        return ticket, buffer
 
     def close(self, ticket: int) -> None:
         """The client has its answer, or has left: then the coordinator is told."""
-        mailbox = self._mailboxes.pop(ticket, None)
-        if mailbox is not None and not mailbox.over:
+        buffer = self._mailboxes.pop(ticket, None)
+        if buffer is not None and not buffer.over:
             self._send(gw.FromGateway(cancel=gw.Cancel(ticket=ticket, cause=gw.CANCEL_CAUSE_CLIENT_GONE)))
 
     def stop_matched(self, ticket: int, index: int, output_tokens: int) -> None:
@@ -152,17 +152,17 @@ class CoordinatorLink:
                 mailboxes = self._mailboxes
                 for delta in message.deltas.deltas:
                     # None: cancelled here while these were on their way.
-                    mailbox = mailboxes.get(delta.ticket)
-                    if mailbox is not None:
-                        self._deliver(mailbox, delta)
+                    buffer = mailboxes.get(delta.ticket)
+                    if buffer is not None:
+                        self._deliver(buffer, delta)
             case "admitted":
-                mailbox = self._mailboxes.get(message.admitted.ticket)
-                if mailbox is not None:
-                    mailbox.admit()
+                buffer = self._mailboxes.get(message.admitted.ticket)
+                if buffer is not None:
+                    buffer.admit()
             case "ended":
-                mailbox = self._mailboxes.get(message.ended.ticket)
-                if mailbox is not None:
-                    mailbox.fail(failure_of(message.ended.failure))
+                buffer = self._mailboxes.get(message.ended.ticket)
+                if buffer is not None:
+                    buffer.fail(failure_of(message.ended.failure))
             case "answer":
                 future = self._answers.get(message.answer.ask_id)
                 if future is not None and not future.done():
@@ -170,16 +170,16 @@ class CoordinatorLink:
             case "state":
                 self._on_state(message.state)
 
-    def _deliver(self, mailbox: Mailbox, delta: gw.Delta) -> None:
+    def _deliver(self, buffer: ResponseBuffer, delta: gw.Delta) -> None:
         """Whatever goes wrong ends one request, never the reading."""
         try:
-            mailbox.deliver(delta)
+            buffer.deliver(delta)
         except Exception as error:
             log.error("a delta can't be delivered", error=type(error).__name__, ticket=delta.ticket)
             cancel = gw.Cancel(ticket=delta.ticket, cause=gw.CANCEL_CAUSE_CLIENT_GONE)
-            if not mailbox.over:
+            if not buffer.over:
                 self._send(gw.FromGateway(cancel=cancel))
-            mailbox.fail(error if isinstance(error, RequestError) else InternalError("an answer can't be delivered"))
+            buffer.fail(error if isinstance(error, RequestError) else InternalError("an answer can't be delivered"))
 
 
 def failure_of(failure: gw.Failure) -> RequestError:

@@ -18,9 +18,9 @@ from semipd.gateway.auth import BearerKeys, read_api_keys, tls_credentials
 from semipd.gateway.chat import ChatRenderer, ChatTemplate
 from semipd.gateway.coordinator_link import CoordinatorLink
 from semipd.gateway.health import Health
+from semipd.gateway.interceptor import ErrorInterceptor
 from semipd.gateway.prompts import Prompts
-from semipd.gateway.reception import Reception
-from semipd.gateway.served import ServedModel, read_served_model
+from semipd.gateway.served_model import ServedModel, read_served_model
 from semipd.gateway.services.admin import AdminService
 from semipd.gateway.services.generation import GenerationService
 from semipd.gateway.services.model import ModelService
@@ -125,7 +125,7 @@ class Gateway:
             interceptors.extend(tracing.interceptors)
         if self._config.api_keys_file:
             interceptors.append(BearerKeys(read_api_keys(self._config.api_keys_file), link.door_refusal))
-        interceptors.append(Reception())
+        interceptors.append(ErrorInterceptor())
         return grpc.aio.server(interceptors=interceptors, options=channel_options(self._config))
 
     def _add_services(self, model: ServedModel, prompts: Prompts, link: CoordinatorLink) -> None:

@@ -12,7 +12,7 @@ import grpc
 
 from semipd.core.config import ServerConfig
 from semipd.core.errors import StartError
-from semipd.gateway.reception import Behaviour, Context, Continuation, Handler
+from semipd.gateway.interceptor import Behaviour, Context, Continuation, Handler
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from google.protobuf.message import Message
 
 from semipd.core.errors import FieldViolation, InvalidRequest, NotFound, PromptTooLong, Unsupported
 from semipd.core.request import Request, SamplingParams, Slo, StoppingParams
-from semipd.gateway.sample import Shape
-from semipd.gateway.served import ServedModel
-from semipd.gateway.stops import StopStrings
+from semipd.gateway.output_sample import Shape
+from semipd.gateway.served_model import ServedModel
+from semipd.gateway.stop_strings import StopStrings
 from semipd.v1 import generation_pb2 as pb
 
 MAX_SAMPLES = 16

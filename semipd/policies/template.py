@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from semipd.core.partition import Shares
 from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
 from semipd.policies.contract import Policy
-from semipd.policies.filling import fill_batch
+from semipd.policies.toolkit.batching import fill_batch
 from semipd.policies.options import Options
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from semipd.core.partition import Mode, Phase
 from semipd.core.sms import SmSplit
-from semipd.sim.life import Life
-from semipd.sim.times import Times
+from semipd.sim.execution_times import Times
+from semipd.sim.request import SimRequest
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class Device:
 class Batch:
     """One prefill plan. `heard_s`: by the worker. `pairs`: of a token and one that it attends to."""
 
-    chunks: list[tuple[Life, int]]
+    chunks: list[tuple[SimRequest, int]]
     tokens: int
     context_tokens: int
     pairs: float

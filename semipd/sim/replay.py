@@ -1,4 +1,4 @@
-"""The clock of the laboratory: it jumps from one event to the next. Nothing is drawn here and no clock is read."""
+"""The clock of the config: it jumps from one event to the next. Nothing is drawn here and no clock is read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from semipd.bench.arrivals import Arrival
-from semipd.bench.timeline import LoadSample
+from semipd.bench.scoring.timeline import LoadSample
 from semipd.coordinator.coordinator import REVIEW_S
 from semipd.core.request import Slo
 from semipd.policies.contract import Policy
-from semipd.sim.life import Life
+from semipd.sim.execution_times import Times
+from semipd.sim.request import SimRequest
 from semipd.sim.server import Server, Settings
-from semipd.sim.times import Times
 
 SAMPLE_S = 0.5
 WINDOW_SAMPLES = 60
@@ -22,7 +22,7 @@ WINDOW_SAMPLES = 60
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    lives: list[Life]
+    lives: list[SimRequest]
     """By arrival."""
     server: Server
     timeline: tuple[LoadSample, ...]
@@ -46,7 +46,7 @@ def replay(
     """
     slos: dict[tuple[float, float], Slo] = {}
     lives = [
-        Life(
+        SimRequest(
             arrival.index,
             arrival.at_s,
             arrival.entry.prompt_len,

@@ -9,21 +9,21 @@ from dataclasses import dataclass, field, replace
 from semipd.bench.arrivals import arrivals
 from semipd.bench.errors import InputError, RunFailed
 from semipd.bench.provenance import provenance
-from semipd.bench.records import UNFINISHED, Outcome, RequestRecord
-from semipd.bench.report import RunReport
-from semipd.bench.score import distribution, score
+from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
+from semipd.bench.scoring.report import RunReport
+from semipd.bench.scoring.score import distribution, score
 from semipd.bench.settings import RunSettings
-from semipd.bench.target import TargetInfo
+from semipd.bench.targets.base import TargetInfo
 from semipd.bench.traces import TraceEntry, load_trace, scaled
 from semipd.core.config import PAGE_SIZE
 from semipd.core.errors import ConfigError
 from semipd.core.partition import Mode
 from semipd.policies.registry import make_policy
-from semipd.sim.life import Life
-from semipd.sim.profile import Profile
+from semipd.profiles.profile import Profile
+from semipd.sim.execution_times import ProfileTimes, Times
 from semipd.sim.replay import Replayed, replay
+from semipd.sim.request import SimRequest
 from semipd.sim.server import Settings
-from semipd.sim.times import ProfileTimes, Times
 
 TARGET = "simulated time"
 RESERVED_BYTES = 6_000_000_000
@@ -31,7 +31,7 @@ RESERVED_BYTES = 6_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Laboratory:
+class SimConfig:
     """What is simulated: a policy on a server on a GPU."""
 
     policy: str
@@ -81,7 +81,7 @@ def fitting_pages(profile: Profile) -> int:
     return max(0, left) // (PAGE_SIZE * profile.model.kv_token_bytes)
 
 
-def simulate(laboratory: Laboratory, asked: RunSettings, progress: Callable[[float], None] | None = None) -> RunReport:
+def simulate(config: SimConfig, asked: RunSettings, progress: Callable[[float], None] | None = None) -> RunReport:
     """A fresh policy under `asked.trace` at `asked.rate`. `progress` is told the simulated seconds now and then.
 
     Raises InputError where trace, rate, duration, scale, policy, an option or the pool can't be simulated, and
@@ -93,22 +93,22 @@ def simulate(laboratory: Laboratory, asked: RunSettings, progress: Callable[[flo
     if asked.scale != 1.0:
         trace = scaled(trace, asked.scale)
     due = arrivals(trace, asked.rate, asked.duration_s, asked.seed)
-    settings = laboratory.settings()
-    check_fit(trace, laboratory.profile, settings)
+    settings = config.settings()
+    check_fit(trace, config.profile, settings)
     try:
-        policy = make_policy(laboratory.policy, laboratory.policy_options)
+        policy = make_policy(config.policy, config.policy_options)
     except ConfigError as error:
         raise InputError(str(error)) from None
     done = replay(
         policy,
         due,
         settings,
-        laboratory.times,
+        config.times,
         count_until_s=asked.duration_s,
         until_s=asked.duration_s + asked.drain_s,
         progress=progress,
     )
-    return report(laboratory, asked, done)
+    return report(config, asked, done)
 
 
 def check_fit(trace: list[TraceEntry], profile: Profile, settings: Settings) -> None:
@@ -124,8 +124,8 @@ def check_fit(trace: list[TraceEntry], profile: Profile, settings: Settings) -> 
         raise InputError(f"a request of {tokens} tokens does not fit into a pool of {settings.pages} pages")
 
 
-def report(laboratory: Laboratory, asked: RunSettings, done: Replayed) -> RunReport:
-    deliver_s = laboratory.profile.overheads.deliver_s
+def report(config: SimConfig, asked: RunSettings, done: Replayed) -> RunReport:
+    deliver_s = config.profile.overheads.deliver_s
     records = tuple(record(life, deliver_s, asked) for life in done.lives)
     if not any(r.outcome is Outcome.DONE for r in records):
         raise RunFailed(f"not one of {len(records)} requests was done; is the rate far beyond what the GPU can do?")
@@ -140,7 +140,7 @@ def report(laboratory: Laboratory, asked: RunSettings, done: Replayed) -> RunRep
     assert lateness is not None
     return RunReport(
         settings=replace(asked, target=TARGET),
-        target=laboratory.target(),
+        target=config.target(),
         provenance=provenance(),
         problems=tuple(done.server.failures),
         score=scored,
@@ -151,7 +151,7 @@ def report(laboratory: Laboratory, asked: RunSettings, done: Replayed) -> RunRep
     )
 
 
-def record(life: Life, deliver_s: float, asked: RunSettings) -> RequestRecord:
+def record(life: SimRequest, deliver_s: float, asked: RunSettings) -> RequestRecord:
     """As the client would have written it down. Gaps between tokens are not kept a request, only the longest."""
     over = asked.duration_s + asked.drain_s
     end, first = life.end_s, life.first_token_s

@@ -13,11 +13,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from semipd.coordinator.book import Stage
 from semipd.coordinator.coordinator import REVIEW_S
 from semipd.coordinator.observations import Observations
 from semipd.coordinator.policy_host import PolicyHost
-from semipd.coordinator.prefill_desk import PLANS_AHEAD
+from semipd.coordinator.prefill_dispatch import PLANS_AHEAD
+from semipd.coordinator.requests import Stage
 from semipd.core.config import MIXED_TOKENS, PAGE_SIZE
 from semipd.core.errors import Reason
 from semipd.core.partition import FULL, Mode, Phase, Shares
@@ -26,11 +26,11 @@ from semipd.core.sms import split_sms
 from semipd.core.snapshot import Completion, FirstToken, Limits, PageUse, Snapshot
 from semipd.core.snapshot import Step as Observation
 from semipd.policies.contract import Policy
+from semipd.profiles.profile import Overheads
+from semipd.sim.client_metrics import Gaps, Tokens
 from semipd.sim.device import Batch, Device
-from semipd.sim.ledger import Gaps, Tokens
-from semipd.sim.life import NEVER, Life, Seat, running
-from semipd.sim.profile import Overheads
-from semipd.sim.times import Times
+from semipd.sim.execution_times import Times
+from semipd.sim.request import NEVER, RunningView, SimRequest, running
 from semipd.sim.workers import DecodeWorker, PrefillWorker
 
 
@@ -81,14 +81,14 @@ class Server:
         self._wish: Shares | None = None
         self._decode_limit = settings.max_running
         self._observations = Observations()
-        self._waiting: dict[int, Life] = {}
+        self._waiting: dict[int, SimRequest] = {}
         self._idle = 0
         """Of those that wait, how many have nothing with a worker."""
-        self._ready: list[Life] = []
+        self._ready: list[SimRequest] = []
         self._numbers: list[int] = []  # of what runs, rising; and their seats
-        self._seats: list[Seat] = []
+        self._seats: list[RunningView] = []
         self._seen_waiting: tuple[Any, ...] | None = ()
-        self._seen_seats: tuple[Seat, ...] | None = ()
+        self._seen_seats: tuple[RunningView, ...] | None = ()
         self._told_s = 0.0
 
     def _failed(self, name: str, why: str) -> None:
@@ -130,7 +130,7 @@ class Server:
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
-    def submit(self, life: Life) -> None:
+    def submit(self, life: SimRequest) -> None:
         """Accepts it, or refuses it: then `life.refused` says why."""
         life.arrival_s = self.now_s
         if self._idle >= self.settings.max_waiting:
@@ -161,7 +161,7 @@ class Server:
         count = len(batch.chunks)
         self._observe(Phase.PREFILL, batch.seconds, count, batch.tokens, batch.context_tokens, batch.mode)
 
-    def _sampled(self, life: Life) -> None:
+    def _sampled(self, life: SimRequest) -> None:
         """Who computed its prompt has sampled its next token: the first, or the one after a preemption."""
         now = self.now_s
         life.output += 1
@@ -180,7 +180,7 @@ class Server:
         self._ready.append(life)
         at = bisect_left(self._numbers, life.number)
         self._numbers.insert(at, life.number)
-        self._seats.insert(at, Seat(life))
+        self._seats.insert(at, RunningView(life))
         self._seen_seats = None
 
     def step_done(self) -> None:
@@ -208,12 +208,12 @@ class Server:
         if rows:
             self._observe(Phase.DECODE, now - step.run.start_s, rows, rows, step.context_tokens, self.device.mode)
 
-    def _gap(self, life: Life) -> None:
+    def _gap(self, life: SimRequest) -> None:
         gap = self.now_s - life.last_token_s
         self.gaps.one(gap)
         life.largest_gap_s = max(life.largest_gap_s, gap)
 
-    def _over(self, life: Life, pages: int) -> None:
+    def _over(self, life: SimRequest, pages: int) -> None:
         life.stage, life.end_s = None, self.now_s
         life.pages = 0
         self.free_pages += pages
@@ -223,7 +223,7 @@ class Server:
         ttft = life.first_token_s - life.arrival_s
         self._observations.completion(Completion(self.now_s, tpot, count, life.slo), ttft)
 
-    def _leave(self, life: Life) -> None:
+    def _leave(self, life: SimRequest) -> None:
         at = bisect_left(self._numbers, life.number)
         del self._numbers[at]
         del self._seats[at]
@@ -262,7 +262,7 @@ class Server:
 
     def _give_out(self, plan: Plan) -> None:
         """Pages are taken here and not when the worker begins, so no pass ever fails for want of them."""
-        chunks: list[tuple[Life, int]] = []
+        chunks: list[tuple[SimRequest, int]] = []
         tokens, context, pairs = 0, 0, 0.0
         for chunk in plan.prefill:
             life, count = self._waiting[chunk.sequence], chunk.tokens
@@ -298,8 +298,8 @@ class Server:
             self.decoding += 1
         del self._ready[:room]
 
-    def _joined(self, life: Life) -> None:
-        self._seats[bisect_left(self._numbers, life.number)] = Seat(life)
+    def _joined(self, life: SimRequest) -> None:
+        self._seats[bisect_left(self._numbers, life.number)] = RunningView(life)
         self._seen_seats = None
 
     # --- pages ------------------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ class Server:
         self.free_pages -= count
         return True
 
-    def _preempted(self, life: Life) -> None:
+    def _preempted(self, life: SimRequest) -> None:
         """By the decode worker, which has said what it has sampled and what it holds."""
         if life.joined <= self.decode.done:
             life.last_token_s = self._told_s
@@ -319,7 +319,7 @@ class Server:
         self._leave(life)
         self._start_over(life)
 
-    def _start_over(self, life: Life) -> None:
+    def _start_over(self, life: SimRequest) -> None:
         """Its pages are gone: prompt and output are computed again."""
         self.free_pages += life.pages
         life.pages = life.computed = 0
@@ -341,7 +341,7 @@ class Server:
                 return
         elif self.decode.flying or self.decoding > 1 or self.decode.adopted:
             return  # the decode worker goes on, or finds pages among its own
-        holders: Sequence[Life] = [life for life in (*self._waiting.values(), *self._ready) if life.pages]
+        holders: Sequence[SimRequest] = [life for life in (*self._waiting.values(), *self._ready) if life.pages]
         if holders:
             life = max(holders, key=lambda one: one.number)
             if life.stage is Stage.READY:

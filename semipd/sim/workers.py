@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from semipd.core.chunking import spread
 from semipd.core.config import MIXED_TOKENS, PAGE_SIZE
 from semipd.core.partition import Phase
 from semipd.sim.device import Batch, Device, Pass
-from semipd.sim.life import Life
-from semipd.sim.mixing import spread
+from semipd.sim.request import SimRequest
 
 
 class PrefillWorker:
@@ -144,11 +144,11 @@ class Step:
         self.context_tokens = context_tokens
         """Attended to, over its rows."""
         self.run = run
-        self.joiners: list[Life] = []
+        self.joiners: list[SimRequest] = []
         """It is the first step of these."""
-        self.enders: list[Life] = []
+        self.enders: list[SimRequest] = []
         """And the last of these."""
-        self.dropped: list[Life] = []
+        self.dropped: list[SimRequest] = []
         """Left while it was on the device: what it made of them is thrown away."""
         self.own_turn = False
         """It alternates with passes."""
@@ -164,8 +164,8 @@ class DecodeWorker:
         self,
         device: Device,
         take_pages: Callable[[int], bool],
-        preempted: Callable[[Life], None],
-        joined: Callable[[Life], None],
+        preempted: Callable[[SimRequest], None],
+        joined: Callable[[SimRequest], None],
         most_tokens: int = MIXED_TOKENS,
     ) -> None:
         """`most_tokens`: of prompts in a step."""
@@ -173,7 +173,7 @@ class DecodeWorker:
         self._take_pages = take_pages
         self._preempted = preempted
         self._joined = joined
-        self.adopted: deque[tuple[float, Life]] = deque()
+        self.adopted: deque[tuple[float, SimRequest]] = deque()
         """Handed over, and when the worker hears of it; it has not taken them into the batch."""
         self.batches: deque[Batch] = deque()
         """Of prompts, given out and not answered."""
@@ -185,13 +185,13 @@ class DecodeWorker:
         self.done = 0
         """The last step that was answered for."""
         self._launched = 0
-        self._members: dict[int, Life] = {}
+        self._members: dict[int, SimRequest] = {}
         """Of the next step."""
         self._context = 0
         self._growing = [0] * PAGE_SIZE
         """Members that need another page in a step, by that step's number modulo the size of a page."""
-        self._ending: dict[int, list[Life]] = {}
-        self._joining: list[Life] = []
+        self._ending: dict[int, list[SimRequest]] = {}
+        self._joining: list[SimRequest] = []
         self._prepared = False
         """Who is in the next step is settled: it waits for its turn."""
 
@@ -216,7 +216,7 @@ class DecodeWorker:
         self.batches.append(batch)
         self._unheard.append(batch)
 
-    def pages_of(self, life: Life, steps: int) -> int:
+    def pages_of(self, life: SimRequest, steps: int) -> int:
         """Held by a member after so many steps."""
         return -(-(life.computed + steps) // PAGE_SIZE)
 
@@ -320,7 +320,7 @@ class DecodeWorker:
             self._preempted(life)
         return True
 
-    def _forget(self, life: Life, number: int) -> None:
+    def _forget(self, life: SimRequest, number: int) -> None:
         """It is in no step from that one on."""
         del self._members[life.number]
         self._context -= life.computed + number - life.joined

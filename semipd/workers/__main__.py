@@ -23,10 +23,10 @@ from semipd.wire.logging import configure_logging
 from semipd.wire.process import freeze_start_up_objects
 from semipd.wire.sockets import RunDir
 from semipd.workers.attach import Attached, attach
+from semipd.workers.backend_cpu import CpuBackend
+from semipd.workers.coordinator_link import CoordinatorLink
 from semipd.workers.decode import DecodeWorker
 from semipd.workers.device_failure import DEVICE_FAILED, is_device_failure
-from semipd.workers.link import Link
-from semipd.workers.on_cpu import OnCpu
 from semipd.workers.prefill import PrefillWorker
 from semipd.workers.sizing import model_directory
 
@@ -48,7 +48,7 @@ def main() -> int:
     if config.device == "cuda":
         import_for_gpu()
     failed = False
-    with Link(given.run_dir, given.incarnation) as link:
+    with CoordinatorLink(given.run_dir, given.incarnation) as link:
         try:
             return work(link, config, given.run_dir, given.incarnation)
         except Exception as error:
@@ -62,7 +62,7 @@ def main() -> int:
     return 1
 
 
-def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> int:
+def work(link: CoordinatorLink, config: ServerConfig, run_dir: Path, incarnation: int) -> int:
     link.send(wk.FromWorker(hello=wk.WorkerHello()))
     freeze_start_up_objects()  # most of them: what a spare adds when it is appointed is gone through in no time
     appoint = wait_for_appointment(link)
@@ -84,18 +84,18 @@ def work(link: Link, config: ServerConfig, run_dir: Path, incarnation: int) -> i
 
 
 def open_worker(
-    link: Link, config: ServerConfig, model: ModelConfig, me: Holder, attached: Attached, appoint: wk.Appoint
+    link: CoordinatorLink, config: ServerConfig, model: ModelConfig, me: Holder, attached: Attached, appoint: wk.Appoint
 ) -> tuple[PrefillWorker | DecodeWorker, wk.Ready]:
     """With its engine, on the device that the server computes on; and what it then says."""
     if config.device == "cuda":
-        from semipd.workers.on_gpu import OnGpu  # noqa: PLC0415  what it needs is not there without a GPU
+        from semipd.workers.backend_gpu import GpuBackend  # noqa: PLC0415  what it needs is not there without a GPU
 
-        gpu = OnGpu(link, config, model, me.role, attached, appoint, say_captured)
+        gpu = GpuBackend(link, config, model, me.role, attached, appoint, say_captured)
         ready = wk.Ready(step_rows=gpu.step_rows())
         if me.role is Role.DECODE:
             return DecodeWorker(link, gpu.batch(), attached.account, me, gpu, gpu.room), ready
         return PrefillWorker(link, gpu.engine, attached.account, me, gpu), ready
-    cpu = OnCpu(link, model, me.role, attached, appoint)
+    cpu = CpuBackend(link, model, me.role, attached, appoint)
     if me.role is Role.DECODE:
         batch = cpu.engine.decode_batch(config.max_batch_tokens)
         return DecodeWorker(link, batch, attached.account, me, cpu), wk.Ready()
@@ -113,7 +113,7 @@ def import_for_gpu() -> None:
         os.environ.setdefault(FLASHINFER_ARCHITECTURES, f"{major}.{minor}{'a' if major >= 9 else ''}")
     import cupy  # noqa: F401, PLC0415  not there without a GPU
 
-    import semipd.workers.on_gpu  # noqa: F401, PLC0415
+    import semipd.workers.backend_gpu  # noqa: F401, PLC0415
     from semipd.engine.flashinfer_kernels import flashinfer_version  # noqa: PLC0415
 
     if flashinfer_version() is not None:
@@ -125,7 +125,7 @@ def say_captured(done: int, total: int) -> None:
     print(json.dumps({"event": "capturing", "done": done, "total": total}), flush=True)
 
 
-def wait_for_appointment(link: Link) -> wk.Appoint | None:
+def wait_for_appointment(link: CoordinatorLink) -> wk.Appoint | None:
     """None: told to end instead."""
     while True:
         message = link.receive(wait_s=60.0)

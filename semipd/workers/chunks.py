@@ -12,7 +12,7 @@ from semipd.engine.engine import Failed, PrefillItem, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.memory.errors import StaleLease
-from semipd.workers.draw import draw_from_wire, sampled_to_wire
+from semipd.workers.sampling_messages import draw_from_wire, sampled_to_wire
 
 log = structlog.get_logger()
 

@@ -18,10 +18,10 @@ from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount, Role
 from semipd.memory.errors import StaleLease
 from semipd.wire.codec import end_to_wire, logprob_to_wire
-from semipd.workers.compute import Batch, Compute, Outcomes
-from semipd.workers.draw import draw_from_wire
-from semipd.workers.link import HEARTBEAT_S, Link, Pulse
-from semipd.workers.prompts import Prompts, Room
+from semipd.workers.backend import Backend, Batch, Outcomes
+from semipd.workers.coordinator_link import HEARTBEAT_S, CoordinatorLink, Pulse
+from semipd.workers.mixed_batches import Prompts, Room
+from semipd.workers.sampling_messages import draw_from_wire
 
 log = structlog.get_logger()
 
@@ -41,7 +41,13 @@ class Standing:
 
 class DecodeWorker:
     def __init__(
-        self, link: Link, batch: Batch, account: PageAccount, me: Holder, compute: Compute, room: Room | None = None
+        self,
+        link: CoordinatorLink,
+        batch: Batch,
+        account: PageAccount,
+        me: Holder,
+        compute: Backend,
+        room: Room | None = None,
     ) -> None:
         """`room`: what a step of the batch can take along of prompts; None: anything."""
         self._link = link

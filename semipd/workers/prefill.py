@@ -14,9 +14,9 @@ import torch
 from semipd.engine.engine import Failed, Flight, PrefillItem, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
+from semipd.workers.backend import Backend, PrefillEngine
 from semipd.workers.chunks import TOO_LARGE, Chunks, Opened
-from semipd.workers.compute import Compute, PrefillEngine
-from semipd.workers.link import HEARTBEAT_S, Link, Pulse
+from semipd.workers.coordinator_link import HEARTBEAT_S, CoordinatorLink, Pulse
 
 log = structlog.get_logger()
 
@@ -53,7 +53,9 @@ class TurnPulse:
 
 
 class PrefillWorker:
-    def __init__(self, link: Link, engine: PrefillEngine, account: PageAccount, me: Holder, compute: Compute) -> None:
+    def __init__(
+        self, link: CoordinatorLink, engine: PrefillEngine, account: PageAccount, me: Holder, compute: Backend
+    ) -> None:
         self._link = link
         self._engine = engine
         self._chunks = Chunks(account, me)

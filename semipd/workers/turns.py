@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from semipd.memory.account import Role
 from semipd.memory.control import ControlBlock
-from semipd.workers.compute import Pulse
+from semipd.workers.backend import Pulse
 
 OTHER = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 
@@ -60,7 +60,7 @@ class Turns:
         self._control.computes(self._role, now=self._control.turns())
 
     def end(self, computed: int, following: int) -> bool:
-        """As `Compute.end_turn`."""
+        """As `Backend.end_turn`."""
         self._tokens += computed
         if following and self._tokens + following <= self._control.turn_tokens():
             return True

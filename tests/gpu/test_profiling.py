@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from semipd.sim.profile import read_profile
-from semipd.sim.recorder import record
-from semipd.sim.times import ProfileTimes
+from semipd.profiler.record import record
+from semipd.profiles.profile import read_profile
+from semipd.sim.execution_times import ProfileTimes
 
 pytestmark = pytest.mark.gpu
 

@@ -16,8 +16,8 @@ import grpc
 import psutil
 import pytest
 
-from semipd.bench.report import read_report
-from semipd.bench.sink import Sink, SinkAdmin, SinkGeneration, SinkModel
+from semipd.bench.scoring.report import read_report
+from semipd.bench.targets.sink import Sink, SinkAdmin, SinkGeneration, SinkModel
 from semipd.bench.traces import TraceEntry, write_trace
 from semipd.v1 import admin_pb2_grpc, generation_pb2_grpc, model_pb2_grpc
 from support.openai_server import MODEL, OpenAiServer

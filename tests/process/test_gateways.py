@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from semipd.bench.run import run
+from semipd.bench.runs.run import run
 from semipd.bench.settings import RunSettings
 from semipd.bench.traces import TraceEntry, write_trace
 from support.server import RunningServer

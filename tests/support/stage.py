@@ -1,16 +1,16 @@
-"""A coordinator on a stage: real book, account and policy; the test plays gateways and workers and holds the clock."""
+"""A coordinator on a stage: the test plays gateways and workers, and holds the clock."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
 
-from semipd.coordinator.book import Book, Ticket
 from semipd.coordinator.coordinator import Coordinator
-from semipd.coordinator.floor import Floor, Worker
 from semipd.coordinator.metrics import Metrics
-from semipd.coordinator.partition import PartitionDesk
+from semipd.coordinator.partition import PartitionController
 from semipd.coordinator.policy_host import PolicyHost
+from semipd.coordinator.requests import RequestTable, Ticket
+from semipd.coordinator.state import CoordinatorState, Worker
 from semipd.core.clock import ManualClock
 from semipd.core.config import ServerConfig, resolve
 from semipd.core.request import Delta, Request, SamplingParams, StoppingParams
@@ -19,15 +19,15 @@ from semipd.internal.v1 import sequence_pb2 as seq
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import PageAccount, Role
 from semipd.memory.control import CONTROL_BYTES, ControlBlock
+from semipd.policies.builtin.fcfs import Fcfs
 from semipd.policies.contract import Policy
-from semipd.policies.fcfs import Fcfs
 from semipd.wire.codec import request_to_wire
 
 GATEWAY = b"gateway.0"
 
 
 class Letters:
-    """A Post that keeps what is sent."""
+    """A Transport that keeps what is sent."""
 
     def __init__(self) -> None:
         self.gateway: list[gw.ToGateway] = []
@@ -61,19 +61,21 @@ class Stage:
         **config: object,
     ) -> None:
         self.clock = ManualClock(100.0)
-        self.post = Letters()
+        self.transport = Letters()
         partition = partition or ("cores" if cpus > 1 else "none")
         asked = ServerConfig(partition=partition, **config)  # type: ignore[arg-type]
         settings = resolve(asked, "cuda" if partition in ("green", "mps") else "cpu")
         account = PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(pages, 80))), pages, 80)
-        self.floor = Floor(settings, self.clock, self.post, Book(settings.max_waiting), Metrics(), account=account)
+        self.state = CoordinatorState(
+            settings, self.clock, self.transport, RequestTable(settings.max_waiting), Metrics(), account=account
+        )
         self.new_control()
         self.failures: list[tuple[str, str]] = []
         host = PolicyHost(policy or Fcfs({}), 0.05, lambda name, why: self.failures.append((name, why)))
-        self.partition = PartitionDesk(self.floor, list(range(cpus)))
+        self.partition = PartitionController(self.state, list(range(cpus)))
         if sms:
             self.partition.device_known(sms)
-        self.coordinator = Coordinator(self.floor, host, self.partition, "tiny", list)
+        self.coordinator = Coordinator(self.state, host, self.partition, "tiny", list)
         self.account = account
         self.pages = pages
         self._incarnation = 0
@@ -82,18 +84,18 @@ class Stage:
 
     def new_control(self) -> None:
         self.control = ControlBlock(memoryview(bytearray(CONTROL_BYTES)))
-        self.floor.control = self.control
+        self.state.control = self.control
 
     def appoint(self, role: Role) -> Worker:
         self._incarnation += 1
         now = self.clock.now()
         percentage = self.partition.percentage(role)
         worker = Worker(role, self._incarnation, True, progress_s=now, appointed_s=now, percentage=percentage)
-        self.floor.workers[role] = worker
+        self.state.workers[role] = worker
         return worker
 
     def die(self, worker: Worker, *, killed: bool = True) -> None:
-        del self.floor.workers[worker.role]
+        del self.state.workers[worker.role]
         self.coordinator.worker_lost(worker, killed=killed)
 
     # --- the gateway's part -----------------------------------------------------------------------------------------
@@ -115,16 +117,16 @@ class Stage:
 
     def told(self, kind: str) -> list[object]:
         """What the gateway was told of that kind."""
-        return [getattr(m, kind) for m in self.post.gateway if m.WhichOneof("message") == kind]
+        return [getattr(m, kind) for m in self.transport.gateway if m.WhichOneof("message") == kind]
 
     def reasons(self) -> dict[int, str]:
         """Why requests ended without (further) tokens, by ticket."""
-        return {m.ended.ticket: m.ended.failure.reason for m in self.post.gateway if m.HasField("ended")}
+        return {m.ended.ticket: m.ended.failure.reason for m in self.transport.gateway if m.HasField("ended")}
 
     def tokens(self, ticket: int, index: int = 0) -> list[int]:
         """What the client has, checked for gaps and duplicates."""
         got: list[int] = []
-        for delta in self.post.deltas[ticket]:
+        for delta in self.transport.deltas[ticket]:
             if delta.index == index:
                 assert delta.position == len(got), "a gap or a duplicate reached the client"
                 got.extend(delta.tokens)
@@ -135,24 +137,26 @@ class Stage:
     def batches(self, worker: Worker | None = None) -> list[wk.PrefillBatch]:
         """Batches sent to the present prefill worker, or to that worker, and not yet taken by the test."""
         incarnation = (worker or self.prefill).incarnation
-        inbox = self.post.worker[incarnation]
+        inbox = self.transport.worker[incarnation]
         found = [m.prefill for m in inbox if m.HasField("prefill")]
-        self.post.worker[incarnation] = [m for m in inbox if not m.HasField("prefill")]
+        self.transport.worker[incarnation] = [m for m in inbox if not m.HasField("prefill")]
         return found
 
     def adopts(self) -> list[wk.Adopt]:
-        inbox = self.post.worker[self.decode.incarnation]
+        inbox = self.transport.worker[self.decode.incarnation]
         found = [m.adopt for m in inbox if m.HasField("adopt")]
-        self.post.worker[self.decode.incarnation] = [m for m in inbox if not m.HasField("adopt")]
+        self.transport.worker[self.decode.incarnation] = [m for m in inbox if not m.HasField("adopt")]
         return found
 
     def told_shares(self) -> list[wk.SetShares]:
         """What the workers were told, prefill first."""
-        inboxes = (self.post.worker[w.incarnation] for w in (self.prefill, self.decode))
+        inboxes = (self.transport.worker[w.incarnation] for w in (self.prefill, self.decode))
         return [m.set_shares for inbox in inboxes for m in inbox if m.HasField("set_shares")]
 
     def drops(self, worker: Worker) -> list[int]:
-        return [lease for m in self.post.worker[worker.incarnation] if m.HasField("drop") for lease in m.drop.leases]
+        return [
+            lease for m in self.transport.worker[worker.incarnation] if m.HasField("drop") for lease in m.drop.leases
+        ]
 
     def prefill_batch(self, batch: wk.PrefillBatch, token: int = 7, worker: Worker | None = None) -> None:
         """Plays the prefill worker, or that worker: takes pages and answers that all was computed; the first token is

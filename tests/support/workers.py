@@ -17,8 +17,8 @@ from semipd.engine.engine import Draw, Failed, PrefillItem, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount, Role
 from semipd.wire.codec import sampling_to_wire, stopping_to_wire
-from semipd.workers.compute import Outcomes, Pulse
-from semipd.workers.link import Link
+from semipd.workers.backend import Outcomes, Pulse
+from semipd.workers.coordinator_link import CoordinatorLink
 
 Play = Iterator[Sequence[wk.ToWorker]]
 COORDINATOR = Holder(Role.COORDINATOR, 0)
@@ -29,7 +29,7 @@ def new_account(pages: int) -> PageAccount:
     return PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(pages, leases))), pages, leases)
 
 
-class PlayedLink(Link):
+class PlayedLink(CoordinatorLink):
     def __init__(self, play: Play) -> None:
         self._play = play
         self._inbox: deque[wk.ToWorker] | None = None
@@ -66,7 +66,7 @@ class PlayedLink(Link):
 
 @dataclass
 class PlayedCompute:
-    """A `Compute`. With `turns` the phases alternate, and each pass of ours has to be waited for."""
+    """A `Backend`. With `turns` the phases alternate, and each pass of ours has to be waited for."""
 
     turns: bool = False
     alone: bool = False

@@ -26,10 +26,10 @@ from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.graphs import Graphs
-from semipd.engine.cuda.lanes import Side
+from semipd.engine.cuda.streams import Side
 from semipd.engine.engine import PrefillItem
 from semipd.engine.layout import pool_shape, weight_layout
-from semipd.engine.outcome import Draw
+from semipd.engine.sampling_result import Draw
 
 WARM_S, COUNTED_S = 0.25, 0.25
 """Of work without a pause: before anything counts, and what counts at least."""

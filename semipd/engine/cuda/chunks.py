@@ -11,14 +11,14 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.request import Logprob
-from semipd.engine.cuda.command import Fields
-from semipd.engine.cuda.drawing import Rules, chances, columns, outcome
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import Attend, Forward, Rotation, halves
 from semipd.engine.cuda.kernels import prefill_attention
-from semipd.engine.outcome import Failed, Sampled
-from semipd.engine.prompts import PrefillItem
+from semipd.engine.cuda.launch_args import Fields
+from semipd.engine.cuda.sampler import Rules, chances, columns, outcome
+from semipd.engine.prefill_inputs import PrefillItem
 from semipd.engine.rope import Rotary
+from semipd.engine.sampling_result import Failed, Sampled
 
 Given = Mapping[str, torch.Tensor]
 """A command's arrays on the device."""
@@ -160,7 +160,7 @@ def fill_draws(say: Said, begin: int, draws: Sequence[PrefillItem], rules: Seque
 
 
 def special_draws(draws: Sequence[PrefillItem], rules: Sequence[Rules], begin: int = 0) -> list[tuple[int, int, Rules]]:
-    """Those of which `Drawer.draw` is to be told more than their columns."""
+    """Those of which `DeviceSampler.draw` is to be told more than their columns."""
     return [
         (begin + at, len(item.draw.output) if item.draw else 0, each)
         for at, (item, each) in enumerate(zip(draws, rules, strict=True))

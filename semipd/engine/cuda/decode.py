@@ -18,20 +18,20 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.engine.attention import Pages
+from semipd.engine.cuda.block_tables import Tables
 from semipd.engine.cuda.chunks import Chunks, prompt_outcomes
-from semipd.engine.cuda.command import Command
-from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules, columns, outcome
+from semipd.engine.cuda.decode_rows import Row, Rows
+from semipd.engine.cuda.device_wait import wait_for
 from semipd.engine.cuda.forward import Fed, Forward, Rotation
 from semipd.engine.cuda.graphs import Capture, Graphs
 from semipd.engine.cuda.kernels import decode_attention
-from semipd.engine.cuda.lanes import Lanes
+from semipd.engine.cuda.launch_args import LaunchArgs
 from semipd.engine.cuda.mixed import MixedSteps
-from semipd.engine.cuda.rows import Row, Rows
-from semipd.engine.cuda.tables import Tables
-from semipd.engine.cuda.waiting import wait_for
+from semipd.engine.cuda.sampler import COLUMNS, DeviceSampler, Drawn, Rules, columns, outcome
+from semipd.engine.cuda.streams import Streams
 from semipd.engine.decoder import Pulse
-from semipd.engine.outcome import Draw, Failed, Sampled
-from semipd.engine.prompts import PrefillItem, PromptOutcomes
+from semipd.engine.prefill_inputs import PrefillItem, PromptOutcomes
+from semipd.engine.sampling_result import Draw, Failed, Sampled
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Rows of a captured step. Further apart where a step costs more than the rows that pad it."""
@@ -67,7 +67,7 @@ class CudaDecodeBatch:
         self,
         forward: Forward,
         rotation: Rotation,
-        lanes: Lanes,
+        lanes: Streams,
         most_rows: int,
         most_context: int,
         chunks: Chunks | None = None,
@@ -79,7 +79,7 @@ class CudaDecodeBatch:
         slots = SLOTS * most_rows
         self._tables = Tables(slots, -(-most_context // PAGE_SIZE) + 1, device)
         self._device_rows = Rows(forward, self._tables, most_rows, decode_attention.PROGRAMS_AN_SM * lanes.all)
-        self._command = Command(
+        self._command = LaunchArgs(
             {
                 "rows": ((most_rows,), np.int32),
                 **{name: ((most_rows,), kind) for name, kind in COLUMNS.items()},
@@ -89,7 +89,7 @@ class CudaDecodeBatch:
         )
         self._tokens = torch.zeros(most_rows, dtype=torch.int32, device=device)
         self._slots_fed = torch.full((most_rows,), -1, dtype=torch.int32, device=device)
-        self._drawer = Drawer(model.vocab_size, forward.rows, device)
+        self._drawer = DeviceSampler(model.vocab_size, forward.rows, device)
         self.graphs = Graphs(lanes, buckets_for(most_rows), self._launch_forward, self._say_nothing)
         """Of steps without prompts."""
         kinds = [self.graphs]

@@ -13,13 +13,13 @@ from semipd.engine.cuda.chunks import GRAPH_PROMPTS, Chunks
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import Forward, rotation_table
-from semipd.engine.cuda.lanes import Lanes, Side
 from semipd.engine.cuda.prefill import CudaPrefill
+from semipd.engine.cuda.streams import Side, Streams
 from semipd.engine.decoder import Pulse
 from semipd.engine.flashinfer_kernels import Kernel, KernelError, load, ready_kernel
-from semipd.engine.outcome import Failed, Sampled
-from semipd.engine.prompts import PrefillItem
+from semipd.engine.prefill_inputs import PrefillItem
 from semipd.engine.rope import Rotary
+from semipd.engine.sampling_result import Failed, Sampled
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ class CudaEngine:
         """
         self._model, self._weights, self._pool = model, weights, pool
         self._max_batch_tokens, self._max_running, self._max_context = max_batch_tokens, max_running, max_context
-        self.lanes = Lanes(pool.device, side, list(sms_choices), urgent=side is Side.FIRST)
+        self.lanes = Streams(pool.device, side, list(sms_choices), urgent=side is Side.FIRST)
         self._rotation = rotation_table(model, max_context + 1, pool.device)
         self._prefill: CudaPrefill | None = None
         Forward(model, weights, pool, 1, 1)  # checks the tensors now, not at the first request

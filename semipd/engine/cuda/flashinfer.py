@@ -11,7 +11,7 @@ import torch
 from semipd.core.config import PAGE_SIZE
 from semipd.core.model import ModelConfig
 from semipd.engine.cuda.forward import Attend
-from semipd.engine.prompts import PrefillItem
+from semipd.engine.prefill_inputs import PrefillItem
 
 WORKSPACE_BYTES = 128 << 20
 

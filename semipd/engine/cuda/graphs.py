@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from semipd.engine.cuda.lanes import Lanes
+from semipd.engine.cuda.streams import Streams
 
 Progress = Callable[[int, int], None]
 """Told of graphs captured and graphs in all."""
@@ -26,7 +26,7 @@ class Graphs:
 
     def __init__(
         self,
-        lanes: Lanes,
+        lanes: Streams,
         buckets: Sequence[int],
         work: Callable[[int], None],
         say_nothing: Callable[[], None],

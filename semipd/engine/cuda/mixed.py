@@ -17,15 +17,15 @@ import numpy.typing as npt
 import torch
 
 from semipd.core.config import PAGE_SIZE
+from semipd.engine.cuda.block_tables import Tables
 from semipd.engine.cuda.chunks import Chunks, Said, fill_draws, special_draws
-from semipd.engine.cuda.command import Command
-from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules
+from semipd.engine.cuda.decode_rows import Rows
 from semipd.engine.cuda.forward import Attend, Fed, Forward, Rotation
 from semipd.engine.cuda.graphs import Graphs
-from semipd.engine.cuda.lanes import Lanes
-from semipd.engine.cuda.rows import Rows
-from semipd.engine.cuda.tables import Tables
-from semipd.engine.prompts import PrefillItem
+from semipd.engine.cuda.launch_args import LaunchArgs
+from semipd.engine.cuda.sampler import COLUMNS, DeviceSampler, Drawn, Rules
+from semipd.engine.cuda.streams import Streams
+from semipd.engine.prefill_inputs import PrefillItem
 
 BUCKETS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024)
 """Tokens of a captured pass. With more, the device takes longer than the launches."""
@@ -41,17 +41,17 @@ class MixedSteps:
         self,
         forward: Forward,
         rotation: Rotation,
-        lanes: Lanes,
+        lanes: Streams,
         rows: Rows,
         chunks: Chunks,
         tables: Tables,
-        drawer: Drawer,
+        drawer: DeviceSampler,
         most_rows: int,
     ) -> None:
         self._forward, self._rotation, self._lanes, self._rows, self._chunks = forward, rotation, lanes, rows, chunks
         self._tables, self._drawer, self._most_rows = tables, drawer, most_rows
         tokens, places = most_rows + chunks.most_tokens, most_rows + chunks.most_prompts
-        self._command = Command(
+        self._command = LaunchArgs(
             {
                 "rows": ((places,), np.int32),
                 **{name: ((places,), kind) for name, kind in COLUMNS.items()},
@@ -95,7 +95,7 @@ class MixedSteps:
         special: Special,
         prompts: Sequence[PrefillItem],
     ) -> tuple[Drawn | None, list[Rules]]:
-        """On the current stream. `places`: of the batch's `columns`; `special`: as `Drawer.draw` is told of them.
+        """On the current stream. `places`: of the batch's `columns`; `special`: as `DeviceSampler.draw` takes it.
 
         What is drawn is for the rows and then for the prompts with a draw, whose rules are the second answer. None:
         there is neither.

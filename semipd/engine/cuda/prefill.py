@@ -16,15 +16,15 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.engine.cuda.chunks import GRAPH_PROMPTS, Chunks, fill_draws, prompt_outcomes, special_draws
-from semipd.engine.cuda.command import Command
-from semipd.engine.cuda.drawing import COLUMNS, Drawer, Drawn, Rules
+from semipd.engine.cuda.device_wait import wait_for
 from semipd.engine.cuda.forward import Attend, Fed, Forward, Rotation
 from semipd.engine.cuda.graphs import Capture, Graphs
-from semipd.engine.cuda.lanes import Lanes
-from semipd.engine.cuda.waiting import wait_for
+from semipd.engine.cuda.launch_args import LaunchArgs
+from semipd.engine.cuda.sampler import COLUMNS, DeviceSampler, Drawn, Rules
+from semipd.engine.cuda.streams import Streams
 from semipd.engine.decoder import Pulse
-from semipd.engine.outcome import Failed, Sampled
-from semipd.engine.prompts import PrefillItem
+from semipd.engine.prefill_inputs import PrefillItem
+from semipd.engine.sampling_result import Failed, Sampled
 
 BUCKETS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Tokens of a captured pass."""
@@ -48,11 +48,11 @@ class Pass:
 
 
 class CudaPrefill:
-    def __init__(self, forward: Forward, rotation: Rotation, chunks: Chunks, lanes: Lanes) -> None:
+    def __init__(self, forward: Forward, rotation: Rotation, chunks: Chunks, lanes: Streams) -> None:
         self._forward, self._rotation, self._chunks, self._lanes = forward, rotation, chunks, lanes
         self._device = forward.pool.device
         tokens, rows = forward.most_tokens, forward.rows
-        self._command = Command(
+        self._command = LaunchArgs(
             {
                 "tokens": ((tokens,), np.int32),
                 "positions": ((tokens,), np.int32),
@@ -64,7 +64,7 @@ class CudaPrefill:
             },
             self._device,
         )
-        self._drawer = Drawer(forward.model.vocab_size, rows, self._device)
+        self._drawer = DeviceSampler(forward.model.vocab_size, rows, self._device)
         largest = min(BUCKETS[-1], tokens)
         self.graphs = Graphs(
             lanes, sorted({b for b in BUCKETS if b < largest} | {largest}), self._launch_captured, self._say_nothing

@@ -1,6 +1,6 @@
 """One phase's engine in a process of its own, for `semipd profile`: measures alone, or beside another such process.
 
-usage: python -m semipd.engine.cuda.profiling prefill|decode      (started by semipd.sim.recorder)
+usage: python -m semipd.engine.cuda.profiling prefill|decode      (started by semipd.profiler.record)
 
 Messages are JSON objects, one a line: asked on standard input, answered on standard output.
 
@@ -48,7 +48,7 @@ from semipd.engine.cuda.bench import (
     turns_ms,
 )
 from semipd.engine.cuda.engine import CudaEngine
-from semipd.engine.cuda.lanes import Side
+from semipd.engine.cuda.streams import Side
 from semipd.engine.engine import PrefillItem
 
 FEWEST = 3

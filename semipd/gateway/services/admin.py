@@ -6,7 +6,7 @@ import asyncio
 
 from semipd.core.errors import Reason, Unavailable
 from semipd.gateway.coordinator_link import ANSWER_S, CoordinatorLink
-from semipd.gateway.reception import Context
+from semipd.gateway.interceptor import Context
 from semipd.gateway.validate import Violations, refuse_unknown_fields
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.v1 import admin_pb2 as pb

@@ -12,11 +12,11 @@ import structlog
 from semipd.core.errors import Expired, InvalidRequest, Reason, RequestError
 from semipd.core.request import Request
 from semipd.gateway.coordinator_link import ANSWER_S, CoordinatorLink
-from semipd.gateway.mailbox import Mailbox
+from semipd.gateway.interceptor import Context, request_id
+from semipd.gateway.output_sample import OutputSample, Shape
 from semipd.gateway.prompts import Prompts
-from semipd.gateway.reception import Context, request_id
-from semipd.gateway.sample import Sample, Shape
-from semipd.gateway.served import ServedModel
+from semipd.gateway.response_buffer import ResponseBuffer
+from semipd.gateway.served_model import ServedModel
 from semipd.gateway.validate import REQUEST_ID, Checked, check
 from semipd.v1 import generation_pb2 as pb
 from semipd.v1 import generation_pb2_grpc
@@ -30,13 +30,13 @@ class Accepted:
 
     request: Request
     checked: Checked
-    mailbox: Mailbox
+    buffer: ResponseBuffer
 
     def usage(self) -> pb.Usage:
-        return pb.Usage(prompt_tokens=len(self.request.prompt), output_tokens=self.mailbox.output_tokens)
+        return pb.Usage(prompt_tokens=len(self.request.prompt), output_tokens=self.buffer.output_tokens)
 
     def timings(self) -> pb.Timings | None:
-        return self.mailbox.samples[0].timings if self.checked.timings else None
+        return self.buffer.samples[0].timings if self.checked.timings else None
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type: ignore[misc, unused-ignore]
@@ -47,11 +47,11 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         async with self._accepted(request.generation, context) as accepted:
-            await accepted.mailbox.completion()
+            await accepted.buffer.completion()
             return pb.GenerateResponse(
                 request_id=accepted.request.request_id,
                 model=self._model.name,
-                samples=map(_whole, accepted.mailbox.samples),
+                samples=map(_whole, accepted.buffer.samples),
                 usage=accepted.usage(),
                 timings=accepted.timings(),
             )
@@ -66,7 +66,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
             await context.write(pb.GenerateStreamResponse(sequence=0, accepted=first))
             sequence = 1
             finished: set[int] = set()
-            while samples := await accepted.mailbox.news():
+            while samples := await accepted.buffer.news():
                 for sample in samples:
                     # Taken together, since more may come while the client reads.
                     event, finish = sample.news(), sample.finish
@@ -94,16 +94,16 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
 
         shape = checked.shape()
 
-        def mailbox_of(ticket: int) -> Mailbox:
+        def mailbox_of(ticket: int) -> ResponseBuffer:
             def stop_found(index: int, output_tokens: int) -> None:
                 self._link.stop_matched(ticket, index, output_tokens)
 
-            return Mailbox([self._sample(index, shape, request) for index in range(request.samples)], stop_found)
+            return ResponseBuffer([self._sample(index, shape, request) for index in range(request.samples)], stop_found)
 
-        ticket, mailbox = self._link.submit(request, mailbox_of)
+        ticket, buffer = self._link.submit(request, mailbox_of)
         ended = "OK"
         try:
-            await mailbox.admission(ANSWER_S)
+            await buffer.admission(ANSWER_S)
             log.info(
                 "accepted",
                 request_id=request.request_id,
@@ -111,7 +111,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
                 max_tokens=request.stopping.max_tokens,
                 samples=request.samples,
             )
-            yield Accepted(request, checked, mailbox)
+            yield Accepted(request, checked, buffer)
         except RequestError as error:
             ended = error.reason.value
             raise
@@ -125,7 +125,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
             raise
         finally:
             self._link.close(ticket)
-            _log_end(request, mailbox, ended)
+            _log_end(request, buffer, ended)
 
     async def _at_the_door(self, generation: pb.Generation, context: Context) -> tuple[Checked, Request]:
         """Raises RequestError; such a request never reaches the coordinator, who only counts it."""
@@ -144,9 +144,9 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
             self._link.door_refusal(error.reason)
             raise
 
-    def _sample(self, index: int, shape: Shape, request: Request) -> Sample:
+    def _sample(self, index: int, shape: Shape, request: Request) -> OutputSample:
         wanted = shape.text or shape.stops is not None
-        return Sample(index, shape, self._prompts.detokenizer(request.prompt) if wanted else None)
+        return OutputSample(index, shape, self._prompts.detokenizer(request.prompt) if wanted else None)
 
 
 def _deadline_s(context: Context) -> float | None:
@@ -155,7 +155,7 @@ def _deadline_s(context: Context) -> float | None:
     return remaining
 
 
-def _whole(sample: Sample) -> pb.Sample:
+def _whole(sample: OutputSample) -> pb.Sample:
     event = sample.news()
     token = event.token if event is not None else pb.Token()
     return pb.Sample(
@@ -167,16 +167,16 @@ def _whole(sample: Sample) -> pb.Sample:
     )
 
 
-def _log_end(request: Request, mailbox: Mailbox, status: str) -> None:
-    timings = mailbox.samples[0].timings
+def _log_end(request: Request, buffer: ResponseBuffer, status: str) -> None:
+    timings = buffer.samples[0].timings
     times = {}
     if timings is not None:
         times = {"ttft_s": round(timings.time_to_first_token, 4), "decode_s": round(timings.decode, 4)}
     log.info(
-        "ended" if mailbox.admitted else "refused",
+        "ended" if buffer.admitted else "refused",
         request_id=request.request_id,
         status=status,
         prompt_tokens=len(request.prompt),
-        output_tokens=mailbox.output_tokens,
+        output_tokens=buffer.output_tokens,
         **times,
     )

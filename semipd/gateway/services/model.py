@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from semipd.gateway import validate
-from semipd.gateway.reception import Context
-from semipd.gateway.served import ServedModel
+from semipd.gateway.interceptor import Context
+from semipd.gateway.served_model import ServedModel
 from semipd.gateway.validate import Features, check_model
 from semipd.v1 import model_pb2 as pb
 from semipd.v1 import model_pb2_grpc

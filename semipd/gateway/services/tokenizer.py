@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from semipd.gateway.interceptor import Context
 from semipd.gateway.prompts import Prompts
-from semipd.gateway.reception import Context
-from semipd.gateway.served import ServedModel
+from semipd.gateway.served_model import ServedModel
 from semipd.gateway.validate import Violations, check_input, check_messages, check_model, refuse_unknown_fields
 from semipd.v1 import tokenizer_pb2 as pb
 from semipd.v1 import tokenizer_pb2_grpc

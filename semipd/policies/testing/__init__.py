@@ -1,36 +1,4 @@
-"""The test kit for authors of policies.
+"""The former name of `semipd.testing`; it stays for one release."""
 
-    from semipd.policies.testing import check_policy
-
-    def test_my_policy_keeps_the_contract():
-        check_policy(lambda: MyPolicy({}))
-
-`check_policy` runs every check of `semipd.policies.testing.kit` in a small simulated world
-(`semipd.policies.testing.world`): no plan needs more pages than are free, nobody starves, a call stays inside its time
-budget, the same snapshots give the same plans. `replay` runs requests of your own through a policy.
-"""
-
-from semipd.policies.rules import Broken
-from semipd.policies.testing.kit import (
-    check_budget,
-    check_moments,
-    check_no_starvation,
-    check_policy,
-    check_worlds,
-    replay,
-)
-from semipd.policies.testing.world import Arrival, Life, Settings, World
-
-__all__ = [
-    "Arrival",
-    "Broken",
-    "Life",
-    "Settings",
-    "World",
-    "check_budget",
-    "check_moments",
-    "check_no_starvation",
-    "check_policy",
-    "check_worlds",
-    "replay",
-]
+from semipd.testing import *  # noqa: F403
+from semipd.testing import __all__ as __all__

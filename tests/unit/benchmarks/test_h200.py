@@ -20,7 +20,7 @@ from figures.load import pause  # noqa: E402
 from figures.pages import histogram  # noqa: E402
 from figures.split import around, delays  # noqa: E402
 
-from semipd.bench.records import Outcome, RequestRecord  # noqa: E402
+from semipd.bench.scoring.records import Outcome, RequestRecord  # noqa: E402
 
 STEP = 0.010
 

@@ -22,7 +22,7 @@ from figures.sheet import Sheet  # noqa: E402
 from figures.shift import BIN_S, LOOK_S, Phase, follow, shifting  # noqa: E402
 from policies_compared import NAME, PAGE, RESULTS, TEMPLATE, rendered  # noqa: E402
 
-from semipd.sim.profile import SHIPPED, load_profile  # noqa: E402
+from semipd.profiles.profile import SHIPPED, load_profile  # noqa: E402
 
 PHASES = (Phase("chat", 20.0, 5.0), Phase("long", 3.0, 5.0))
 FCFS, ADAPTIVE = Contender("fcfs"), Contender("adaptive")

@@ -21,7 +21,7 @@ from figures.simulated import Asked, run_simulated  # noqa: E402
 from simulator_against_gpu import verdict_of  # noqa: E402
 
 from semipd.bench.plain import to_plain  # noqa: E402
-from semipd.sim.profile import SHIPPED, load_profile  # noqa: E402
+from semipd.profiles.profile import SHIPPED, load_profile  # noqa: E402
 
 PAGES = 80_000
 FCFS = Case(Contender("fcfs"), "chat", "loose", (40.0, 120.0))

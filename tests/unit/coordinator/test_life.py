@@ -14,18 +14,18 @@ def test_a_request_is_prefilled_handed_over_and_decoded_to_its_end() -> None:
     stage.step([(lease, 1, 8)])
     stage.step([(lease, 2, 9)], ends=[lease])
     assert stage.tokens(1) == [7, 8, 9]
-    last = stage.post.deltas[1][-1]
+    last = stage.transport.deltas[1][-1]
     assert last.end is not None
     assert last.end.reason is EndReason.LENGTH
     assert last.timings is not None
     assert stage.all_pages_are_free()
-    assert len(stage.floor.book) == 0
+    assert len(stage.state.requests) == 0
 
 
 def test_nothing_precedes_admitted() -> None:
     stage = Stage()
     stage.submit(1)
-    assert [m.WhichOneof("message") for m in stage.post.gateway] == ["admitted"]
+    assert [m.WhichOneof("message") for m in stage.transport.gateway] == ["admitted"]
 
 
 def test_a_live_duplicate_id_is_refused_and_the_first_lives_on() -> None:
@@ -33,7 +33,7 @@ def test_a_live_duplicate_id_is_refused_and_the_first_lives_on() -> None:
     stage.submit(1)
     stage.coordinator.hear_gateway(GATEWAY, _same_id_as_ticket_1())
     assert stage.reasons() == {2: "DUPLICATE_REQUEST"}
-    assert len(stage.floor.book) == 1
+    assert len(stage.state.requests) == 1
 
 
 def _same_id_as_ticket_1() -> gw.FromGateway:
@@ -45,11 +45,11 @@ def _same_id_as_ticket_1() -> gw.FromGateway:
 
 def test_a_full_queue_refuses_at_once_with_a_delay() -> None:
     stage = Stage(max_waiting=2)
-    del stage.floor.workers[stage.prefill.role]
+    del stage.state.workers[stage.prefill.role]
     for ticket in (1, 2, 3):
         stage.submit(ticket)
     assert stage.reasons() == {3: "QUEUE_FULL"}
-    ended = [m.ended for m in stage.post.gateway if m.HasField("ended")]
+    ended = [m.ended for m in stage.transport.gateway if m.HasField("ended")]
     assert ended[0].failure.retry_after_s > 0
 
 
@@ -76,7 +76,7 @@ def test_each_sample_has_its_own_seed_and_its_own_end() -> None:
     first, second = (a.lease for a in stage.adopts())
     stage.step([(first, 1, 8), (second, 1, 9)], ends=[first, second])
     assert (stage.tokens(1, 0), stage.tokens(1, 1)) == ([7, 8], [7, 9])
-    assert len(stage.floor.book) == 0
+    assert len(stage.state.requests) == 0
 
 
 def test_a_cancel_in_each_stage_frees_all_pages() -> None:
@@ -105,14 +105,14 @@ def test_abort_by_id_says_what_it_found() -> None:
     for ask_id in (5, 6):
         cancel = gw.Cancel(request_id="r1", cause=gw.CANCEL_CAUSE_OPERATOR, ask_id=ask_id)
         stage.gateway_says(gw.FromGateway(cancel=cancel))
-    outcomes = [(m.answer.ask_id, m.answer.abort.outcome) for m in stage.post.gateway if m.HasField("answer")]
+    outcomes = [(m.answer.ask_id, m.answer.abort.outcome) for m in stage.transport.gateway if m.HasField("answer")]
     assert outcomes == [(5, 1), (6, 2)]
     assert stage.reasons() == {1: "ABORTED_BY_OPERATOR"}
 
 
 def test_a_deadline_that_passes_in_the_queue_means_no_prefill() -> None:
     stage = Stage()
-    del stage.floor.workers[stage.prefill.role]
+    del stage.state.workers[stage.prefill.role]
     stage.submit(1, deadline_s=1.0)
     stage.clock.advance(1.5)
     stage.coordinator.act()
@@ -135,7 +135,7 @@ def test_the_time_limit_ends_the_answer_as_it_is() -> None:
     lease = stage.running(1, time_limit_s=1.0)
     stage.clock.advance(1.0)
     stage.coordinator.act()
-    end = stage.post.deltas[1][-1].end
+    end = stage.transport.deltas[1][-1].end
     assert end is not None
     assert end.reason is EndReason.TIME_LIMIT
     assert stage.tokens(1) == [7]
@@ -147,7 +147,7 @@ def test_a_stop_string_ends_the_sample_and_late_tokens_have_no_effect() -> None:
     lease = stage.running(1)
     stage.gateway_says(gw.FromGateway(stop_matched=gw.StopMatched(ticket=1, index=0, output_tokens=1)))
     stage.step([(lease, 1, 8)])
-    end = stage.post.deltas[1][-1].end
+    end = stage.transport.deltas[1][-1].end
     assert end is not None
     assert end.reason is EndReason.STOP_STRING
     assert stage.tokens(1) == [7]
@@ -166,7 +166,7 @@ def test_decode_limit_holds_back_what_is_ready() -> None:
 
 def test_priority_goes_first() -> None:
     stage = Stage(max_batch_tokens=16)
-    del stage.floor.workers[stage.prefill.role]
+    del stage.state.workers[stage.prefill.role]
     stage.submit(1, prompt=16)
     stage.submit(2, prompt=16, priority=5)
     stage.prefill = stage.appoint(stage.prefill.role)

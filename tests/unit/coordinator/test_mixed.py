@@ -8,8 +8,8 @@ from semipd.core.partition import Mode, Phase
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
-from semipd.policies.chunked import Chunked
-from semipd.policies.fcfs import Fcfs
+from semipd.policies.builtin.chunked import Chunked
+from semipd.policies.builtin.fcfs import Fcfs
 from support.stage import GATEWAY, Stage
 
 
@@ -47,7 +47,7 @@ class MixedStage(Stage):
         self.coordinator.act()
 
     def stages(self) -> dict[str, str]:
-        sequences = (s for e in self.floor.book.entries() for s in e.live.values())
+        sequences = (s for e in self.state.requests.entries() for s in e.live.values())
         return {s.entry.request.request_id: s.stage.value for s in sequences}
 
 
@@ -96,7 +96,7 @@ def test_when_the_mode_changes_batches_end_where_they_are_and_their_prompts_go_o
     stage.submit(2, prompt=60, max_tokens=1)
     one, two = stage.mixed()
     stage.use(None)
-    assert stage.floor.mode is Mode.SPLIT
+    assert stage.state.mode is Mode.SPLIT
     stage.submit(3, prompt=20, max_tokens=1)
     (three,) = stage.batches()
     assert len(three.chunks) == 1, "the others are with the decode worker"
@@ -170,7 +170,7 @@ def test_a_death_returns_the_batches_of_the_dead_alone(dies: Role) -> None:
         stage.compute(mixed)
     else:
         stage.prefill_batch(split)
-    strikes = {s.entry.request.request_id: s.strikes for e in stage.floor.book.entries() for s in e.live.values()}
+    strikes = {s.entry.request.request_id: s.strikes for e in stage.state.requests.entries() for s in e.live.values()}
     assert strikes[lost] > 0
     assert strikes[kept] == 0
 
@@ -263,9 +263,9 @@ def test_prompts_in_each_others_way_in_a_full_pool_give_way_until_one_is_done() 
             stage.compute(batch)
         for adopt in stage.adopts():
             stage.step([(adopt.lease, len(adopt.continuation.output), 9)], ends=[adopt.lease])
-        if not len(stage.floor.book):
+        if not len(stage.state.requests):
             break
-    assert len(stage.floor.book) == 0
+    assert len(stage.state.requests) == 0
     assert stage.all_pages_are_free()
 
 

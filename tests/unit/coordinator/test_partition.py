@@ -35,9 +35,9 @@ def test_a_policy_that_wishes_the_same_again_leaves_alone_what_an_operator_set()
     stage.partition.wish(Shares(50, 50))
     stage.partition.set(Shares(25, 75))
     stage.partition.wish(Shares(50, 50))
-    assert stage.floor.shares == Shares(25, 75)
+    assert stage.state.shares == Shares(25, 75)
     stage.partition.wish(Shares(75, 25))
-    assert stage.floor.shares == Shares(75, 25)
+    assert stage.state.shares == Shares(75, 25)
 
 
 def test_green_has_nothing_to_divide_before_the_device_is_known_and_grants_the_wish_then() -> None:
@@ -46,7 +46,7 @@ def test_green_has_nothing_to_divide_before_the_device_is_known_and_grants_the_w
     assert stage.control.split() == Split(0, 0)
     stage.partition.device_known(H200_SMS)
     assert stage.control.split() == Split(68, 64)
-    assert stage.floor.shares == Shares(100 * 68 / 132, 100 * 64 / 132)
+    assert stage.state.shares == Shares(100 * 68 / 132, 100 * 64 / 132)
 
 
 def test_green_writes_the_split_with_the_moment_of_the_decision_and_sends_nothing() -> None:
@@ -57,7 +57,7 @@ def test_green_writes_the_split_with_the_moment_of_the_decision_and_sends_nothin
     assert stage.control.decided_ns() == 101_500_000_000
     stage.partition.set(Shares(76, 24))
     assert stage.control.split().change == 1, "the same SMs: nothing changed"
-    assert not any(stage.post.worker.values())
+    assert not any(stage.transport.worker.values())
 
 
 def test_a_new_resident_has_a_new_control_block_and_the_split_is_written_again() -> None:
@@ -73,7 +73,7 @@ def test_the_delay_of_a_split_is_a_metric_where_there_are_multiprocessors() -> N
     for sms in (64, 0):
         applied = wk.SharesApplied(change=1, delay_s=0.0002, sms=sms)
         stage.coordinator.hear_worker(stage.decode, wk.FromWorker(shares_applied=applied))
-    counted = stage.floor.metrics.registry.get_sample_value("semipd:split_delay_seconds_count", {"role": "decode"})
+    counted = stage.state.metrics.registry.get_sample_value("semipd:split_delay_seconds_count", {"role": "decode"})
     assert counted == 1
 
 
@@ -95,7 +95,7 @@ def test_only_turns_are_the_control_blocks_matter() -> None:
     told = []
     for mode in (Mode.TURNS, Mode.MIXED, Mode.SPLIT):
         stage.partition.change_mode(mode)
-        told.append((stage.floor.mode, stage.control.turns()))
+        told.append((stage.state.mode, stage.control.turns()))
     assert told == [(Mode.TURNS, True), (Mode.MIXED, False), (Mode.SPLIT, False)]
 
 

@@ -92,7 +92,7 @@ def test_a_refusal_by_the_policy_reaches_the_client_with_its_delay() -> None:
     refusal = Admission(accept=False, why="no hope before 2 s", retry_after_s=2.0)
     stage = Stage(policy=Scripted(lambda _given: Plan(), refusal))
     stage.submit(1)
-    (ended,) = [m.ended for m in stage.post.gateway if m.HasField("ended")]
+    (ended,) = [m.ended for m in stage.transport.gateway if m.HasField("ended")]
     assert (ended.failure.reason, ended.failure.retry_after_s) == ("DEADLINE_UNMEETABLE", 2.0)
     assert "no hope" in ended.failure.message
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semipd.coordinator.decode_desk import LOST_AFTER_S
+from semipd.coordinator.decode_dispatch import LOST_AFTER_S
 from semipd.internal.v1 import worker_pb2 as wk
 from support.stage import Stage
 
@@ -90,7 +90,7 @@ def test_a_request_that_crashes_its_worker_twice_is_ended_and_the_others_are_not
             break
         assert len(adopts) == 1, "those who took part in a death join one at a time"
     assert stage.reasons() == {1: "INTERNAL"}
-    assert stage.floor.book.by_lease(leases[2]) is not None
+    assert stage.state.requests.by_lease(leases[2]) is not None
 
 
 def test_a_few_kills_from_outside_end_nobody() -> None:
@@ -184,9 +184,9 @@ def test_prompts_in_each_others_way_in_a_full_pool_give_way_until_one_is_done() 
         for adopt in stage.adopts():
             position = len(adopt.continuation.output)
             stage.step([(adopt.lease, position, 9)], ends=[adopt.lease])
-        if not len(stage.floor.book):
+        if not len(stage.state.requests):
             break
-    assert len(stage.floor.book) == 0
+    assert len(stage.state.requests) == 0
     assert stage.all_pages_are_free()
 
 
@@ -207,4 +207,4 @@ def test_when_the_resident_is_lost_everybody_hears_at_once() -> None:
     stage.submit(2)
     stage.coordinator.resident_lost()
     assert stage.reasons() == {1: "WORKER_LOST", 2: "WORKER_LOST"}
-    assert len(stage.floor.book) == 0
+    assert len(stage.state.requests) == 0

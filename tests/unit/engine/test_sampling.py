@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from semipd.core.request import SamplingParams, StoppingParams
+from semipd.engine.counter_rng import uniforms
 from semipd.engine.sampling import Sampler, choose, draw
-from semipd.engine.uniform import uniforms
 
 VOCAB = 50
 DRAWS = 4000

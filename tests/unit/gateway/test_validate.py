@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from semipd.core.errors import InvalidRequest, NotFound, PromptTooLong, Unsupported
-from semipd.gateway.served import ServedModel
+from semipd.gateway.served_model import ServedModel
 from semipd.gateway.validate import Features, check
 from semipd.v1 import generation_pb2 as pb
 

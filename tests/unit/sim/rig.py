@@ -11,9 +11,9 @@ from semipd.core.partition import Mode, Shares
 from semipd.core.plan import Admission, AdmitInput, Order, OrderInput, PlaceInput, Plan
 from semipd.core.snapshot import Snapshot
 from semipd.policies.contract import Policy
-from semipd.policies.filling import fill_batch
-from semipd.policies.latency import LatencyModel
-from semipd.sim.profile import Overheads
+from semipd.policies.toolkit.batching import fill_batch
+from semipd.policies.toolkit.latency import LatencyModel
+from semipd.profiles.profile import Overheads
 from semipd.sim.replay import Replayed, replay
 from semipd.sim.server import Settings
 
@@ -54,7 +54,7 @@ class Flat:
 
 
 class Modelled:
-    """The times of the policies' own latency model, for the comparison with `semipd.policies.testing.world`."""
+    """The times of the policies' own latency model, for the comparison with `semipd.testing.world`."""
 
     def __init__(self, sms: int) -> None:
         self._model = LatencyModel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from semipd.sim.profile import (
+from semipd.profiles.profile import (
     DecodePoint,
     DecodeTable,
     Gpu,

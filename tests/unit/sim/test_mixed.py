@@ -9,14 +9,14 @@ from unit.sim.rig import Flat, Plain, due, run, settings
 from unit.sim.small import small_profile
 
 from semipd.bench.settings import RunSettings
+from semipd.core.chunking import spread
 from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.plan import PlaceInput, Plan
 from semipd.core.snapshot import Step
-from semipd.sim.mixing import spread
-from semipd.sim.profile import MixedPoint, Overheads, Profile
+from semipd.profiles.profile import MixedPoint, Overheads, Profile
+from semipd.sim.execution_times import ProfileTimes
 from semipd.sim.replay import Replayed
-from semipd.sim.run import Laboratory, simulate
-from semipd.sim.times import ProfileTimes
+from semipd.sim.run import SimConfig, simulate
 
 THREE = ((0.0, 100, 100), (0.205, 100, 1), (0.206, 100, 1), (0.207, 100, 1))
 """The first decodes when three others come, a batch each."""
@@ -213,16 +213,16 @@ def test_fewer_sms_and_company_cost_what_they_cost_a_prefill_pass() -> None:
 
 def test_only_a_profile_with_mixed_passes_has_the_mode() -> None:
     without = replace(with_mixed(), mixed=())
-    assert Laboratory("chunked", {}, without).settings().modes == {Mode.SPLIT, Mode.TURNS}
-    assert Laboratory("chunked", {}, with_mixed()).settings().modes == set(Mode)
+    assert SimConfig("chunked", {}, without).settings().modes == {Mode.SPLIT, Mode.TURNS}
+    assert SimConfig("chunked", {}, with_mixed()).settings().modes == set(Mode)
 
 
 def test_chunked_keeps_decode_going_where_whole_prompts_stall_it() -> None:
     asked = RunSettings("", "mixed", 12.0, 20.0)
-    chunked = simulate(Laboratory("chunked", {}, with_mixed()), asked)
+    chunked = simulate(SimConfig("chunked", {}, with_mixed()), asked)
     assert chunked.valid
     assert chunked.score.done == chunked.score.sent
-    whole = simulate(Laboratory("static", {"mode": "turns", "chunk": "8192"}, with_mixed()), asked)
+    whole = simulate(SimConfig("static", {"mode": "turns", "chunk": "8192"}, with_mixed()), asked)
     assert chunked.score.itl_s is not None
     assert whole.score.itl_s is not None
     assert chunked.score.itl_s.max < whole.score.itl_s.max / 2

@@ -14,17 +14,17 @@ from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.plan import PlaceInput, Plan
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits, RunningSequence
-from semipd.policies.adaptive import Adaptive
-from semipd.policies.chunked import Chunked
+from semipd.policies.builtin.adaptive.policy import Adaptive
+from semipd.policies.builtin.chunked import Chunked
+from semipd.policies.builtin.fcfs import Fcfs
+from semipd.policies.builtin.static import Static
 from semipd.policies.contract import Policy
-from semipd.policies.fcfs import Fcfs
-from semipd.policies.latency import split
-from semipd.policies.static import Static
-from semipd.policies.testing.world import Arrival, World
-from semipd.policies.testing.world import Settings as WorldSettings
-from semipd.sim.profile import Overheads
+from semipd.policies.toolkit.latency import split
+from semipd.profiles.profile import Overheads
 from semipd.sim.replay import Replayed, replay
 from semipd.sim.server import Settings
+from semipd.testing.world import Arrival, World
+from semipd.testing.world import Settings as WorldSettings
 
 HALVES = Shares(50, 50)
 

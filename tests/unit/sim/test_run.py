@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 from unit.sim.small import small_profile
 
 from semipd.bench.errors import InputError
-from semipd.bench.goodput import read_goodput
-from semipd.bench.report import read_report
+from semipd.bench.runs.goodput import read_goodput
+from semipd.bench.scoring.report import read_report
 from semipd.bench.settings import RunSettings
 from semipd.cli.main import app
-from semipd.sim.profile import SHIPPED
-from semipd.sim.run import Laboratory, simulate
+from semipd.profiles.profile import SHIPPED
+from semipd.sim.run import SimConfig, simulate
 
 PROFILE = small_profile()
 ASKED = RunSettings("", "chat", 20.0, 10.0, 0)
@@ -26,16 +26,16 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def test_the_report_is_the_same_each_time_and_another_for_another_seed() -> None:
-    laboratory = Laboratory("static", {"mode": "turns"}, PROFILE)
-    one, two = (simulate(laboratory, ASKED) for _ in range(2))
+    config = SimConfig("static", {"mode": "turns"}, PROFILE)
+    one, two = (simulate(config, ASKED) for _ in range(2))
     assert one.records == two.records
     assert one.score == two.score
     assert one.timeline == two.timeline
-    assert simulate(laboratory, replace(ASKED, seed=1)).records != one.records
+    assert simulate(config, replace(ASKED, seed=1)).records != one.records
 
 
 def test_a_run_counts_as_a_real_one_does() -> None:
-    report = simulate(Laboratory("fcfs", {}, PROFILE), ASKED)
+    report = simulate(SimConfig("fcfs", {}, PROFILE), ASKED)
     score = report.score
     assert score.sent == score.done == len(report.records)
     assert score.itl_s is not None
@@ -47,7 +47,7 @@ def test_a_run_counts_as_a_real_one_does() -> None:
 
 
 def test_what_does_not_end_in_time_has_failed() -> None:
-    report = simulate(Laboratory("fcfs", {}, PROFILE), replace(ASKED, rate=50.0, drain_s=0.0))
+    report = simulate(SimConfig("fcfs", {}, PROFILE), replace(ASKED, rate=50.0, drain_s=0.0))
     assert report.score.failed > 0
     assert report.score.reasons == {"not finished when the run ended": report.score.failed}
     assert all(r.done_s <= ASKED.duration_s for r in report.records)
@@ -55,13 +55,13 @@ def test_what_does_not_end_in_time_has_failed() -> None:
 
 def test_what_cannot_be_simulated_is_refused() -> None:
     with pytest.raises(InputError, match="no policy is named"):
-        simulate(Laboratory("nothing", {}, PROFILE), ASKED)
+        simulate(SimConfig("nothing", {}, PROFILE), ASKED)
     with pytest.raises(InputError, match="chunk"):
-        simulate(Laboratory("static", {"chunk": "-1"}, PROFILE), ASKED)
+        simulate(SimConfig("static", {"chunk": "-1"}, PROFILE), ASKED)
     with pytest.raises(InputError, match="scale"):
-        simulate(Laboratory("fcfs", {}, PROFILE), replace(ASKED, scale=100.0))
+        simulate(SimConfig("fcfs", {}, PROFILE), replace(ASKED, scale=100.0))
     with pytest.raises(InputError, match="pool of 10 pages"):
-        simulate(Laboratory("fcfs", {}, PROFILE, pages=10), ASKED)
+        simulate(SimConfig("fcfs", {}, PROFILE, pages=10), ASKED)
 
 
 def test_the_command_prints_saves_draws_and_can_be_compared(tmp_path: Path) -> None:

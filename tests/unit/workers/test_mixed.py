@@ -9,7 +9,7 @@ import pytest
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.workers.decode import DecodeWorker
-from semipd.workers.prompts import Room
+from semipd.workers.mixed_batches import Room
 from support.workers import COORDINATOR, LateBatch, Play, PlayedCompute, PlayedLink, adopt, batch, drop, new_account
 
 ME = Holder(Role.DECODE, 3)
@@ -260,7 +260,7 @@ def test_a_worker_that_resigns_answers_for_what_is_on_the_device_and_leaves_the_
 def test_heartbeats_tell_what_is_answered_and_whether_a_batch_is_left(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("semipd.workers.link.HEARTBEAT_S", -1.0)
+    monkeypatch.setattr("semipd.workers.coordinator_link.HEARTBEAT_S", -1.0)
     row, (a,) = stage.running(), stage.prompts(1)
     stage.run(lambda: iter([[adopt(row, 5), batch(4, [a])], [], [], []]))
     beats = [(m.heartbeat.answered_through, m.heartbeat.idle) for m in stage.link.said if m.HasField("heartbeat")]

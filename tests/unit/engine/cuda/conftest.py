@@ -65,7 +65,7 @@ class Stream:
 
 
 class OneLane:
-    """Lanes of a device that can't be divided."""
+    """Streams of a device that can't be divided."""
 
     all = current = 4
 
@@ -102,7 +102,7 @@ def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(cuda_engine, "Lanes", OneLane)
+    monkeypatch.setattr(cuda_engine, "Streams", OneLane)
     monkeypatch.setattr(cuda_graphs, "record", PlayedGraph)
 
 

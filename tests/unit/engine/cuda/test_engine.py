@@ -15,7 +15,7 @@ from semipd.engine.cuda import graphs as cuda_graphs
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.engine import Engine, PrefillItem
-from semipd.engine.outcome import Draw, Failed, Sampled
+from semipd.engine.sampling_result import Draw, Failed, Sampled
 
 Engines = Callable[[str], tuple[Engine, CudaEngine]]
 

@@ -14,7 +14,7 @@ import torch
 from semipd.engine.cuda import graphs as cuda_graphs
 from semipd.engine.cuda.decode import BUCKETS, buckets_for
 from semipd.engine.cuda.graphs import CLEARLY, CLEARLY_MS, Capture, Graphs, choose
-from semipd.engine.cuda.lanes import Lanes
+from semipd.engine.cuda.streams import Streams
 
 # --- buckets and the order of capture -------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ def launched() -> list[int]:
 
 @pytest.fixture
 def graphs(launched: list[int]) -> Graphs:
-    return Graphs(cast(Lanes, PlayedLanes()), [4, 1, 2, 16, 8], launched.append, lambda: None)
+    return Graphs(cast(Streams, PlayedLanes()), [4, 1, 2, 16, 8], launched.append, lambda: None)
 
 
 def test_a_pass_takes_the_smallest_bucket_that_holds_it(graphs: Graphs) -> None:
@@ -128,7 +128,7 @@ def test_a_kind_for_the_whole_device_comes_before_the_lanes_that_share_it(record
 
     def kind(name: str, buckets: list[int], choices: list[int] | None = None) -> Graphs:
         done = partial(order.append, (name, 0))
-        return Graphs(cast(Lanes, lanes), buckets, lambda bucket: order.append((name, bucket)), done, choices)
+        return Graphs(cast(Streams, lanes), buckets, lambda bucket: order.append((name, bucket)), done, choices)
 
     rows, tokens = kind("rows", [1, 2]), kind("tokens", [64, 128], [132])
     capture = Capture([rows, tokens])
@@ -149,7 +149,7 @@ def test_a_kind_for_the_whole_device_comes_before_the_lanes_that_share_it(record
 
 def test_a_graph_is_ready_on_the_lane_that_it_was_captured_on(recorded: Clock) -> None:
     lanes = PlayedLanes()
-    graphs = Graphs(cast(Lanes, lanes), [64, 128], lambda _: None, lambda: None, [132])
+    graphs = Graphs(cast(Streams, lanes), [64, 128], lambda _: None, lambda: None, [132])
     graphs.capture_one(64, 132)
     graphs.capture_one(64, 16)
     assert (graphs.ready(64), graphs.ready(128), graphs.captured) == (True, False, 1)
@@ -167,7 +167,7 @@ def in_time(clock: Clock, times_ms: Mapping[int, float], lanes: PlayedLanes | No
     def work(bucket: int) -> None:
         clock.now_ms += times_ms[bucket]
 
-    return Graphs(cast(Lanes, lanes or PlayedLanes()), list(times_ms), work, lambda: None)
+    return Graphs(cast(Streams, lanes or PlayedLanes()), list(times_ms), work, lambda: None)
 
 
 def test_a_bucket_that_is_slower_than_a_larger_one_is_passed_over(recorded: Clock) -> None:
@@ -212,7 +212,7 @@ def test_a_bucket_that_another_process_disturbed_is_timed_again(recorded: Clock)
         disturbed = bucket == 2 and launched.count(2) <= 1 + 2 * (cuda_graphs.ROUNDS + 1)  # when 2 and 1 are captured
         recorded.now_ms += bucket + (10.0 if disturbed else 0.0)
 
-    graphs = Graphs(cast(Lanes, PlayedLanes()), [1, 2, 4], work, lambda: None, [132])
+    graphs = Graphs(cast(Streams, PlayedLanes()), [1, 2, 4], work, lambda: None, [132])
     Capture([graphs]).run(60.0)
     assert [graphs.bucket(size) for size in (1, 2, 3)] == [1, 2, 4]
 
@@ -225,7 +225,7 @@ def test_a_larger_bucket_that_another_process_disturbed_is_timed_again_beside_a_
         disturbed = bucket == 4 and launched.count(4) <= 1 + cuda_graphs.ROUNDS + 1
         recorded.now_ms += {2: 9.0, 4: 6.0}[bucket] + (10.0 if disturbed else 0.0)
 
-    graphs = Graphs(cast(Lanes, PlayedLanes()), [2, 4], work, lambda: None, [132])
+    graphs = Graphs(cast(Streams, PlayedLanes()), [2, 4], work, lambda: None, [132])
     Capture([graphs]).run(60.0)
     assert graphs.bucket(1) == 4
     assert graphs.useful == [4]

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from semipd.engine.cuda.command import DEPTH, Command
 from semipd.engine.cuda.kernels import decode_attention
+from semipd.engine.cuda.launch_args import DEPTH, LaunchArgs
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def command(device: torch.device) -> Command:
-    return Command({"a": ((3,), np.int32), "b": ((2, 3), np.float32), "c": ((2, 4), np.int32)}, device)
+def command(device: torch.device) -> LaunchArgs:
+    return LaunchArgs({"a": ((3,), np.int32), "b": ((2, 3), np.float32), "c": ((2, 4), np.int32)}, device)
 
 
-def test_a_command_arrives_under_the_names_and_in_the_shapes_that_it_was_filled_in(command: Command) -> None:
+def test_a_command_arrives_under_the_names_and_in_the_shapes_that_it_was_filled_in(command: LaunchArgs) -> None:
     say = command.next()
     say["a"][:] = [1, -2, 3]
     say["b"][1, 2] = 0.25
@@ -28,7 +28,7 @@ def test_a_command_arrives_under_the_names_and_in_the_shapes_that_it_was_filled_
     assert command.device["c"].tolist() == [[0] * 4, [9] * 4]
 
 
-def test_addresses_on_the_device_stay_the_same_and_are_aligned(command: Command) -> None:
+def test_addresses_on_the_device_stay_the_same_and_are_aligned(command: LaunchArgs) -> None:
     before = {name: tensor.data_ptr() for name, tensor in command.device.items()}
     for _ in range(DEPTH + 1):
         command.next()["a"][:] = 5
@@ -38,7 +38,7 @@ def test_addresses_on_the_device_stay_the_same_and_are_aligned(command: Command)
     assert all((address - first) % 16 == 0 for address in before.values())
 
 
-def test_of_the_last_field_only_what_is_asked_for_is_sent(command: Command) -> None:
+def test_of_the_last_field_only_what_is_asked_for_is_sent(command: LaunchArgs) -> None:
     say = command.next()
     say["a"][:], say["c"][:] = 7, 8
     command.send(of_last=5)
@@ -46,7 +46,7 @@ def test_of_the_last_field_only_what_is_asked_for_is_sent(command: Command) -> N
     assert command.device["c"].flatten().tolist() == [8] * 5 + [0] * 3
 
 
-def test_what_is_on_its_way_is_not_overwritten_by_the_next_commands(command: Command) -> None:
+def test_what_is_on_its_way_is_not_overwritten_by_the_next_commands(command: LaunchArgs) -> None:
     sent = command.next()
     sent["a"][:] = 1
     for turn in range(DEPTH - 1):

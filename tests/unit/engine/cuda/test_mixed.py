@@ -10,11 +10,11 @@ import torch
 
 from semipd.core.config import MIXED_PROMPTS
 from semipd.core.request import SamplingParams, StoppingParams
-from semipd.engine.cuda.command import DEPTH
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
+from semipd.engine.cuda.launch_args import DEPTH
 from semipd.engine.engine import Engine, PrefillItem
-from semipd.engine.outcome import Draw, Failed, Sampled
+from semipd.engine.sampling_result import Draw, Failed, Sampled
 
 Engines = Callable[[str], tuple[Engine, CudaEngine]]
 GpuEngine = Callable[[str], tuple[CudaEngine, torch.Tensor]]

@@ -1,0 +1,1 @@
+"""The commands under `semipd bench`, and `semipd top`."""

@@ -1,0 +1,61 @@
+"""How `semipd top` shows what it sees: live, once, or a line an interval."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from semipd.bench.drawing.top_frame import History, line, view
+from semipd.bench.gpu import GpuMeter
+from semipd.bench.targets.watch import Gone, Watch
+from semipd.v1 import admin_pb2 as pb
+
+
+def show(target: str, interval_s: float, *, once: bool) -> None:
+    """Until Ctrl-C, or one frame. Raises Unreachable where nobody answered at first."""
+    console = Console()
+    if once:
+        show_once(console, target)
+    elif console.is_terminal:
+        show_live(console, target, interval_s)
+    else:
+        print_lines(console, target, interval_s)
+
+
+def show_once(console: Console, target: str) -> None:
+    with Watch(target) as watch, GpuMeter() as meter:
+        seen = watch.now()
+        history = History()
+        history.add(seen.load, meter.read())
+        console.print(view(seen.info, seen.load, history))
+
+
+def show_live(console: Console, target: str, interval_s: float) -> None:
+    """Until KeyboardInterrupt. The terminal is as it was before, with the last frame in it."""
+    history = History()
+    info, load = pb.GetServerInfoResponse(), pb.Load()
+    with ExitStack() as open_now:
+        watch = open_now.enter_context(Watch(target))
+        meter = open_now.enter_context(GpuMeter())
+        frames = watch.frames(interval_s)
+        first = next(frames)  # before the screen is taken: an unreachable server is a sentence, not a frame
+        live = open_now.enter_context(Live(Text(), console=console, auto_refresh=False, vertical_overflow="crop"))
+        frame = first
+        while True:
+            if isinstance(frame, Gone):
+                history.gone = frame.reason
+            else:
+                info, load = frame.info, frame.load
+                history.add(load, meter.read())
+            live.update(view(info, load, history), refresh=True)
+            frame = next(frames)
+
+
+def print_lines(console: Console, target: str, interval_s: float) -> None:
+    with Watch(target) as watch:
+        for frame in watch.frames(interval_s):
+            said = f"no answer: {frame.reason}" if isinstance(frame, Gone) else line(frame.load)
+            console.print(said, soft_wrap=True, markup=False, highlight=False)

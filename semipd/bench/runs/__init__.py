@@ -1,0 +1,1 @@
+"""Whole runs: one rate, a goodput search, an interference run."""

@@ -1,0 +1,1 @@
+"""What a run recorded, and the scores that are computed from it."""

@@ -1,0 +1,1 @@
+"""The servers that a benchmark drives, and how each is spoken to."""

@@ -1,0 +1,80 @@
+"""Chunks of prompts, and what a forward pass on a CPU makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from semipd.engine.attention import Pages, Span
+from semipd.engine.rope import Rotary
+from semipd.engine.sampling import Sampler
+from semipd.engine.sampling_result import Draw, Failed, Sampled
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillItem:
+    """The next chunk of a sequence's prompt."""
+
+    lease: int
+    tokens: Sequence[int]
+    """At least one."""
+    start: int
+    """Tokens of the sequence whose KV is in the pool."""
+    table: Pages
+    """Page numbers in the order of the tokens, up to start + len(tokens) at least."""
+    draw: Draw | None = None
+    """Set on the chunk that ends the prompt: sample a token after it."""
+    prompt_tokens: int | None = None
+    """Length of the whole prompt, without output computed again. Matters to dynamic RoPE scaling beyond the model's
+    `max_position_embeddings` alone (see `rope`); None: each token is rotated for the sequence up to it."""
+
+
+PromptOutcomes = tuple[Sequence[PrefillItem], list[Sampled | Failed | None]]
+"""A pass's items, and what `Engine.prefill` answers for them."""
+
+
+def spans_of(items: Sequence[PrefillItem]) -> list[Span]:
+    return [Span(item.start, item.start + len(item.tokens), item.table) for item in items]
+
+
+def tokens_of(items: Sequence[PrefillItem]) -> npt.NDArray[np.int64]:
+    """Of all items, one after another."""
+    return np.concatenate([np.asarray(item.tokens, np.int64) for item in items])
+
+
+def wanted_of(items: Sequence[PrefillItem]) -> npt.NDArray[np.int64]:
+    """The places, among all tokens, that a token is sampled after."""
+    last = np.cumsum([len(item.tokens) for item in items]) - 1
+    return last[[item.draw is not None for item in items]]
+
+
+def rotation_of(items: Sequence[PrefillItem], rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine, [tokens, head_dim] each."""
+    spans = spans_of(items)
+    positions = torch.from_numpy(np.concatenate([np.arange(span.start, span.end) for span in spans]))
+    cos, sin = rotary.at(positions, max(span.end for span in spans) - 1)
+    row = 0
+    for item, span in zip(items, spans, strict=True):
+        rows = slice(row, row + len(item.tokens))
+        whole = rotary.long_prompt(span.start, span.end, item.prompt_tokens or 0)
+        if whole is not None:
+            cos[rows], sin[rows] = whole
+        row = rows.stop
+    return cos, sin
+
+
+def samplers_of(items: Sequence[PrefillItem], vocab: int) -> tuple[list[Sampler], list[int]]:
+    """Of the items with a draw, and the output positions that they draw for."""
+    draws = [item.draw for item in items if item.draw is not None]
+    samplers = [Sampler(d.sampling, d.stopping, d.prompt, d.output, vocab) for d in draws]
+    return samplers, [len(d.output) for d in draws]
+
+
+def answers_of(items: Sequence[PrefillItem], drawn: Sequence[Sampled | Failed]) -> list[Sampled | Failed | None]:
+    """An outcome for each item with a draw, in their order; None for the others."""
+    outcomes = iter(drawn)
+    return [None if item.draw is None else next(outcomes) for item in items]

@@ -1,0 +1,212 @@
+"""The paper's controller: semi-PD (Hong et al., arXiv 2504.19867), section 5, Algorithm 1 and equations 1 to 4."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from semipd.core.partition import FULL, Shares
+from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
+from semipd.core.snapshot import Snapshot
+from semipd.policies.contract import Policy
+from semipd.policies.options import Options
+from semipd.policies.toolkit.ordering import UNBOUNDED, Prompts
+
+KEPT = 32
+"""Windows that the model is fitted to."""
+LEAST_SPARE = 1e-3
+"""Of the share, in percent, beyond λ, below which the queue counts as one that never ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Latencies by relative share, in percent. Both are in the units of the observations: here, of the SLO."""
+
+    a1: float
+    load: float
+    """λ of the paper."""
+    b1: float
+    a2: float
+    b2: float
+
+    def ttft(self, x: float) -> float:
+        """Equation 3: TTFT(x) = a1/(x − λ) + b1; infinite where the queue would grow without end."""
+        return self.a1 / (x - self.load) + self.b1 if x - self.load > LEAST_SPARE else math.inf
+
+    def tpot(self, y: float) -> float:
+        """Equation 4: TPOT(y) = a2/y + b2."""
+        return self.a2 / y + self.b2
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one window showed: shares relative to each other, in percent, and latencies in units of the SLO."""
+
+    x: float
+    y: float
+    ttft: float | None
+    tpot: float | None
+
+
+def relative(shares: Shares) -> tuple[float, float]:
+    """(x', y') of the paper, in percent: what each gets of a device for which both compete."""
+    both = shares.prefill + shares.decode
+    return 100 * shares.prefill / both, 100 * shares.decode / both
+
+
+def fit(windows: Sequence[Window]) -> Model:
+    """Least squares over the windows; the latest ones decide where fewer than the parameters are seen.
+
+    λ is found by search, for given λ the rest is linear. Under one share only, b is 0 and λ is 0: the curve through
+    what was seen there. Slopes are never negative: more of the device never makes a phase slower.
+    """
+    firsts = [(w.x, w.ttft) for w in windows if w.ttft is not None]
+    others = [(w.y, w.tpot) for w in windows if w.tpot is not None]
+    a1, load, b1 = 0.0, 0.0, 0.0
+    if firsts:
+        lowest = min(x for x, _ in firsts)
+        enough = len({round(x, 3) for x, _ in firsts}) > 2
+        loads = [lowest * step / 20 for step in range(20)] if enough else [0.0]
+        a1, b1, load = min(
+            ((*_line([(1 / (x - at), t) for x, t in firsts]), at) for at in loads),
+            key=lambda found: sum((found[0] / (x - found[2]) + found[1] - t) ** 2 for x, t in firsts),
+        )
+    a2, b2 = _line([(1 / y, t) for y, t in others])
+    return Model(a1, load, b1, a2, b2)
+
+
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Slope and offset, both at least 0; through the origin where all points have one abscissa."""
+    if not points:
+        return 0.0, 0.0
+    n = len(points)
+    mean_u, mean_t = sum(u for u, _ in points) / n, sum(t for _, t in points) / n
+    spread = sum((u - mean_u) ** 2 for u, _ in points)
+    through_origin = sum(u * t for u, t in points) / sum(u * u for u, _ in points)
+    if spread <= 1e-12 * mean_u * mean_u:
+        return through_origin, 0.0
+    slope = sum((u - mean_u) * (t - mean_t) for u, t in points) / spread
+    offset = mean_t - slope * mean_u
+    if slope < 0:
+        return 0.0, mean_t
+    return (slope, offset) if offset >= 0 else (through_origin, 0.0)
+
+
+def raised(
+    shares: Shares, expected: Callable[[Shares], float], step: float, max_steps: int, *, prefill: bool
+) -> Shares:
+    """Algorithm 1, its inner loop: raise one share by `step` until the model meets the SLO, `max_steps` times at most.
+
+    Shares are at most 100, so a rise that would pass it is replaced by lowering the other, which never falls below
+    `step`: where neither is left to move, the loop ends.
+    """
+    x, y = (shares.prefill, shares.decode) if prefill else (shares.decode, shares.prefill)
+    for _ in range(max_steps):
+        if x + step <= 100:
+            x += step
+        elif y - step >= step:
+            y -= step
+        else:
+            break
+        shares = Shares(x, y) if prefill else Shares(y, x)
+        if expected(shares) <= 1.0:
+            break
+    return shares
+
+
+def adjusted(shares: Shares, seen: Window, model: Model, step: float, max_steps: int) -> Shares:
+    """Algorithm 1 at the end of a window. Latencies are in units of the SLO, so above 1 one fails."""
+    ttft_fails = seen.ttft is not None and seen.ttft > 1.0
+    tpot_fails = seen.tpot is not None and seen.tpot > 1.0
+    if ttft_fails and not tpot_fails:
+        return raised(shares, lambda s: model.ttft(relative(s)[0]), step, max_steps, prefill=True)
+    if tpot_fails and not ttft_fails:
+        return raised(shares, lambda s: model.tpot(relative(s)[1]), step, max_steps, prefill=False)
+    return shares
+
+
+class SemiPd(Policy):
+    """The paper's Algorithm 1: shares follow the TTFT and TPOT that were observed, by a model fitted online.
+
+    Line by line (semi-PD, section 5):
+
+    * "every window_size iterations": `window` prefill batches and decode steps (`_window_is_over`);
+    * "take the observed TTFT and TPOT at the percentile that the SLO names": `percentile`, nearest rank, over the first
+      tokens and the completions of the window (`_seen`);
+    * "update the model": TTFT(x) = a1/(x − λ) + b1 and TPOT(y) = a2/y + b2 (equations 3 and 4, from the M/M/1 queue
+      of equations 1 and 2 and times of 100/x), by least squares over the latest windows (`fit`);
+    * "if TTFT fails and TPOT holds, raise x by step_size until the model's TTFT at x' = x/(x+y) meets the SLO, or
+      max_step; else if TPOT fails and TTFT holds, the same for y; when both fail or neither does, change nothing"
+      (`adjusted`);
+    * "x, y ≤ 100: a rise that would overflow is replaced by lowering the other" (`raised`).
+
+    The paper has one SLO for all; here each request may name its own, so latencies are measured in units of it. What a
+    request leaves open is `ttft_ms` or `tpot_ms`, where given; else it does not count.
+
+    Options: `window` (default 200), `step` (5 percent), `max_steps` (10), `percentile` (90), `ttft_ms`, `tpot_ms`,
+    `prefill` and `decode`, the shares at the start (100, 100); `chunk` (default: the engine's limit) and `order`
+    (default fcfs) as for `static`.
+    """
+
+    name: ClassVar[str] = "semi-pd"
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        super().__init__(options)
+        read = Options(self.name, options)
+        self._window = read.integer("window", default=200, low=1)
+        self._step = read.number("step", default=5.0, above=0.0, high=50.0)
+        self._max_steps = read.integer("max_steps", default=10, low=1)
+        self._percentile = read.number("percentile", default=90.0, above=0.0, high=100.0) / 100
+        self._ttft_s = read.number("ttft_ms", default=0.0, above=0.0, high=1e9) / 1000 or None
+        self._tpot_s = read.number("tpot_ms", default=0.0, above=0.0, high=1e9) / 1000 or None
+        prefill = read.number("prefill", default=FULL.prefill, above=0.0, high=100.0)
+        decode = read.number("decode", default=FULL.decode, above=0.0, high=100.0)
+        self._prompts = Prompts(read, order="fcfs", chunk=UNBOUNDED)
+        read.finish()
+        self._shares = Shares(prefill, decode)
+        self._windows: deque[Window] = deque(maxlen=KEPT)
+        self._began_s = float("-inf")
+        self._counted_s = float("-inf")
+        self._iterations = 0
+
+    def order(self, given: OrderInput) -> Order:
+        return self._prompts.order(given.snapshot)
+
+    def place(self, given: PlaceInput) -> Plan:
+        if self._window_is_over(given.snapshot):
+            seen = self._seen(given.snapshot)
+            self._began_s, self._iterations = given.snapshot.now_s, 0
+            self._windows.append(seen)
+            self._shares = adjusted(self._shares, seen, fit(self._windows), self._step, self._max_steps)
+        return Plan(prefill=self._prompts.fill(given.snapshot, given.order), shares=self._shares)
+
+    def _window_is_over(self, snapshot: Snapshot) -> bool:
+        latest = self._counted_s
+        for step in reversed(snapshot.observed.steps):
+            if step.end_s <= self._counted_s:
+                break
+            latest = max(latest, step.end_s)
+            self._iterations += 1
+        self._counted_s = latest
+        return self._iterations >= self._window
+
+    def _seen(self, snapshot: Snapshot) -> Window:
+        observed = snapshot.observed
+        first = self._worst(
+            (f.ttft_s, f.slo.ttft_s or self._ttft_s) for f in observed.first_tokens if f.at_s > self._began_s
+        )
+        other = self._worst(
+            (c.tpot_s, c.slo.tpot_s or self._tpot_s) for c in observed.completions if c.at_s > self._began_s
+        )
+        x, y = relative(self._shares)
+        return Window(x, y, first, other)
+
+    def _worst(self, latencies: Iterable[tuple[float | None, float | None]]) -> float | None:
+        """At the percentile, in units of the SLO; None: nothing was observed that has one."""
+        ratios = sorted(seconds / slo for seconds, slo in latencies if seconds is not None and slo)
+        if not ratios:
+            return None
+        return ratios[max(0, math.ceil(self._percentile * len(ratios)) - 1)]

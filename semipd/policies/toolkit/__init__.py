@@ -1,0 +1,1 @@
+"""What policies have in common: latency models, orders, deadlines, batches, forecasts."""

@@ -1,0 +1,1 @@
+"""`semipd profile`: measures a GPU and writes a latency profile."""

@@ -1,0 +1,1 @@
+"""Latency profiles: what a GPU was measured to do with a model."""
