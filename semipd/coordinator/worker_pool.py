@@ -16,6 +16,7 @@ from semipd.coordinator.state import CoordinatorState, Worker
 from semipd.coordinator.worker_handover import WorkerHandovers
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
+from semipd.wire.process import EXIT_DEVICE_FAILED
 
 log = structlog.get_logger()
 
@@ -24,8 +25,6 @@ START_LIMIT_S = 120.0
 """For an appointed worker to be ready: on a GPU it compiles kernels and captures graphs."""
 RETIRE_S = 10.0
 """For a worker that was told to end to do so."""
-CUDA_FAULT = 86
-"""Exit code of a worker that saw an error of the device."""
 FAILED_STARTS = 5
 """Workers in a row that died before they were ready: more are tried, ever more slowly, but nobody waits for them."""
 
@@ -147,7 +146,7 @@ class WorkerPool:
             incarnation=incarnation,
             exit_code=code,
         )
-        if code == CUDA_FAULT and self._mps.shared:
+        if code == EXIT_DEVICE_FAILED and self._mps.shared:
             # MPS says neither whose fault it was, nor lets anybody in before all who were there are gone.
             self.end_clients(abandoned=True)
         if process.retired_s is not None:

@@ -11,6 +11,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_TIMERSLACK = 29
 SLACK_NS = 1000
 
+EXIT_DEVICE_FAILED = 86
+"""Exit code of a worker whose device failed. Under MPS the contexts of the other workers are lost with this one's."""
+
 PARENT = "SEMIPD_PARENT"
 """Environment variable: the process id of the coordinator, to the processes that it starts."""
 

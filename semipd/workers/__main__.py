@@ -20,13 +20,13 @@ from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.memory.nvml import survey_driver
 from semipd.wire.logging import configure_logging
-from semipd.wire.process import freeze_start_up_objects
+from semipd.wire.process import EXIT_DEVICE_FAILED, freeze_start_up_objects
 from semipd.wire.sockets import RunDir
 from semipd.workers.attach import Attached, attach
 from semipd.workers.backend_cpu import CpuBackend
 from semipd.workers.coordinator_link import CoordinatorLink
 from semipd.workers.decode import DecodeWorker
-from semipd.workers.device_failure import DEVICE_FAILED, is_device_failure
+from semipd.workers.device_failure import is_device_failure
 from semipd.workers.prefill import PrefillWorker
 from semipd.workers.sizing import model_directory
 
@@ -58,7 +58,7 @@ def main() -> int:
     if failed:
         # At once: what would be freed on the way out is on a device that answers nothing but errors.
         sys.stderr.flush()
-        os._exit(DEVICE_FAILED)
+        os._exit(EXIT_DEVICE_FAILED)
     return 1
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import torch
 
-DEVICE_FAILED = 86
-"""Exit code of a worker whose device failed: under MPS the other workers' contexts are lost with this one's."""
-
 SIGNS = ("CUDA error", "[CUDA]", "CUBLAS_STATUS", "cudaError", "CUDA driver error")
 """How torch, Triton, cuBLAS and CuPy begin to say it."""
 

@@ -9,8 +9,9 @@ import pytest
 from semipd.coordinator.quarantine import OVER_S
 from semipd.coordinator.recovery import CRASH_STRIKES, KILL_STRIKES
 from semipd.coordinator.supervisor import Supervisor
-from semipd.coordinator.worker_pool import CUDA_FAULT, FAILED_STARTS, START_LIMIT_S
+from semipd.coordinator.worker_pool import FAILED_STARTS, START_LIMIT_S
 from semipd.memory.account import Role
+from semipd.wire.process import EXIT_DEVICE_FAILED
 from support.worker_pool import PlayedMps, PoolStage
 
 
@@ -45,7 +46,7 @@ def test_a_fault_on_the_gpu_replaces_both_workers_once_all_clients_are_gone() ->
     prefill, decode = stage.prefill, stage.decode
     lease = stage.running(1)
     stage.child(prefill).lingers = True
-    stage.end(decode, CUDA_FAULT)
+    stage.end(decode, EXIT_DEVICE_FAILED)
     stage.settle()
     assert Role.DECODE not in stage.state.workers, "MPS lets nobody in while the other one is there"
     stage.end(prefill)
@@ -62,7 +63,7 @@ def test_a_fault_on_the_gpu_replaces_both_workers_once_all_clients_are_gone() ->
 def test_a_fault_without_mps_is_one_workers_own() -> None:
     stage = PoolStage(partition="none")
     stage.mps.kind = "off"
-    stage.end(stage.decode, CUDA_FAULT)
+    stage.end(stage.decode, EXIT_DEVICE_FAILED)
     stage.round()
     assert stage.child(stage.prefill).code is None
 
@@ -71,7 +72,7 @@ def test_after_a_fault_whatever_was_on_the_device_is_suspected_and_one_suspect_w
     stage = on_gpu()
     stage.running(1)
     stage.submit(2)
-    stage.end(stage.decode, CUDA_FAULT)
+    stage.end(stage.decode, EXIT_DEVICE_FAILED)
     stage.round()
     stage.round()
     assert strikes(stage) == [CRASH_STRIKES, CRASH_STRIKES]
@@ -85,7 +86,7 @@ def test_suspects_that_hold_pages_go_before_suspects_that_want_some() -> None:
     lease = stage.running(1, prompt=20, max_tokens=2)
     stage.submit(2, prompt=80, max_tokens=1)
     assert len(stage.batches()) == 1
-    stage.end(stage.decode, CUDA_FAULT)
+    stage.end(stage.decode, EXIT_DEVICE_FAILED)
     stage.settle()
     assert stage.batches() == []
     (adopt,) = stage.adopts()
@@ -102,7 +103,7 @@ def test_a_request_that_faults_the_gpu_twice_is_ended_whichever_worker_is_seen_t
     stage.submit(4, prompt=24)
     for _ in range(30):
         if any(c.request_id == "r4" for batch in stage.batches() for c in batch.chunks):
-            stage.end(stage.decode, CUDA_FAULT)
+            stage.end(stage.decode, EXIT_DEVICE_FAILED)
             stage.settle()
         for adopt in stage.adopts():
             stage.step([(adopt.lease, len(adopt.continuation.output), 50)])
