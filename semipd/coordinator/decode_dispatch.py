@@ -7,12 +7,12 @@ import structlog
 from semipd.coordinator.admission import close
 from semipd.coordinator.prefill_dispatch import continuation_to_wire
 from semipd.coordinator.requests import Gap, SequenceState, Stage
-from semipd.coordinator.state import COORDINATOR, CoordinatorState
+from semipd.coordinator.state import CoordinatorState
 from semipd.core.errors import InternalError
 from semipd.core.partition import Phase
 from semipd.core.snapshot import SequenceId, Step
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Role
+from semipd.memory.account import COORDINATOR, Role
 from semipd.memory.errors import StaleLease
 from semipd.wire.codec import end_from_wire, logprob_from_wire
 

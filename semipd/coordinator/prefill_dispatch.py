@@ -10,13 +10,13 @@ import structlog
 
 from semipd.coordinator.admission import close
 from semipd.coordinator.requests import Gap, SequenceState, Stage
-from semipd.coordinator.state import COORDINATOR, CoordinatorState, Worker
+from semipd.coordinator.state import CoordinatorState, Worker
 from semipd.core.errors import InternalError
 from semipd.core.partition import Mode, Phase
 from semipd.core.plan import Chunk
 from semipd.core.snapshot import FirstToken, SequenceId, Step
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Holder, Role
+from semipd.memory.account import COORDINATOR, Holder, Role
 from semipd.memory.errors import NoLease, StaleLease
 from semipd.wire.codec import end_from_wire, logprob_from_wire, sampling_to_wire, stopping_to_wire
 

@@ -35,7 +35,7 @@ class PageQuarantine:
         it in, so that what was on it before is over."""
         for dead, gone_s in list(self._dead.items()):
             if now >= gone_s + OVER_S or (newest_s is not None and newest_s > gone_s):
-                account.absolve(dead)
+                account.clear_quarantine(dead)
                 del self._dead[dead]
                 self._leases = {lease: holder for lease, holder in self._leases.items() if holder != dead}
 

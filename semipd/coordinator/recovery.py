@@ -12,9 +12,9 @@ import structlog
 from semipd.coordinator.decode_dispatch import DecodeDispatcher
 from semipd.coordinator.prefill_dispatch import PrefillDispatcher
 from semipd.coordinator.requests import SequenceState
-from semipd.coordinator.state import COORDINATOR, CoordinatorState, Worker
+from semipd.coordinator.state import CoordinatorState, Worker
 from semipd.core.errors import InternalError
-from semipd.memory.account import Role
+from semipd.memory.account import COORDINATOR, Role
 
 log = structlog.get_logger()
 
@@ -33,13 +33,13 @@ def worker_died(
     """To be called once the process is known to be gone."""
     if state.account is None:
         return
-    seized = state.pages.seize(worker.holder, COORDINATOR)
+    seized = state.pages.reassign(worker.holder, COORDINATOR)
     if state.control is not None:
         state.control.mark(worker.role, busy=False)
     if state.on_gpu:
         state.quarantine.raise_(worker.holder, seized, state.clock.now())
     else:
-        state.pages.absolve(worker.holder)
+        state.pages.clear_quarantine(worker.holder)
     lost = _take_back(state, worker, prefill, decode)
     for sequence in lost:
         strike(state, sequence, KILL_STRIKES if killed else CRASH_STRIKES)
@@ -59,7 +59,7 @@ def worker_retired(
     """It has answered for everything and touches nothing any more. What it had is its successor's, at once."""
     if state.account is None:
         return
-    state.pages.seize(worker.holder, COORDINATOR)
+    state.pages.reassign(worker.holder, COORDINATOR)
     if state.control is not None:
         state.control.mark(worker.role, busy=False)
     handed_on = _take_back(state, worker, prefill, decode)
@@ -74,7 +74,7 @@ def _take_back(
     if worker.role is Role.DECODE:
         found += decode.worker_lost()
     # Of all leases that are ours now, whether they were seized or a worker that resigned has handed them over.
-    for lease in state.pages.seize(COORDINATOR, COORDINATOR):
+    for lease in state.pages.reassign(COORDINATOR, COORDINATOR):
         if state.requests.by_lease(lease) is None:
             state.release(lease)
     return found

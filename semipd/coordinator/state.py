@@ -22,8 +22,6 @@ from semipd.memory.control import ControlBlock
 from semipd.memory.errors import StaleLease
 from semipd.wire.codec import failure_to_wire
 
-COORDINATOR = Holder(Role.COORDINATOR, 0)
-
 
 class Transport(Protocol):
     """Takes messages and never blocks. What can't be delivered is lost: its addressee is dead, which is heard of."""

@@ -6,9 +6,10 @@ in the lease's table, references) and at each lease slot (generation, holder, nu
 counts are a cache of it. Each operation is committed by ONE aligned store; what a process killed at any instruction
 leaves behind is the old state or the new one, once `_repair` has been over it:
 
-* open, hand over, seize, release: the store of the lease's word (generation and holder; holder 0: closed)
+* open, hand over, reassign, release: the store of the lease's word (generation and holder; holder 0: closed)
 * take, truncate: the store of the lease's number of pages
-* absolve: the store of each page's quarantine mark; half of it done is half of the pages free, and it may be repeated
+* clear_quarantine: the store of each page's quarantine mark; half of it done is half of the pages free, and it may be
+  repeated
 
 A page belongs to a lease if it names its slot, the lease is open, and its place is below the lease's number of pages.
 """
@@ -65,6 +66,10 @@ class Holder:
     @classmethod
     def of(cls, word: int) -> Holder:
         return cls(Role(word >> 24), word & 0xFFFFFF)
+
+
+COORDINATOR = Holder(Role.COORDINATOR, 0)
+"""The coordinator as a holder. There is one coordinator in the life of an account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ class PageAccount:
         with self._locked:
             self._pass_on(self._slot(lease, giver), giver, receiver)
 
-    def seize(self, dead: Holder, receiver: Holder) -> list[int]:
+    def reassign(self, dead: Holder, receiver: Holder) -> list[int]:
         """All leases of a holder that is known to be dead; they are the receiver's now."""
         with self._locked:
             slots: list[int] = np.flatnonzero((self._lease_word & 0xFFFFFFFF) == dead.word).tolist()
@@ -193,8 +198,8 @@ class PageAccount:
     def release(self, lease: int, holder: Holder, *, quarantine: bool = False) -> int:
         """Closes the lease and frees its pages; how many. Raises StaleLease.
 
-        With `quarantine` they are not given out again before `absolve(worker)`, since device work may still write to
-        them: work of `holder` or, where that is the coordinator, of the last worker that held the lease.
+        With `quarantine` they are not given out again before `clear_quarantine(worker)`, since device work may still
+        write to them: work of `holder` or, where that is the coordinator, of the last worker that held the lease.
         """
         with self._locked:
             slot = self._slot(lease, holder)
@@ -216,7 +221,7 @@ class PageAccount:
             self._header[_CLOSED] = closed + 1
         return len(pages)
 
-    def absolve(self, worker: Holder) -> int:
+    def clear_quarantine(self, worker: Holder) -> int:
         """What is in quarantine for that worker's sake is free; how many pages. Its device work is known to be over."""
         with self._locked:
             pages = np.flatnonzero(self._quarantine == worker.word).astype(np.int32)

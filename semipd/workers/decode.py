@@ -15,7 +15,7 @@ import structlog
 
 from semipd.engine.engine import Failed, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Holder, PageAccount, Role
+from semipd.memory.account import COORDINATOR, Holder, PageAccount
 from semipd.memory.errors import StaleLease
 from semipd.wire.codec import end_to_wire, logprob_to_wire
 from semipd.workers.backend import Backend, Batch, Outcomes
@@ -24,8 +24,6 @@ from semipd.workers.mixed_batches import Prompts, Room
 from semipd.workers.sampling_messages import draw_from_wire
 
 log = structlog.get_logger()
-
-COORDINATOR = Holder(Role.COORDINATOR, 0)
 
 STARVED_WAIT_S = 0.005
 """Between two looks at a pool that has no page for anybody here; the coordinator frees some meanwhile."""

@@ -25,13 +25,12 @@ from typing import Any
 import numpy as np
 
 import semipd.memory
-from semipd.memory.account import Holder, PageAccount, Role
+from semipd.memory.account import COORDINATOR, Holder, PageAccount, Role
 from semipd.memory.arenas import SharedArena
 from semipd.memory.errors import AccountCorrupt
 from semipd.memory.robust_mutex import CriticalSection
 
 PAGES, LEASES = 12, 5
-COORDINATOR = Holder(Role.COORDINATOR, 0)
 PREFILL = Holder(Role.PREFILL, 1)
 DECODE = Holder(Role.DECODE, 2)
 ROOM = os.path.dirname(os.path.abspath(semipd.memory.__file__ or ""))
@@ -71,8 +70,8 @@ OPERATIONS: dict[str, Callable[[Scene], object]] = {
     "truncate": lambda s: s.account.truncate(s.leases[0], 1, PREFILL),
     "release": lambda s: s.account.release(s.leases[0], PREFILL),
     "release_quarantined": lambda s: s.account.release(s.leases[0], PREFILL, quarantine=True),
-    "seize": lambda s: s.account.seize(PREFILL, COORDINATOR),
-    "absolve": lambda s: s.account.absolve(DECODE),
+    "reassign": lambda s: s.account.reassign(PREFILL, COORDINATOR),
+    "clear_quarantine": lambda s: s.account.clear_quarantine(DECODE),
     "counts": lambda s: s.account.counts(),
 }
 

@@ -36,7 +36,7 @@ def play(account: PageAccount, me: Holder, seed: int, operations: int) -> None:
             account.release(lease, me, quarantine=choice > 0.97)
             mine.remove(lease)
             if choice > 0.97:
-                account.absolve(me)
+                account.clear_quarantine(me)
     for lease in mine:
         account.release(lease, me)
 

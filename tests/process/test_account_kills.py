@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from semipd.memory.account import Holder, PageAccount, Role
+from semipd.memory.account import COORDINATOR, Holder, PageAccount, Role
 from semipd.memory.arenas import SharedArena
 from semipd.memory.errors import AccountBusy
 
@@ -21,7 +21,6 @@ ROUNDS = 8
 OPERATIONS = 1_000_000 // (2 * ROUNDS)
 """Of each player; two of four live to finish theirs, so a million are done whatever the others manage."""
 PAGES, LEASES = 96, 24
-COORDINATOR = Holder(Role.COORDINATOR, 0)
 PLAYER = Path(__file__).parent / "account_player.py"
 DEATHS = Path(__file__).parent / "account_deaths.py"
 
@@ -64,9 +63,9 @@ def test_free_and_owned_are_always_all_and_nobody_blocks(arena: SharedArena) -> 
                 sums(account)  # throughout, while the others play
             players[me].kill()
             players[me].wait()
-            for lease in account.seize(me, COORDINATOR):
+            for lease in account.reassign(me, COORDINATOR):
                 account.release(lease, COORDINATOR)
-            account.absolve(me)
+            account.clear_quarantine(me)
             sums(account)
         for me in set(players) - set(doomed):
             said, _ = players[me].communicate(timeout=120)
@@ -89,9 +88,9 @@ def test_a_death_with_the_lock_in_hand_is_repaired(arena: SharedArena) -> None:
         player.kill()
         player.wait()
         sums(account)
-        for lease in account.seize(me, COORDINATOR):
+        for lease in account.reassign(me, COORDINATOR):
             account.release(lease, COORDINATOR)
-        account.absolve(me)
+        account.clear_quarantine(me)
         sums(account)
         if account.repairs:
             break

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semipd.core.config import ServerConfig, resolve
-from semipd.memory.account import Holder, PageAccount, Role
+from semipd.memory.account import COORDINATOR, Holder, PageAccount, Role
 from semipd.memory.control import Split
 from semipd.memory.manifest import HandOverFailed, receive
 from semipd.workers.attach import attach
@@ -57,7 +57,7 @@ def test_the_memory_survives_the_death_of_those_who_use_it(checkpoint: Path, run
     victim = f"""
 import os, signal
 from pathlib import Path
-from semipd.memory.account import Holder, Role
+from semipd.memory.account import COORDINATOR, Holder, Role
 from semipd.workers.attach import attach
 with attach(Path({str(run_dir)!r})) as a:
     me = Holder(Role.DECODE, 9)
@@ -70,8 +70,8 @@ with attach(Path({str(run_dir)!r})) as a:
         assert resident.process.poll() is None
         with attach(run_dir) as after:
             assert torch.all(after.pool[0, 0] == 5.0)
-            (lease,) = after.account.seize(Holder(Role.DECODE, 9), Holder(Role.COORDINATOR, 0))
-            assert after.account.release(lease, Holder(Role.COORDINATOR, 0)) == 3
+            (lease,) = after.account.reassign(Holder(Role.DECODE, 9), COORDINATOR)
+            assert after.account.release(lease, COORDINATOR) == 3
             after.account.check()
 
 

@@ -15,13 +15,12 @@ from semipd.core.request import End, EndReason, SamplingParams, StoppingParams
 from semipd.engine.attention import Pages
 from semipd.engine.engine import Draw, Failed, PrefillItem, Sampled
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Holder, PageAccount, Role
+from semipd.memory.account import Holder, PageAccount
 from semipd.wire.codec import sampling_to_wire, stopping_to_wire
 from semipd.workers.backend import Outcomes, Pulse
 from semipd.workers.coordinator_link import CoordinatorLink
 
 Play = Iterator[Sequence[wk.ToWorker]]
-COORDINATOR = Holder(Role.COORDINATOR, 0)
 
 
 def new_account(pages: int) -> PageAccount:
@@ -146,7 +145,7 @@ class LateBatch:
         self._launched = self._collected = 0
         self.ends: dict[int, int] = {}
         self.fails: set[int] = set()
-        self.seized: set[int] = set()
+        self.reassigned: set[int] = set()
         """Taken away from this worker: who did so answers for the pages."""
         self.too_much: Callable[[list[int]], bool] = lambda _leases: False
         """Whether memory runs out for these prompts together."""
@@ -221,7 +220,7 @@ class LateBatch:
         over = self._flying.popleft()
         for lease in [*(row.lease for row, _ in over.rows), *(item.lease for item in over.prompts)]:
             held = self._account.holder(lease) == self._me
-            assert held or lease in self.seized, f"step {over.number} writes to pages that lease {lease} gave back"
+            assert held or lease in self.reassigned, f"step {over.number} writes to pages that lease {lease} gave back"
         self._collected = over.number
         if over.prompts:
             self.prompts += over.prompts

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from semipd.coordinator.state import COORDINATOR, Worker
+from semipd.coordinator.state import Worker
 from semipd.coordinator.worker_pool import RETIRE_S
 from semipd.core.partition import Shares
 from semipd.internal.v1 import worker_pb2 as wk
+from semipd.memory.account import COORDINATOR
 from support.worker_pool import PoolStage
 
 MORE_DECODE = Shares(100, 40)

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semipd.memory.account import Counts, Holder, PageAccount, Role
+from semipd.memory.account import COORDINATOR, Counts, Holder, PageAccount, Role
 from semipd.memory.errors import AccountCorrupt, NoLease, StaleLease
 
-COORDINATOR = Holder(Role.COORDINATOR, 0)
 PREFILL = Holder(Role.PREFILL, 1)
 DECODE = Holder(Role.DECODE, 2)
 
@@ -102,7 +101,7 @@ def test_all_that_a_dead_holder_had_is_seized() -> None:
     account = make()
     mine, other = [account.open(PREFILL), account.open(PREFILL)], account.open(DECODE)
     account.take(mine[0], 2, PREFILL)
-    assert sorted(account.seize(PREFILL, COORDINATOR)) == sorted(mine)
+    assert sorted(account.reassign(PREFILL, COORDINATOR)) == sorted(mine)
     assert account.holder(mine[0]) == COORDINATOR
     assert account.holder(other) == DECODE
     with pytest.raises(StaleLease):
@@ -118,7 +117,7 @@ def test_quarantined_pages_are_not_given_out_before_they_are_absolved() -> None:
     account.check()
     late = account.open(PREFILL)
     assert account.take(late, 3, PREFILL) is None
-    assert account.absolve(DECODE) == 6
+    assert account.clear_quarantine(DECODE) == 6
     assert account.take(late, 8, PREFILL) is not None
     account.check()
 
@@ -163,12 +162,12 @@ def test_what_a_seized_lease_had_is_in_quarantine_for_its_worker_and_not_for_who
     account = make()
     lease = account.open(PREFILL)
     account.take(lease, 5, PREFILL)
-    account.seize(PREFILL, COORDINATOR)
+    account.reassign(PREFILL, COORDINATOR)
     account.release(lease, COORDINATOR, quarantine=True)
     assert account.counts().quarantined == 5
-    assert account.absolve(COORDINATOR) == 0
-    assert account.absolve(DECODE) == 0
-    assert account.absolve(PREFILL) == 5
+    assert account.clear_quarantine(COORDINATOR) == 0
+    assert account.clear_quarantine(DECODE) == 0
+    assert account.clear_quarantine(PREFILL) == 5
     assert account.counts().free == 8
     account.check()
 

@@ -9,9 +9,9 @@ import pytest
 from semipd.core.config import PAGE_SIZE
 from semipd.internal.v1 import sequence_pb2 as seq
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Holder, PageAccount, Role
+from semipd.memory.account import COORDINATOR, Holder, PageAccount, Role
 from semipd.workers.decode import DecodeWorker
-from support.workers import COORDINATOR, LateBatch, Play, PlayedCompute, PlayedLink, adopt, drop, new_account
+from support.workers import LateBatch, Play, PlayedCompute, PlayedLink, adopt, drop, new_account
 
 ME = Holder(Role.DECODE, 3)
 
@@ -252,7 +252,7 @@ def test_a_sequence_whose_lease_was_taken_away_is_forgotten_and_not_released(sta
     def play() -> Play:
         yield [adopt(lease, PAGE_SIZE - 1), adopt(other, 3)]
         stage.account.hand_over(lease, ME, COORDINATOR)
-        stage.batch.seized.add(lease)
+        stage.batch.reassigned.add(lease)
         yield []
         yield []
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Holder, Role
+from semipd.memory.account import COORDINATOR, Holder, Role
 from semipd.workers.decode import DecodeWorker
 from semipd.workers.mixed_batches import Room
-from support.workers import COORDINATOR, LateBatch, Play, PlayedCompute, PlayedLink, adopt, batch, drop, new_account
+from support.workers import LateBatch, Play, PlayedCompute, PlayedLink, adopt, batch, drop, new_account
 
 ME = Holder(Role.DECODE, 3)
 COMPUTED, NO_ROOM = wk.CHUNK_OUTCOME_COMPUTED, wk.CHUNK_OUTCOME_NO_ROOM

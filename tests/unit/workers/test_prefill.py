@@ -9,9 +9,9 @@ import pytest
 
 from semipd.core.config import PAGE_SIZE
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import Holder, Role
+from semipd.memory.account import COORDINATOR, Holder, Role
 from semipd.workers.prefill import PrefillWorker
-from support.workers import COORDINATOR, Play, PlayedCompute, PlayedEngine, PlayedLink, batch, drop, new_account
+from support.workers import Play, PlayedCompute, PlayedEngine, PlayedLink, batch, drop, new_account
 
 ME = Holder(Role.PREFILL, 4)
 COMPUTED, NO_ROOM = wk.CHUNK_OUTCOME_COMPUTED, wk.CHUNK_OUTCOME_NO_ROOM
