@@ -1,4 +1,4 @@
-"""How many streams one machine can send and score, with the load generator and a trivial gRPC server both on it.
+"""Measures how many streams one machine can send and score, with load generator and a trivial gRPC server on it.
 
 Each stream has 20 tokens a second for 5 seconds; streams start evenly spaced, open loop, so that as many run at any
 time as the row says. Each side has a process for every two cores (one each on one core).
@@ -99,12 +99,12 @@ async def driven(settings: RunSettings, due: list[Arrival]) -> Driven:
 
 
 def steady_tokens(records: tuple[RequestRecord, ...]) -> int:
-    """Those that came while as many streams ended as began."""
+    """Counts the tokens that came while as many streams ended as began."""
     return sum(count for r in records for at, count in r.token_times() if STREAM_S <= at < DURATION_S)
 
 
 def climb(cores: int, streams: list[int]) -> list[Row]:
-    """Until a row does not hold, on the first of the cores that this process has."""
+    """Measures rows until one does not hold, on the first of the cores that this process has."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:cores])  # children inherit it
     rows = []

@@ -1,4 +1,5 @@
-"""What the coordinator's loop costs in CPU time: `python benchmarks/coordinator_cost.py [--policies adaptive]`.
+"""Measures what the coordinator's loop costs in CPU time: `python benchmarks/coordinator_cost.py [--policies
+adaptive]`.
 
 A real coordinator (request table, page account, policy, sockets to the gateways) hears messages as they come from the
 wire; this process plays the workers and reads what the gateways get. Prints microseconds of the

@@ -48,7 +48,7 @@ MODEL = Path(__file__).resolve().parent.parent / "semipd/models/bundled"
 class Question:
     prompt: list[int]
     tokens: int
-    """To generate."""
+    """Tokens to generate."""
 
 
 def questions(shape: str, count: int, vocabulary: int, seed: int) -> list[Question]:
@@ -92,7 +92,7 @@ async def through_semipd(address: str, batch: list[Question]) -> float:
 
 
 def wait_for_quiet(server: RunningServer) -> None:
-    """Until the server has ended its start: the spare worker's imports take both cores for some seconds."""
+    """Waits until the server has ended its start: the spare worker's imports take both cores for some seconds."""
     until(lambda: any(process.role == "spare" for process in server.processes()))
     used = -1.0
     while (now := sum(sum(process.cpu_times()[:2]) for process in server.family())) - used > 0.05:

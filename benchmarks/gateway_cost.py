@@ -1,4 +1,5 @@
-"""What a streamed token costs a gateway in CPU time: `python benchmarks/gateway_cost.py [--streams 16] [--tokens 500]`.
+"""Measures what a streamed token costs a gateway in CPU time: `python benchmarks/gateway_cost.py [--streams 16]
+[--tokens 500]`.
 
 A real gateway process serves real gRPC streams. This process plays the coordinator, one message a step with a token for
 each stream, as the decode worker's steps come; another reads the streams. Prints the gateway's user and system time

@@ -51,15 +51,15 @@ from figures.split import split  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "h200"
 GOODPUT = ("chat", "mixed", "long")
 LIMIT_S = 120.0
-"""Of a section, unless the scale says otherwise; a server's start included."""
+"""Seconds of a section, unless the scale says otherwise; a server's start included."""
 RESERVE_S = 15.0
-"""Of the whole time, kept to stop servers and print the table."""
+"""Seconds of the whole time that are kept to stop servers and print the table."""
 
 Section = Callable[[Bench, Page], None]
 
 
 def sections(rates: dict[str, tuple[float, ...]], seconds: dict[str, float]) -> dict[str, Section]:
-    """In the order in which they run: those that leave the server as it was come first."""
+    """Returns the sections in the order in which they run: those that leave the server as it was come first."""
     traces = {trace: goodput(trace, rates[trace], seconds[trace]) for trace in GOODPUT}
     return {
         "engine": engine,

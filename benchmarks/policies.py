@@ -74,15 +74,15 @@ RESULTS = ROOT / "benchmarks" / "results" / "h200"
 SECONDS = {"chat": 12.0, "mixed": 12.0, "long": 15.0}
 DRAIN_S = 20.0
 BETWEEN_S = 3.0
-"""To start load processes and to swap the policy, about."""
+"""Seconds, about, to start load processes and to swap the policy."""
 RESERVE_S = 15.0
-"""Of the whole time, kept to stop the server and print the table."""
+"""Seconds of the whole time that are kept to stop the server and print the table."""
 TRIED_S, TRIED_RATE, TRIED_TOKENS = 1.5, 20.0, 48
-"""Of the requests that a policy gets before its first run."""
+"""Seconds, rate and output tokens of the requests that a policy gets before its first run."""
 WARMED_UP_S = 4.0
-"""Of a run, until it counts what the GPU draws (`gpu` in a run): by then there is a batch."""
+"""Seconds of a run until the GPU's power counts (`gpu` in a run): by then there is a batch."""
 STUCK_S = 40.0
-"""Beyond arrivals and drain, until a run is given up."""
+"""Seconds beyond arrivals and drain until a run is given up."""
 
 
 def main() -> int:
@@ -126,13 +126,13 @@ class Comparison:
     bench: Bench
     sheet: Sheet
     seconds: Mapping[str, float]
-    """Of arrivals, by trace."""
+    """Seconds of arrivals, by trace."""
     drain_s: float
     end: float
     folder: Path
-    """For traces."""
+    """Folder of the traces."""
     warm: set[tuple[str, Contender]] = field(default_factory=set)
-    """What was tried out already: the server by its address, and the policy."""
+    """Pairs that were tried out already: the server by its address, and the policy."""
 
     def run(self, case: Case) -> bool:
         """Its rates, rising. Whether none of them failed."""
@@ -228,7 +228,7 @@ def wanted(given: argparse.Namespace) -> list[Case]:
 
 
 def wishes(asked: list[Case], serve: str) -> dict[str, str]:
-    """What the Bench serves by section: here, by case."""
+    """Returns what the Bench serves by section: here, by case."""
     return {"all": serve} | {case.label: case.contender.wish for case in asked}
 
 
@@ -257,7 +257,7 @@ def shown(sheet: Sheet) -> Table:
 
 
 def trace_seconds(text: str) -> list[tuple[str, float]]:
-    """Of TRACE=SECONDS,..."""
+    """Parses TRACE=SECONDS,..."""
     found = []
     for part in text.split(","):
         trace, _, seconds = part.partition("=")

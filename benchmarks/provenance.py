@@ -1,4 +1,4 @@
-"""Where the figures in results/ are kept, each with where it comes from."""
+"""Saves figures in results/, each with its origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an internal message costs a worker: building or reading it, protobuf, and the system call.
+"""Measures what an internal message costs a worker: building or reading it, protobuf, and the system call.
 
 usage: python benchmarks/wire_cost.py [--save]
 

@@ -1,1 +1,1 @@
-"""What benchmarks/h200.py is made of: a module for each section, and what the sections share."""
+"""The parts of benchmarks/h200.py: a module for each section, and what the sections share."""

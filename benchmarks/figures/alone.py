@@ -14,7 +14,7 @@ from semipd.bench.scoring.records import Outcome
 from semipd.bench.traces import with_slo
 
 LEFT_OUT = 2
-"""At the start."""
+"""Requests at the start that do not count."""
 
 
 def alone(bench: Bench, page: Page) -> None:

@@ -1,4 +1,4 @@
-"""What every section works with: the scale, the folder, and one server that is used again while its options fit."""
+"""The bench of every section: the scale, the folder, and one server that is used again while its options fit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from semipd.bench.gpu import GpuMeter
 from semipd.core.config import ServerConfig
 
 TRIES = 2
-"""To start a server with the same options: time on the machine is short."""
+"""Attempts to start a server with the same options: time on the machine is short."""
 IDLE_S = 5.0
-"""For what a former section left behind to end."""
+"""Seconds in which the remains of a former section end."""
 
 
 class SectionTimeout(Exception):
@@ -42,8 +42,8 @@ class Wanted:
     policy_options: dict[str, str] = field(default_factory=dict)
 
     def over(self, text: str) -> Wanted:
-        """With `name=value,...` over it: fields of ServerConfig are the server's, `policy` names the policy, all else
-        is the policy's. Another policy begins without options. Raises ValueError."""
+        """Returns a copy with `name=value,...` over it: fields of ServerConfig are the server's, `policy` names the
+        policy, all else is the policy's. Another policy begins without options. Raises ValueError."""
         server, policy, options = dict(self.server), self.policy, dict(self.policy_options)
         for part in filter(None, text.split(",")):
             name, equals, value = part.partition("=")
@@ -154,7 +154,7 @@ def limit(seconds: float) -> Iterator[None]:
 
 
 def wait_for(seconds: float, look: object, every_s: float = 0.05) -> bool:
-    """Until the callable answers true; whether it did in time."""
+    """Waits until the callable answers true, and returns whether it did in time."""
     assert callable(look)
     until = time.monotonic() + seconds
     while not look():

@@ -1,4 +1,4 @@
-"""What is compared: a policy with its options, under a trace, held to an SLO, at some rates."""
+"""The cases that are compared: a policy with its options, under a trace, held to an SLO, at some rates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRACES = ("chat", "mixed", "long")
 SLOS = ("tight", "loose")
 
 Rates = Mapping[tuple[str, str], tuple[float, ...]]
-"""By trace and SLO."""
+"""Rates by trace and SLO."""
 
 RATES: Rates = {
     ("chat", "tight"): (56.0, 64.0, 73.0),
@@ -22,7 +22,7 @@ RATES: Rates = {
     ("mixed", "loose"): (32.0, 42.0, 50.0),
     ("long", "loose"): (8.0, 9.5, 11.0),
 }
-"""Of a case that names none: from what vLLM reaches to the aim; loose from one rate further on."""
+"""Rates of a case that names none: from what vLLM reaches to the aim; loose from one rate further on."""
 
 TINY_RATES: Rates = {(trace, slo): (2.0,) if trace == "long" else (4.0,) for trace in TRACES for slo in SLOS}
 
@@ -69,7 +69,7 @@ BUILT_IN = (
 
 
 def contender(text: str) -> Contender:
-    """Of NAME,OPTION=VALUE,...; raises ValueError."""
+    """Parses NAME,OPTION=VALUE,...; raises ValueError."""
     name, *options = text.split(",")
     if not name or "=" in name:
         raise ValueError(f"{text!r} does not begin with the name of a policy")
@@ -81,7 +81,8 @@ def contender(text: str) -> Contender:
 
 
 def cases(text: str, rates: Rates) -> list[Case]:
-    """Of POLICY[:TRACE,...[:SLO,...[:RATE,...]]]; what is left out is all of them, and `rates`. Raises ValueError."""
+    """Parses POLICY[:TRACE,...[:SLO,...[:RATE,...]]]; a part that is left out means all, and `rates`. Raises
+    ValueError."""
     parts = [*text.split(":"), "", "", ""]
     if len(parts) > 7:
         raise ValueError(f"{text!r} is not POLICY:TRACE:SLO:RATES")
@@ -114,8 +115,8 @@ def positive(text: str) -> float:
 
 
 def trace_for(trace: str, slo: str, folder: Path) -> str:
-    """What RunSettings.trace takes. Requests carry the SLO that they are held to, as a client's would, so policies that
-    look at it know what is asked of them: the loose one needs a file, made in `folder`."""
+    """Returns what RunSettings.trace takes. Requests carry the SLO that they are held to, as a client's would, so
+    policies that look at it know what is asked of them: the loose one needs a file, made in `folder`."""
     if slo == "tight":
         return trace
     path = folder / f"{trace}_{slo}.jsonl"

@@ -1,4 +1,4 @@
-"""What the page about policies is made from: simulations of every case, and what was measured, in one place."""
+"""The data of the page about policies: simulations of every case, and what was measured, in one place."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ WATCHED_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is simulated."""
+    """The simulations to run."""
 
     profile: str
     seconds: float
     tolerance: float = TOLERANCE
     repeats: int = REPEATS
     further: tuple[Contender, ...] = ()
-    """Beside the built-in policies."""
+    """Policies beyond the built-in ones."""
 
 
 def searched(case: Case, plan: Plan, folder: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def simulate_all(plan: Plan, folder: Path, workers: int, console: Console) -> di
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """Of what has just been found."""
+    """Returns a line about what has just been found."""
     if "bins" in row:
         return f"{row['policy']} under the shifting load: done"
     end = row.get("error") or f"{Crossing(**row['goodput']).said()} requests/s"

@@ -109,5 +109,5 @@ def draw_shift(path: Path, compared: Compared) -> None:
 
 
 def gap(value: float | None) -> float:
-    """What is absent leaves a gap in the line."""
+    """Returns NaN for what is absent, which leaves a gap in the line."""
     return float("nan") if value is None else value

@@ -72,7 +72,7 @@ def who_of(row: Mapping[str, Any]) -> Contender:
 
 
 def basis(compared: Compared) -> str:
-    """What the figures rest on."""
+    """States what the figures rest on."""
     simulated = compared.simulated
     profile = "recorded by `semipd profile`" if simulated["recorded"] else "*not* recorded by `semipd profile`"
     text = (
@@ -120,7 +120,7 @@ def top(found: Mapping[Key, Crossing], trace: str, aim: Any) -> str:
 
 
 def worth(end: Crossing) -> float:
-    """What is known to be reached."""
+    """Returns the rate that is known to be reached."""
     return end.value if end.value is not None else end.passed or 0.0
 
 
@@ -138,7 +138,7 @@ def goodput_table(compared: Compared, slo: str) -> str:
 
 
 def marked(found: Mapping[Key, Crossing], key: Key) -> str:
-    """In bold where it is the best of its trace and SLO, or not to be told from it."""
+    """Returns the rate, in bold where it is the best of its trace and SLO, or cannot be told from it."""
     if key not in found:
         return "–"
     best = max(worth(end) for other, end in found.items() if other[1:] == key[1:])
@@ -156,7 +156,7 @@ def leaders(
 
 
 def outcome(compared: Compared) -> str:
-    """Who wins and who loses, in words."""
+    """Says in words who wins and who loses."""
     simulated = compared.goodputs()
     lines, wins = [], dict.fromkeys(compared.contenders(), 0)
     groups = [(trace, slo) for slo in SLOS for trace in TRACES if any(key[1:] == (trace, slo) for key in simulated)]
@@ -181,7 +181,7 @@ def outcome(compared: Compared) -> str:
 
 
 def standing(who: Contender, wins: int, simulated: Mapping[Key, Crossing], groups: Sequence[tuple[str, str]]) -> str:
-    """In how many groups it leads, and where it is furthest behind."""
+    """Says in how many groups it leads, and where it is furthest behind."""
     shares = {}
     for trace, slo in groups:
         if (who, trace, slo) in simulated:
@@ -200,7 +200,7 @@ def standing(who: Contender, wins: int, simulated: Mapping[Key, Crossing], group
 
 
 def beaten(who: Contender, simulated: Mapping[Key, Crossing], groups: Sequence[tuple[str, str]]) -> str:
-    """Where it loses to the fallback, which does nothing clever at all."""
+    """Says where it loses to the fallback, which does nothing clever at all."""
     plain = Contender("fcfs")
     lost = [
         f"{trace}, {slo}"
@@ -212,7 +212,7 @@ def beaten(who: Contender, simulated: Mapping[Key, Crossing], groups: Sequence[t
 
 
 def agreement(compared: Compared, against: Mapping[str, Any] | None) -> str:
-    """Whether the GPU says the same."""
+    """Says whether the GPU agrees."""
     simulated, measured = compared.goodputs(), compared.measured()
     lines = []
     for trace, slo in ((trace, slo) for slo in SLOS for trace in TRACES):
@@ -250,14 +250,14 @@ def agreement(compared: Compared, against: Mapping[str, Any] | None) -> str:
 
 
 def unranked(ends: Mapping[Contender, Crossing], best: Sequence[Contender]) -> str:
-    """Those that failed at their lowest rate, where that is above what the best are known to reach."""
+    """Lists the policies that failed at their lowest rate, where that is above what the best are known to reach."""
     reached = max(worth(ends[who]) for who in best)
     names = [quoted(who) for who, end in ends.items() if end.passed is None and (end.failed or 0.0) > reached]
     return f" {listed(names)} may be ahead of that: no rate as low was measured." if names else ""
 
 
 def behaviour_table(compared: Compared) -> str:
-    """Of the time in which both phases had work: modes, and the shares while it was split."""
+    """Tabulates, for the time in which both phases had work, the modes, and the shares while it was split."""
     rows = []
     for who in compared.contenders():
         for trace in TRACES:
@@ -313,7 +313,7 @@ def shift_table(compared: Compared) -> str:
 
 
 def mean_look(looks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Over the looks at which both phases had work."""
+    """Averages the looks at which both phases had work."""
     busy = [look for look in looks if any(look["modes"].values())]
     split = [look for look in busy if look["prefill_share"] is not None]
     names = list(looks[0]["modes"])
@@ -325,7 +325,7 @@ def mean_look(looks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def shifting_words(compared: Compared) -> str:
-    """Who came through each part of the shift with 90 %."""
+    """Says who came through each part of the shift with 90 %."""
     lines = []
     for row in compared.simulated["shift"]["policies"]:
         who = quoted(who_of(row))

@@ -20,7 +20,7 @@ class Crossing:
     passed: float | None
     failed: float | None
     value: float | None
-    """Between the two; absent where one is."""
+    """Rate between the two; None where one of them is absent."""
 
     def said(self) -> str:
         if self.value is not None:
@@ -31,7 +31,7 @@ class Crossing:
 
 
 def pooled(runs: Iterable[tuple[float, int, float]]) -> dict[float, float]:
-    """Of (rate, requests, attainment), the attainment by rate, ascending."""
+    """Pools runs of (rate, requests, attainment) into the attainment by rate, ascending."""
     counts: dict[float, tuple[int, float]] = {}
     for rate, requests, attainment in runs:
         total, met = counts.get(rate, (0, 0.0))
@@ -40,7 +40,7 @@ def pooled(runs: Iterable[tuple[float, int, float]]) -> dict[float, float]:
 
 
 def crossing(attainment: dict[float, float], target: float = TARGET) -> Crossing:
-    """Of attainment by rate."""
+    """Finds where the attainment by rate crosses the target."""
     rates = sorted(attainment)
     passing = [rate for rate in rates if attainment[rate] >= target]
     if not passing:

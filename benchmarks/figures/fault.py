@@ -1,4 +1,4 @@
-"""Under load, an illegal access that kills every MPS client, and a SIGKILL of the decode worker: what clients see."""
+"""Shows what clients see of an illegal access that kills every MPS client, and of a SIGKILL of the decode worker."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Fault:
     name: str
     at: float
     workers_replaced_s: float | None
-    """From then until those that it was meant to kill had successors; None: not in time."""
+    """Seconds until the workers that it was meant to kill had successors; None: not in time."""
     died: tuple[str, ...]
     """Roles of all that were replaced."""
     resident_before: Resident
@@ -93,7 +93,7 @@ def fault(bench: Bench, page: Page) -> None:
 
 
 async def happen(bench: Bench, admin: Admin, faults: Sequence[str]) -> list[Fault | str]:
-    """Of each, what it was, or why it could not be made."""
+    """Returns, for each fault, what it was, or why it could not be made."""
     begin = time.monotonic()
     made: list[Fault | str] = []
     for number, name in enumerate(faults, 1):
@@ -180,7 +180,7 @@ def is_daemon(process: Path) -> bool:
 
 
 def seen_of(driven: Driven, one: Fault, window_s: float) -> dict[str, Any]:
-    """By the streams that were running at that moment."""
+    """Returns what the streams saw that were running at that moment."""
     at = one.at - driven.start_s
     streams = running_at(driven.records, at)
     pauses = [pause(r, at, at + window_s) for r in streams]

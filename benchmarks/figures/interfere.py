@@ -1,4 +1,4 @@
-"""What long prompts do to those who read."""
+"""Measures what long prompts do to readers."""
 
 from __future__ import annotations
 

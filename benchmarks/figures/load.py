@@ -19,10 +19,10 @@ from semipd.bench.traces import load_trace, scaled, with_slo
 T = TypeVar("T")
 
 TURN_S = 0.0015
-"""Between two tokens of a stream, at least: bounds how many sequences are written down for a place in the batch."""
+"""Least seconds between two tokens of a stream. It bounds the sequences that are written down for a place."""
 WARM_UP_S = 4.0
 GIVE_UP_S = 30.0
-"""For requests that are late at the end."""
+"""Seconds that requests have after the last arrival."""
 
 
 async def during(
@@ -96,7 +96,7 @@ def warm_up(target: str, scale: Scale, clients: int | None) -> None:
 
 
 def said_of(driven: Driven) -> dict[str, Any]:
-    """Whether the client or the server was measured."""
+    """Returns what tells whether the client or the server was measured."""
     lateness = distribution(r.sent_s - r.scheduled_s for r in driven.records)
     assert lateness is not None
     return {
@@ -116,7 +116,7 @@ def gaps(records: Iterable[RequestRecord]) -> list[tuple[float, float]]:
 
 
 def gaps_between(records: Iterable[RequestRecord], begin_s: float, end_s: float) -> list[float]:
-    """Those that ended in the window."""
+    """Returns the gaps that ended in the window."""
     return [gap for at, gap in gaps(records) if begin_s <= at < end_s]
 
 

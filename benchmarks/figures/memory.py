@@ -1,4 +1,4 @@
-"""What the device's memory holds beyond weights and KV pool, after a run and idle."""
+"""Measures what the device's memory holds beyond weights and KV pool, after a run and idle."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ from semipd.bench.traces import with_slo
 STALL = 2.0
 """Times the longest gap of the quiet window, without a token. Beside long prompts gaps of many medians are everyday."""
 CHANGE_S = 18.0
-"""For both workers to be replaced."""
+"""Seconds in which both workers are replaced."""
 AFTER_S = 1.0
-"""After the last of them, which still counts as during the change."""
+"""Seconds after the last replacement that still count as part of the change."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Change:
     granted: tuple[float, float]
     begin: float
     end: float | None
-    """When both workers were others; None: not in time."""
+    """The moment at which both workers had been replaced; None: not in time."""
 
 
 def mps(bench: Bench, page: Page) -> None:

@@ -1,4 +1,4 @@
-"""What a section found, on disk as soon as it is known."""
+"""Saves what a section found, as soon as it is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a GPU draws and how fast it runs meanwhile: many answers look odd until one knows that it is at its limit."""
+"""Watches a GPU's power and clock: many figures look odd until one knows that the GPU is at its power limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Self
 
 EVERY_MS = 250
 POWER_LIMIT_REASON = 0x4
-"""Of nvidia-smi's clocks_event_reasons: slowed down to stay within the power limit."""
+"""Bit of nvidia-smi's clocks_event_reasons: the clock is lower, to stay within the power limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class PowerWatch:
 
 
 def look(at_s: float, line: str) -> Look | None:
-    """Of a line of nvidia-smi's; None where it can't say."""
+    """Parses a line of nvidia-smi; None where it has no figures."""
     try:
         mhz, watts, reasons = line.split(",")
         return Look(at_s, float(mhz), float(watts), bool(int(reasons, 16) & POWER_LIMIT_REASON))
@@ -76,7 +76,8 @@ def look(at_s: float, line: str) -> Look | None:
 
 
 def told(looks: Sequence[Look], since_s: float, until_s: float) -> dict[str, float] | None:
-    """Of the looks in that time: means, the median clock, and the part that the limit slowed down. None: no look."""
+    """Summarises the looks of a time: means, the median clock, the share under the power limit. None: there is no
+    look."""
     seen = [one for one in looks if since_s <= one.at_s < until_s]
     if not seen:
         return None

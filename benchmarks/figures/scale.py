@@ -1,4 +1,4 @@
-"""How large everything is: for the H200, and tiny, so that the same code runs on a CPU in seconds."""
+"""Sizes of everything: for the H200, and tiny, so that the same code runs on a CPU in seconds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Scale:
     clients: int | None
     """Load processes; None: the load generator's default."""
     start_s: float
-    """For a server to start."""
+    """Seconds in which a server must start."""
     decode_steps: tuple[tuple[int, int], ...]
     """(requests, tokens of context of each)."""
     prefills: tuple[int, ...]
@@ -65,14 +65,14 @@ class Scale:
     long_prompts_rate: float
     settle_s: float
     window_s: float
-    """Of what is measured in one state."""
+    """Seconds of measurement in one state."""
     interference_s: float
-    """Of each half."""
+    """Seconds of each half."""
     splits: tuple[tuple[float, float], tuple[float, float]]
     """(prefill, decode) in percent, between which is switched."""
     switches_per_s: float
     shortest_prefill_s: float
-    """Of half a long prompt: bounds how many are written down to keep the prefill worker busy."""
+    """Least seconds of half a long prompt. It bounds how many are written down to keep the prefill worker busy."""
     traces: float
     """All lengths of the traces are multiplied by it."""
     rates: dict[str, tuple[float, ...]]
@@ -80,11 +80,11 @@ class Scale:
     """Arrivals in a run of the trace."""
     fault_rate: float
     fault_lengths: float
-    """As `traces`."""
+    """Lengths relative to the trace's, like `traces`."""
     fault_s: float
-    """From one fault to the next, and from the last to the end."""
+    """Seconds from one fault to the next, and from the last to the end."""
     limits_s: dict[str, float] = field(default_factory=dict)
-    """Of the sections that need another limit than the others."""
+    """Limits of the sections that need another limit than the others."""
 
 
 FULL = Scale(

@@ -202,5 +202,6 @@ def shorten(path: Path) -> None:
 
 
 def started_at(pid: int) -> int:
-    """When a process began, in the kernel's ticks since boot: with the number it names a process for good."""
+    """Returns when a process began, in the kernel's ticks since boot. Together with its pid it names one process for
+    good."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

@@ -52,7 +52,7 @@ class Sheet:
         return found
 
     def open_session(self, settings: dict[str, Any]) -> None:
-        """What is added from now on was measured by this process, under these settings."""
+        """Begins a session: what is added from now on was measured by this process, under these settings."""
         self.sessions.append({"provenance": asdict(provenance()), "settings": settings})
 
     def add(self, case: Case, drain_s: float, run: dict[str, Any]) -> None:
@@ -86,7 +86,8 @@ class Sheet:
         return found
 
     def passed(self) -> dict[str, float]:
-        """By trace, the highest measured rate at which any policy passed under the tight SLO, in requests/s."""
+        """Returns, by trace, the highest measured rate at which any policy passed under the tight SLO, in
+        requests/s."""
         found: dict[str, float] = {}
         for (_, trace, slo), runs in self.by_key().items():
             rate = goodput_of(runs).passed
@@ -138,7 +139,7 @@ def key_of(run: dict[str, Any]) -> Key:
 
 
 def identity(run: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes two runs the same measurement."""
+    """Returns what makes two runs the same measurement."""
     return (*key_of(run), run["rate"], run["seconds"], run["seed"])
 
 
@@ -148,8 +149,8 @@ def label_of(run: dict[str, Any]) -> str:
 
 
 def longest(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each rate, the runs with the most seconds of arrivals: near saturation a queue grows for as long as a run goes
-    on, so a short one says less, and pooled with a long one it would hide what that saw."""
+    """Returns, for each rate, the runs with the most seconds of arrivals. Near saturation a queue grows as long as a
+    run goes on, so a short run says less; pooled with a long one it would hide what that saw."""
     most: dict[float, float] = {}
     for run in runs:
         most[run["rate"]] = max(run["seconds"], most.get(run["rate"], 0.0))
@@ -157,7 +158,7 @@ def longest(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def attained(runs: Sequence[dict[str, Any]]) -> dict[float, float]:
-    """By rate, of the longest runs; seeds are pooled."""
+    """Returns the attainment by rate, of the longest runs; seeds are pooled."""
     return pooled((run["rate"], run["score"]["sent"], run["score"]["attainment"]) for run in longest(runs))
 
 

@@ -18,9 +18,9 @@ from semipd.sim.replay import replay
 from semipd.sim.run import SimConfig, report
 
 BIN_S = 5.0
-"""Over which attainment and load are told."""
+"""Seconds over which attainment and load are averaged."""
 LOOK_S = 2.5
-"""Over which shares and modes are told."""
+"""Seconds over which shares and modes are averaged."""
 DRAIN_S = 60.0
 
 
@@ -73,7 +73,7 @@ def follow(who: Contender, profile: Profile, phases: Sequence[Phase] = PHASES, s
 
 
 def binned(records: Sequence[RequestRecord], bin_s: float, end_s: float) -> list[dict[str, Any]]:
-    """By when requests were sent: offered load and attainment."""
+    """Bins requests by the time they were sent: offered load and attainment."""
     return [
         {"prompt_tokens_per_s": round(sum(r.prompt_len for r in sent) / bin_s, 1)} | attained(sent)
         for begin in range(round(end_s / bin_s))

@@ -16,12 +16,12 @@ from semipd.profiles.profile import Profile
 from semipd.sim.run import SimConfig, simulate
 
 GROWTH = 1.3
-"""From one rate to the next until one passed and one failed: about where the goodput lies is known."""
+"""Factor from one rate to the next, until one passed and one failed: about where the goodput lies is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Of each run of a case. Seconds; `pages` 0: what fits beside the weights. `folder` is for traces."""
+    """The settings of each run of a case. Seconds; `pages` 0: what fits beside the weights. `folder` holds traces."""
 
     profile: Profile
     folder: Path
@@ -55,8 +55,8 @@ def inside(case: Case, rate: float, seed: int, asked: Asked) -> tuple[int, int]:
 
 
 def search(case: Case, settings: SearchSettings, asked: Asked, tell: Callable[[], None] = lambda: None) -> Searched:
-    """As `semipd simulate goodput` searches; `tell` hears of each rate. Between the rates that passed and failed the
-    goodput is interpolated, on the curve that the search has fitted."""
+    """Searches as `semipd simulate goodput` does; `tell` hears of each rate. Between the rates that passed and failed
+    the goodput is interpolated, on the curve that the search has fitted."""
     looking = Search(settings, lambda rate, seed: inside(case, rate, seed, asked))
     for _ in looking.steps():
         tell()

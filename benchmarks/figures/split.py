@@ -22,7 +22,7 @@ from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.traces import with_slo
 
 PROMPTS_AT_ONCE = 3
-"""So that the prefill worker always has one."""
+"""Prompts that are sent at once, so that the prefill worker always has one."""
 METRIC = re.compile(r"^semipd[:_]split_delay_seconds_(?P<kind>bucket|sum|count)(?:\{(?P<labels>.*)\})?$")
 
 
@@ -32,7 +32,7 @@ class Told:
 
     windows: list[tuple[str, float, float]] = field(default_factory=list)
     changes: list[float] = field(default_factory=list)
-    """When each was granted."""
+    """The moments at which splits were granted."""
     granted: list[tuple[float, float]] = field(default_factory=list)
     ask_s: list[float] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)
@@ -120,8 +120,8 @@ def judged(driven: Driven, batch: Sequence[RequestRecord], told: Told) -> dict[s
 
 
 def around(batch: Sequence[RequestRecord], changes: Sequence[float], begin_s: float, end_s: float) -> dict[str, Any]:
-    """What a change costs: the gap in which it fell and the one after it, against those of the same window that are
-    neither. Both splits are equally frequent on both sides, so the difference is the change's own."""
+    """Measures what a change costs: the gap in which it fell and the next one, against the other gaps of the same
+    window. Both splits are equally frequent on both sides, so the difference is the change's own."""
     at: list[float] = []
     after: list[float] = []
     others: list[float] = []
@@ -149,7 +149,8 @@ def around(batch: Sequence[RequestRecord], changes: Sequence[float], begin_s: fl
 
 
 def delays(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
-    """Of the server's own histogram, from decision to first step. Percentiles are the upper ends of their buckets."""
+    """Reads the delays from decision to first step off the server's histogram. Percentiles are upper ends of
+    buckets."""
     buckets: dict[float, float] = {}
     total = count = 0.0
     for name, value in after.items():

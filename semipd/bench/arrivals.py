@@ -1,4 +1,4 @@
-"""When requests are sent: a Poisson process drawn ahead, so that no server can slow it down."""
+"""The moments at which requests are sent: a Poisson process, drawn ahead, so that no server can slow it down."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def poisson_times(rate: float, duration_s: float, seed: int) -> list[float]:
 
 
 def arrivals(trace: Sequence[TraceEntry], rate: float, duration_s: float, seed: int) -> list[Arrival]:
-    """In the order of the trace, from its top again when it is over.
+    """Draws the arrivals. Entries come in the order of the trace, which begins again at its top when it is over.
 
     Raises InputError where rate or duration are not above 0, or where nothing at all arrives.
     """

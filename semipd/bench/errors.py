@@ -1,4 +1,4 @@
-"""What ends a benchmark without a report; each knows the exit code of the command.
+"""Errors that end a benchmark without a report; each knows the exit code of the command.
 
 BenchError
 ├── InputError      2: an option, a trace or a saved report that can't be used

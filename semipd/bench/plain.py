@@ -15,11 +15,11 @@ from semipd.bench.errors import InputError
 T = TypeVar("T")
 
 DIGITS = 6
-"""Of seconds: microseconds are finer than any clock here."""
+"""Decimal digits of seconds: microseconds are finer than any clock here."""
 
 
 def to_plain(value: Any) -> Any:
-    """What json can write: objects, lists, strings and numbers."""
+    """Turns a frozen dataclass into what json can write: objects, lists, strings and numbers."""
     if isinstance(value, float):
         return round(value, DIGITS)
     if isinstance(value, Enum):

@@ -1,4 +1,4 @@
-"""Where a figure comes from: kept beside every figure."""
+"""The origin of a figure, kept beside every figure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ that the copy had changes."""
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Of the machine and the program that measured. What is not known is empty."""
+    """Describes the machine and the program that measured. A field that is not known is empty."""
 
     command: str
     commit: str
@@ -37,7 +37,7 @@ class Provenance:
     system: str
     cpu: str
     cpus: int
-    """Those that this process may use."""
+    """CPUs that this process may use."""
     gpus: tuple[str, ...]
     """Name, memory and driver of each, as nvidia-smi tells them."""
     versions: dict[str, str]
@@ -60,7 +60,7 @@ def provenance() -> Provenance:
 
 
 def _commit() -> tuple[str, bool]:
-    """And whether what runs differs from it."""
+    """Returns the commit, and whether the code that runs differs from it."""
     told = os.environ.get(COMMIT, "")  # of a copy, which may have come with another history, or none
     if not told and (ROOT / ".git").exists():
         changes = _said("git", "status", "--porcelain", "--untracked-files=no", "--", ".")
@@ -99,7 +99,7 @@ def _program() -> str:
 
 
 def _said(*command: str) -> str:
-    """What the command prints; nothing where it is not there or fails."""
+    """Returns what the command prints; an empty string where it is not there or fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""What a run is asked to be."""
+"""The settings of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ API_KEYS = {"grpc": "SEMIPD_API_KEY", "openai": "OPENAI_API_KEY"}
 shows it."""
 
 DRAIN_S = 60.0
-"""After the last arrival; longer than any request of the traces takes inside its loose SLO."""
+"""Seconds after the last arrival; longer than any request of the traces takes inside its loose SLO."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """All that a run depends on, beside the target itself."""
+    """Everything that a run depends on, besides the target itself."""
 
     target: str
     """grpc://HOST:PORT or openai+http://HOST:PORT/v1."""
@@ -26,17 +26,17 @@ class RunSettings:
     duration_s: float
     """Seconds in which requests arrive; this is also the window over which throughput is measured."""
     seed: int = 0
-    """Of the arrivals and of the prompts."""
+    """Seed of the arrivals and of the prompts."""
     clients: int | None = None
     """Load processes; default_clients() if absent."""
     model: str | None = None
-    """Which of the target's models; needed by OpenAI-compatible targets."""
+    """Name of the target's model; needed by OpenAI-compatible targets."""
     vocab_size: int | None = None
     """Prompts are drawn below it. Absent: what the target says, else 32000."""
     scale: float = 1.0
     """All lengths are multiplied by it, for models with a short context."""
     drain_s: float = DRAIN_S
-    """How long the client waits for answers after the last arrival."""
+    """Seconds that the client waits for answers after the last arrival."""
 
 
 def authorization(protocol: str) -> dict[str, str]:

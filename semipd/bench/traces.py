@@ -200,4 +200,4 @@ TRACES: Mapping[str, tuple[Callable[[Random], tuple[int, int]], int]] = {
     "long": (_long, 12),
     "mixed": (_mixed, 13),
 }
-"""By name: how an entry is drawn, and the seed."""
+"""The traces by name: how an entry is drawn, and the seed."""

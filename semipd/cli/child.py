@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 STOP_S = 15.0
-"""After SIGTERM; then it is killed, and its own children end with it."""
+"""Seconds between SIGTERM and SIGKILL; the child's own children end with it."""
 
 
 class DidNotStart(Exception):

@@ -33,7 +33,7 @@ def connect(
 
 @contextmanager
 def told(target: str) -> Iterator[None]:
-    """What a call raises becomes one sentence on standard error, and an exit code."""
+    """Turns what a call raises into one sentence on standard error and an exit code."""
     try:
         yield
     except Unavailable as error:

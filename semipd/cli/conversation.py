@@ -25,7 +25,7 @@ PROMPT = "> "
 
 
 class Conversation:
-    """What was said so far. A turn that failed was not said; of one that was stopped, what had come remains."""
+    """The conversation so far. A failed turn is not part of it; of a stopped turn, the text that had come remains."""
 
     def __init__(self, client: Client, options: Options, system: str | None = None) -> None:
         self._client = client
@@ -41,7 +41,7 @@ class Conversation:
         self.begin(self._system)
 
     def can_chat(self) -> bool:
-        """Whether the model has a chat template. Raises SemipdClientError."""
+        """Returns whether the model has a chat template. Raises SemipdClientError."""
         return self._client.model(self._options.get("model")).capabilities.chat
 
     def say(self, text: str, voice: Voice) -> tuple[Stream, Pace]:
@@ -64,7 +64,7 @@ class Conversation:
 
 
 def converse(conversation: Conversation, target: str, stats: bool, ask: Callable[[str], str] = input) -> None:
-    """Until Ctrl-D or /quit. Raises SemipdClientError where the server can't be reached at all."""
+    """Converses until Ctrl-D or /quit. Raises SemipdClientError where the server can't be reached at all."""
     if not conversation.can_chat():
         complain("this model has no chat template; go on from plain text with: semipd generate --raw")
         raise typer.Exit(exits.FAILED)

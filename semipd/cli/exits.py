@@ -1,4 +1,4 @@
-"""How a command ends."""
+"""The exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ OK = 0
 FAILED = 1
 USAGE = 2
 UNREACHABLE = 3
-"""Nobody answers at the address."""
+"""No server answers at the address."""
 INTERRUPTED = 130
 """Ctrl-C."""

@@ -149,7 +149,7 @@ def _wanted(model: Path | None, dtype: str, arch: str | None) -> tuple[list[Kern
 
 
 def _capability() -> Capability | None:
-    """Of the first GPU; None: there is none."""
+    """Returns the compute capability of the first GPU; None: there is no GPU."""
     from semipd.cli.checkup.nvidia import survey_nvidia
 
     gpus = survey_nvidia().gpus
@@ -157,7 +157,7 @@ def _capability() -> Capability | None:
 
 
 def _default_jobs() -> int:
-    """As many as there are CPUs, and memory for each compiler at its worst."""
+    """Returns the number of compilers to run: one a CPU, as far as memory suffices for each of them at its worst."""
     import os
 
     from semipd.memory.arenas import available_bytes

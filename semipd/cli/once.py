@@ -39,7 +39,7 @@ def as_chat(text: str, system: str | None) -> Prompt:
 
 
 def report(stream: Stream, pace: Pace) -> dict[str, object]:
-    """What --json prints. Times in seconds: `client` as measured here, `server` as the server says."""
+    """Returns what --json prints. Times in seconds: `client` as measured here, `server` as the server says."""
     return {
         "request_id": stream.request_id,
         "model": stream.model,

@@ -23,7 +23,7 @@ class Row:
 
 
 def installed() -> list[Row]:
-    """In this environment. One that can't be imported says why in its summary."""
+    """Lists the policies of this environment. One that can't be imported says why in its summary."""
     return [Row(entry.name, entry.summary, entry.distribution) for entry in discover().values()]
 
 

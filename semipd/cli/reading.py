@@ -16,7 +16,7 @@ class Pace:
 
     ttft_s: float | None
     tpot_s: float | None
-    """Between the tokens after the first, on average."""
+    """Mean seconds between the tokens after the first."""
     total_s: float
 
 

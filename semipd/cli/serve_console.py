@@ -22,11 +22,11 @@ from rich.progress import (
 from rich.text import Text
 
 STEP = 0.25
-"""Where there is no terminal, one line each time that so much more is done."""
+"""Fraction of the work between two lines, where there is no terminal."""
 
 
 class Advance:
-    """How far one thing is: a bar that goes away at its end, or a few lines."""
+    """Shows the progress of one thing: a bar that goes away at its end, or a few lines."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Advance:
                 self._console.print(Text(f"{self._title}: {share:.0%} of {self._size(total)}"))
 
     def end(self) -> None:
-        """What is moved after this begins again."""
+        """Ends the bar. Progress that is reported afterwards begins a new one."""
         self._told = 0.0
         if self._progress is not None:
             self._progress.stop()

@@ -1,4 +1,4 @@
-"""What people read goes to standard error, answers to standard output, so that a pipe gets the answers alone."""
+"""Consoles: messages for people go to standard error, answers to standard output, so that a pipe gets answers alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 
 def messages() -> Console:
-    """For what is said about the work."""
+    """Returns the console for messages about the work."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""How a command ends: what goes wrong is one clear message and a code, never a traceback and never a report."""
+"""Ends a command: a failure is one clear message and an exit code, never a traceback and never a report."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def goodput(
 
 
 def is_loose(slo: str) -> bool:
-    """Of the option --slo. Raises InputError."""
+    """Returns whether the option --slo names the loose SLO. Raises InputError where it names neither."""
     if slo not in ("tight", "loose"):
         raise InputError(f"--slo must be tight or loose, not {slo}")
     return slo == "loose"
@@ -65,7 +65,7 @@ def settings_of(
     seed: int,
     most_runs: int,
 ) -> SearchSettings:
-    """From the options of those names. Raises InputError."""
+    """Makes the settings from the options of the same names. Raises InputError."""
     try:
         return SearchSettings(
             start, share, tolerance, repeats, lowest=lowest, highest=highest, first_seed=seed, most_runs=most_runs

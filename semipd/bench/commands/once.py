@@ -20,11 +20,11 @@ from semipd.bench.runs.run import run
 from semipd.bench.settings import RunSettings
 
 TABLE_WIDTH = 120
-"""Where the output is no terminal."""
+"""Columns of the table where the output is no terminal."""
 
 
 def run_once(settings: RunSettings, json_file: Path | None, plot: Path | None, *, gaps: bool) -> bool:
-    """Whether the run was valid; its report is printed and saved in any case. Raises BenchError."""
+    """Runs once, prints and saves the report, and returns whether the run was valid. Raises BenchError."""
     for path in (json_file.parent if json_file is not None else None, plot):
         if path is not None:
             make_folder(path)  # before the run: a minute later is a bad time to hear of it
@@ -52,7 +52,7 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def progress_bar(settings: RunSettings) -> Iterator[Callable[[Progress], None] | None]:
-    """On standard error, while the run lasts; none where that is no terminal."""
+    """Shows a progress bar on standard error while the run lasts; yields None where that is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None

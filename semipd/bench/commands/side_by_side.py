@@ -16,10 +16,10 @@ from semipd.bench.scoring.compare import Labelled, check_comparable, metrics, ta
 from semipd.bench.scoring.report import read_report
 
 UNDRAWN = {"TTFT p90", "TPOT p90", "largest gap p50", "end to end p50"}
-"""In the table alone, so that the picture stays on one screen."""
+"""Metrics that only the table shows, so that the plot stays on one screen."""
 
 TABLE_WIDTH = 160
-"""Where the output is no terminal."""
+"""Columns of the table where the output is no terminal."""
 
 
 def compare_files(paths: Sequence[Path], labels: Sequence[str], plot: Path | None, *, force: bool) -> None:

@@ -1,4 +1,4 @@
-"""How `semipd top` shows what it sees: live, once, or a line an interval."""
+"""Shows what `semipd top` sees: live, once, or as a line an interval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from semipd.v1 import admin_pb2 as pb
 
 
 def show(target: str, interval_s: float, *, once: bool) -> None:
-    """Until Ctrl-C, or one frame. Raises Unreachable where nobody answered at first."""
+    """Shows frames until Ctrl-C, or one frame. Raises Unreachable where no server answers at first."""
     console = Console()
     if once:
         show_once(console, target)
@@ -34,7 +34,7 @@ def show_once(console: Console, target: str) -> None:
 
 
 def show_live(console: Console, target: str, interval_s: float) -> None:
-    """Until KeyboardInterrupt. The terminal is as it was before, with the last frame in it."""
+    """Shows live frames until KeyboardInterrupt. Afterwards the terminal is as before, with the last frame in it."""
     history = History()
     info, load = pb.GetServerInfoResponse(), pb.Load()
     with ExitStack() as open_now:

@@ -1,4 +1,4 @@
-"""Whether results can be written, asked before it takes hours to get them."""
+"""Checks that results can be written, before hours are spent on getting them."""
 
 from __future__ import annotations
 

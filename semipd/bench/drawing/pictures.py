@@ -45,7 +45,7 @@ def rate_curve(label: str, reports: Sequence[RunReport]) -> Curve:
 
 
 def rate_point(reports: Sequence[RunReport], spread: tuple[float, float] | None = None) -> RatePoint:
-    """Of runs at one rate, all their requests pooled."""
+    """Makes the point of one rate from its runs, with all their requests pooled."""
     records: list[RequestRecord] = [record for report in reports for record in report.records]
     done = [record for record in records if record.outcome is Outcome.DONE]
     return RatePoint(

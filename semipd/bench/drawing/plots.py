@@ -186,7 +186,7 @@ def compare_bars(axes: Axes, metric: Compared, count: int) -> None:
 
 
 def draw_interference(path: Path, halves: Sequence[Gaps], title: str) -> None:
-    """How the gap between tokens is distributed without and with prompts arriving, and its p50 and p99."""
+    """Draws the distribution of the gap between tokens without and with arriving prompts, and its p50 and p99."""
     figure = blank(title, height=560)
     curve, bars = figure.subplots(1, 2, width_ratios=[3, 2])
     palette = (DECODE, COLOURS[1], *COLOURS[2:])

@@ -18,7 +18,7 @@ LATENCIES = (
     ("queue", "queue_s"),
 )
 REASONS = 5
-"""Of failures, the most common are told."""
+"""Number of failure reasons that are shown, the most common first."""
 
 
 def table(report: RunReport) -> RenderableType:

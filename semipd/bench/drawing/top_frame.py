@@ -24,7 +24,7 @@ TARGET = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What the sparklines need of one report; None where the server had seen nothing."""
+    """The values of one report that the sparklines need; None where the server had seen nothing."""
 
     waiting: float
     decoding: float

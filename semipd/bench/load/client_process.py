@@ -26,7 +26,7 @@ from semipd.bench.targets.base import Asked, Stream, Target, draw_prompt
 from semipd.bench.targets.registry import open_target
 
 TICK_S = 0.5
-"""Between two reports of progress."""
+"""Seconds between two reports of progress."""
 
 BEAT_S = 0.05
 """The timer by which the lag of the event loop is measured."""
@@ -114,7 +114,8 @@ class LoadProcess:
         return Done(records, self._use(records, wall_s, cpu_s))
 
     def _prepared_is_kept(self) -> None:
-        """Nothing that was made so far is ever garbage, and looking through it would hold up a send."""
+        """Keeps the collector away from what exists so far: none of it becomes garbage, and a search would delay a
+        send."""
         gc.collect()
         gc.freeze()
 

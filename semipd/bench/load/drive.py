@@ -21,21 +21,21 @@ from semipd.bench.targets.base import Target, TargetInfo
 from semipd.bench.targets.registry import open_target
 
 SAMPLE_S = 0.5
-"""Between two looks at the target's load."""
+"""Seconds between two looks at the target's load."""
 
 START_S = 0.25
-"""From the moment when every load process is ready to the start."""
+"""Seconds from the moment at which every load process is ready to the start."""
 
 READY_S = 300.0
-"""For a load process to import, connect and write its requests down."""
+"""Seconds that a load process has to import, to connect and to write its requests down."""
 
 GRACE_S = 60.0
-"""Beyond the time that a load process gives its requests, to hand over what it has."""
+"""Seconds, beyond the time of its last request, that a load process has to hand over its records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of a run under way."""
+    """The progress of a run."""
 
     elapsed_s: float
     due: int
@@ -43,24 +43,25 @@ class Progress:
     sent: int
     ended: int
     messages: int
-    """With tokens, so far."""
+    """Messages with tokens so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Driven:
-    """What came back."""
+    """The records of a run, and what was seen meanwhile."""
 
     target: TargetInfo
     records: tuple[RequestRecord, ...]
-    """By index: one for each arrival, and one for each of a chain that was sent."""
+    """Sorted by index: one for each arrival, and one for each request of a chain that was sent."""
     clients: tuple[ClientUse, ...]
     timeline: tuple[LoadSample, ...]
     start_s: float
-    """Of time.monotonic(): the moment that all times in the records count from."""
+    """The moment, on time.monotonic(), from which all times in the records count."""
 
 
 async def look(settings: RunSettings) -> TargetInfo:
-    """What the target says of itself. Raises InputError, Unreachable or RunFailed where it can't be driven."""
+    """Returns what the target says about itself. Raises InputError, Unreachable or RunFailed where it can't be
+    driven."""
     async with open_target(settings) as target:
         return await target.describe()
 
@@ -190,7 +191,7 @@ async def _processes(jobs: Sequence[Job]) -> AsyncIterator[list[LoadProcess]]:
 
 
 async def _sample(target: Target, start: float) -> tuple[LoadSample, ...]:
-    """Until it is cancelled, or the target doesn't tell."""
+    """Samples the load until it is cancelled, or until the target does not tell its load."""
     seen: list[LoadSample] = []
     due = start
     with suppress(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""What the parent and its load processes tell each other, as JSON lines over the child's standard input and output.
+"""The messages between the parent and its load processes: JSON lines over the child's standard input and output.
 
 Parent to child: a Job, then Start. Child to parent: Ready, Tick again and again, Done; or Broken instead of any.
 """

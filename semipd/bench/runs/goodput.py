@@ -36,14 +36,15 @@ class Goodput:
 
     search: SearchSettings
     loose: bool
-    """Whether requests were held to the loose SLO instead of the tight."""
+    """True: requests were held to the loose SLO instead of the tight one."""
     found: Found
     runs: tuple[RunReport, ...]
     kind: str = KIND
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
-        """As JSON, every run in full but for the gaps between tokens. Raises InputError where it can't be written."""
+        """Writes JSON with every run in full, except the gaps between tokens. Raises InputError where it can't be
+        written."""
         write_json(replace(self, runs=tuple(without_gaps(run) for run in self.runs)), path)
 
     def curve(self) -> Curve:

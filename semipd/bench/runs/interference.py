@@ -1,4 +1,4 @@
-"""What long prompts do to those who read: the gap between tokens of a steady decode batch, without and with them.
+"""Measures what long prompts do to readers: the gaps between tokens of a steady decode batch, without and with prompts.
 
 The batch is a number of sequences that are always there: when one ends another takes its place, in both halves alike.
 First it decodes alone. Then prompts arrive at a fixed rate, evenly spaced, whatever the server makes of them. A gap
@@ -21,13 +21,13 @@ from semipd.bench.scoring.score import Distribution, distribution
 from semipd.bench.traces import with_slo
 
 FULL = 0.9
-"""Of the batch, the share that has to be decoding on average: a place is empty while its next prompt is computed."""
+"""Share of the batch that has to be decoding on average: a place is empty while its next prompt is computed."""
 
 STEADY = 0.95
-"""With prompts, of the sequences that were decoding without them."""
+"""Share of the sequences that decoded without prompts which must decode with them, too."""
 
 FASTEST_S = 0.002
-"""Between two tokens of a sequence: bounds how many sequences are needed, all of them written down before the start."""
+"""Least seconds between two tokens of a sequence. It bounds how many sequences are written down before the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class InterferenceSettings:
     """Long prompts a second."""
     duration_s: float = 30.0
     settle_s: float = 5.0
-    """For the batch to fill, before anything is measured."""
+    """Seconds in which the batch fills, before anything is measured."""
     seed: int = 0
     clients: int | None = None
     model: str | None = None
@@ -117,8 +117,8 @@ class Interference:
 
     @property
     def steady(self) -> bool:
-        """Whether the second half decoded (nearly) as many sequences as the first. Where it didn't, because new ones
-        had to queue behind the prompts, its gaps are those of a smaller batch and flatter the server."""
+        """True where the second half decoded (nearly) as many sequences as the first. Where it did not, because new
+        ones had to queue behind the prompts, its gaps are those of a smaller batch and flatter the server."""
         return self.with_prompts.sequences >= STEADY * self.alone.sequences
 
 
@@ -128,7 +128,7 @@ def ratio(value: float, base: float) -> float:
 
 
 def windows(settings: InterferenceSettings) -> tuple[Window, Window]:
-    """Without prompts, and with them."""
+    """Returns the window without prompts and the window with them."""
     begin, length = settings.settle_s, settings.duration_s
     return Window(begin, begin + length), Window(begin + length, begin + 2 * length)
 
@@ -149,7 +149,7 @@ def first_outputs(settings: InterferenceSettings) -> list[int]:
 
 
 def batch_chains(settings: InterferenceSettings) -> list[tuple[Arrival, ...]]:
-    """For each place in the batch the sequences that take it one after another."""
+    """Returns, for each place in the batch, the sequences that take it one after another."""
     return [
         tuple(
             arrival(place + number * settings.decoding, 0.0, settings.context, first if not number else None, settings)
@@ -183,7 +183,7 @@ def arrival(
 
 
 def gaps_within(records: Iterable[RequestRecord], window: Window) -> tuple[float, ...]:
-    """Of all gaps between two messages with tokens, those that end in the window."""
+    """Returns the gaps between two messages with tokens that end in the window."""
     return tuple(
         after - before
         for record in records

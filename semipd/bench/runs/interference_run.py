@@ -37,7 +37,7 @@ from semipd.bench.targets.base import TargetInfo
 KIND = "semipd bench interference"
 FORMAT = 1
 DRAIN_S = 30.0
-"""For prompts that are late at the end."""
+"""Seconds that prompts have after the last arrival."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class InterferenceReport:
         return not self.problems
 
     def save(self, path: Path) -> None:
-        """As JSON. Raises InputError where it can't be written."""
+        """Writes JSON. Raises InputError where it can't be written."""
         write_json(self, path)
 
     def draw(self, path: Path) -> None:
-        """As PNG."""
+        """Draws a PNG."""
         at = self.settings
         batch = [record for record in self.records if record.index < prompt_arrivals(at)[0].index]
         labels = ("decoding alone", f"with {at.prompt_rate:g} prompts/s of {at.prompt_tokens} tokens")

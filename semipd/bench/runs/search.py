@@ -100,8 +100,8 @@ def wilson(met: int, total: int, dispersion: float = 1.0) -> tuple[float, float]
 
 
 def dispersion(runs: Sequence[Run]) -> float:
-    """How much more the runs differ than independent requests would, at least 1 (Pearson's statistic over its degrees
-    of freedom). Requests of one run share a queue, so they miss together, and there is less in them than their number.
+    """Returns how much more the runs differ than independent requests would: Pearson's statistic over its degrees of
+    freedom, at least 1. Requests of one run share a queue, so they miss together and tell less than their number.
     """
     met, total = sum(run.met for run in runs), sum(run.total for run in runs)
     share = met / total
@@ -112,7 +112,8 @@ def dispersion(runs: Sequence[Run]) -> float:
 
 
 def fitted(probes: Sequence[Probe]) -> list[float]:
-    """Of each probe (rates ascending), the attainment on the non-increasing curve that fits all of them best."""
+    """Returns, for each probe (rates ascending), the attainment on the non-increasing curve that fits all of them
+    best."""
     return non_increasing([(probe.met, probe.total) for probe in probes])
 
 
@@ -154,7 +155,8 @@ def likely(probes: Sequence[Probe], target: float, *, seed: int = 0, draws: int 
 
 
 def crossed(rates: Sequence[float], curve: Sequence[float], target: float) -> float | None:
-    """Where a non-increasing curve falls below the target, linear in log(rate); None when it doesn't."""
+    """Returns the rate at which a non-increasing curve falls below the target, linear in log(rate); None: it does
+    not."""
     for (low, above), (high, below) in pairwise(zip(rates, curve, strict=True)):
         if above >= target > below:
             return float(low * (high / low) ** ((above - target) / (above - below)))
@@ -166,9 +168,9 @@ class Ending(Enum):
 
     FOUND = "found"
     NONE_PASSED = "none passed"
-    """Not even the lowest rate allowed."""
+    """No rate passed, not even the lowest that is allowed."""
     NONE_FAILED = "none failed"
-    """Not even the highest rate allowed."""
+    """No rate failed, not even the highest that is allowed."""
     OUT_OF_RUNS = "out of runs"
 
 
@@ -195,7 +197,7 @@ class Search:
 
     @property
     def probes(self) -> list[Probe]:
-        """What was measured so far, rates ascending."""
+        """Returns what was measured so far, rates ascending."""
         return [self._probes[rate] for rate in sorted(self._probes)]
 
     def find(self) -> Found:

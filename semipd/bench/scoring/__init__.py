@@ -1,1 +1,1 @@
-"""What a run recorded, and the scores that are computed from it."""
+"""Records of a run, and the scores that are computed from them."""

@@ -31,7 +31,7 @@ class Metric:
     values: tuple[float | None, ...]
 
     def ratios(self) -> tuple[float | None, ...]:
-        """To the first; None where either is missing or the first is zero."""
+        """Returns the ratio of each value to the first; None where either is missing or the first is zero."""
         base = self.values[0]
         return tuple(None if not base or value is None else value / base for value in self.values)
 
@@ -48,7 +48,7 @@ class Labelled:
 
 
 def differences(base: RunSettings, other: RunSettings) -> list[str]:
-    """What makes figures of the two runs incomparable, each in words."""
+    """Lists, in words, what makes figures of the two runs incomparable."""
     return [
         f"{name} {mine} and {theirs}"
         for name, mine, theirs in (

@@ -1,4 +1,4 @@
-"""What a load process writes down of each request. All times are seconds after the start of the run."""
+"""The record of one request, as a load process writes it down. All times are seconds after the start of the run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class RequestRecord:
     last_s: float | None
     done_s: float
     queue_s: float | None
-    """As the server measured it, where it tells."""
+    """Seconds in the server's queue, as the server measured them; None: it does not tell."""
     largest_gap_s: float | None
-    """Between two successive messages with tokens; absent below two."""
+    """Seconds between two successive messages with tokens; None below two messages."""
     gaps_s: tuple[float, ...]
     """All of them, in order. Left out of saved reports unless asked for."""
     counts: tuple[int, ...]
@@ -48,7 +48,7 @@ class RequestRecord:
 
     @property
     def ttft_s(self) -> float | None:
-        """From sending to the first token."""
+        """Seconds from sending to the first token."""
         return None if self.first_s is None else self.first_s - self.sent_s
 
     @property
@@ -60,11 +60,12 @@ class RequestRecord:
 
     @property
     def end_to_end_s(self) -> float | None:
-        """From sending to the last token."""
+        """Seconds from sending to the last token."""
         return None if self.last_s is None else self.last_s - self.sent_s
 
     def met(self, factor: float = 1.0) -> bool:
-        """Whether it is done with TTFT and TPOT inside its SLO times the factor. One token has no TPOT to miss."""
+        """Returns whether it is done with TTFT and TPOT inside its SLO times the factor. One token has no TPOT to
+        miss."""
         if self.outcome is not Outcome.DONE or self.ttft_s is None:
             return False
         in_time = self.ttft_s <= self.ttft_slo_s * factor

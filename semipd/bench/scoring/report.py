@@ -30,12 +30,12 @@ class RunReport:
     """Why the run is invalid; empty where it is valid."""
     score: Score
     lateness_s: Distribution
-    """Of sending, over all requests."""
+    """Lateness of sending, over all requests."""
     clients: tuple[ClientUse, ...]
     timeline: tuple[LoadSample, ...]
     """Empty where the target does not tell its load."""
     records: tuple[RequestRecord, ...]
-    """In the order of arrival. Read from a file, they have their gaps only where it was saved with them."""
+    """Records in the order of arrival. Those that were read from a file have gaps only where they were saved."""
     kind: str = KIND
     format: int = FORMAT
 
@@ -44,7 +44,7 @@ class RunReport:
         return not self.problems
 
     def save(self, path: Path, gaps: bool = False) -> None:
-        """As JSON. `gaps`: with each request's gaps between tokens. Raises InputError where it can't be written."""
+        """Writes JSON. `gaps`: with each request's gaps between tokens. Raises InputError where it can't be written."""
         kept = self if gaps else replace(self, records=tuple(replace(r, gaps_s=(), counts=()) for r in self.records))
         write_json(kept, path)
 

@@ -21,7 +21,7 @@ from semipd.bench.traces import LOOSE
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """In the unit of the values. Percentiles are nearest-rank: each is a value that was seen."""
+    """A distribution, in the unit of its values. Percentiles are nearest-rank: each is a value that was seen."""
 
     count: int
     mean: float
@@ -74,7 +74,7 @@ def distribution(values: Iterable[float]) -> Distribution | None:
 
 
 def score(records: Sequence[RequestRecord], duration_s: float) -> Score:
-    """Of at least one record, with its gaps. Latencies are those of requests that were done."""
+    """Scores at least one record, with its gaps. Latencies are those of requests that were done."""
     done = [r for r in records if r.outcome is Outcome.DONE]
     output, prompts = 0, 0
     for record in records:

@@ -1,4 +1,4 @@
-"""What the server said of itself while it ran."""
+"""Samples of the server's load, as it told them while it ran."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class LoadSample:
     """Percent of the device."""
     decode_share: float
     output_tokens_per_s: float
-    """Over the server's own window of 30 s."""
+    """Output tokens a second over the server's own window of 30 s."""
     policy: str

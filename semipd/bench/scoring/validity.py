@@ -1,4 +1,4 @@
-"""Whether a run measured the target, and not the client."""
+"""Decides whether a run measured the target, and not the client."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.scoring.score import Distribution
 
 MAX_LATENESS_S = 0.020
-"""At p99. A request that is sent later than this was not sent when it arrived, and a token that waits this long in the
-client's event loop is stamped later than it came: half of the shortest TPOT that the traces ask for."""
+"""Seconds at p99. A request that is sent later than this was not sent when it arrived, and a token that waits this long
+in the client's event loop is stamped later than it came: half of the shortest TPOT that the traces ask for."""
 
 MAX_BUSY = 0.90
-"""Of one core, by any load process. Above it a queue builds up in front of the process itself."""
+"""Share of one core that a load process may use. Above it a queue builds up in front of the process itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,11 @@ class ClientUse:
     tokens: int
     wall_s: float
     cpu_s: float
-    """Of all its threads."""
+    """CPU seconds of all its threads."""
     lateness_s: Distribution
-    """Of sending: sent - scheduled."""
+    """Lateness of sending: sent - scheduled."""
     loop_lag_s: Distribution | None
-    """How late a timer fired that ticks all along: what a token may wait before it is stamped."""
+    """Lateness of a timer that ticks all along: the time that a token may wait before it is stamped."""
 
     @property
     def busy(self) -> float:

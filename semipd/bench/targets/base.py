@@ -1,4 +1,4 @@
-"""What is driven: the interface that both protocols implement, and how a target is named."""
+"""The interface of a target, which both protocols implement, and the names of targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_VOCAB = 32_000
 """Below the vocabulary of every current model."""
 
 CONNECT_S = 10.0
-"""To wait for the target to answer at all."""
+"""Seconds to wait for the target to answer at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Address:
     host: str
     port: int
     url: str
-    """Of the HTTP base path, without a slash at its end; empty for gRPC."""
+    """URL of the HTTP base path, without a slash at its end; empty for gRPC."""
 
     @property
     def hostport(self) -> str:
@@ -37,7 +37,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """What the target says of itself, as far as it does."""
+    """What the target says about itself; it may leave fields open."""
 
     protocol: str
     model: str
@@ -46,7 +46,7 @@ class TargetInfo:
     max_context: int | None
     """Prompt and output together, in tokens."""
     counting: str
-    """How tokens are counted in what it streams."""
+    """The way in which tokens are counted in its stream."""
     server: dict[str, str]
     """Version, device, policy, partition and the like."""
 
@@ -62,7 +62,7 @@ class Asked:
 
 
 class Stream:
-    """What came back of one request while it runs: the target appends, the load process reads it at the end.
+    """The answer to one request while it runs: the target appends, the load process reads it at the end.
 
     Times are of time.monotonic(), as they were when the message was in hand.
     """
@@ -71,10 +71,10 @@ class Stream:
 
     def __init__(self) -> None:
         self.times: list[float] = []
-        """Of each message with tokens."""
+        """Time of each message with tokens."""
         self.counts: list[int] = []
         self.total: int | None = None
-        """What the target says that it generated, where it tells at the end."""
+        """Number of tokens that the target says it generated, where it tells at the end."""
         self.queue_s: float | None = None
         self.refused = False
         self.reason = ""
@@ -135,7 +135,7 @@ class Target(ABC):
 
     @abstractmethod
     async def load(self) -> LoadSample | None:
-        """How busy the target is now (at_s 0); None where it doesn't tell."""
+        """Returns how busy the target is now (at_s 0); None where it does not tell."""
 
 
 def parse_target(text: str) -> Address:

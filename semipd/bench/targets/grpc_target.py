@@ -30,8 +30,8 @@ from semipd.v1 import admin_pb2, admin_pb2_grpc, generation_pb2, model_pb2, mode
 METHOD = "/semipd.v1.GenerationService/GenerateStream"
 
 CONNECTIONS = 4
-"""Of each load process. A server with several gateways spreads connections, not streams; and one connection would share
-one HTTP/2 flow-control window."""
+"""Connections of each load process. A server with several gateways spreads connections, not streams; and one connection
+would share one HTTP/2 flow-control window."""
 
 OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # else all channels of a process share one connection

@@ -170,7 +170,7 @@ class Chunks:
         self.counting = CHUNKS
 
     def take(self, piece: bytes, at: float) -> bool:
-        """Whether the answer is over. All events of a piece came at the same time."""
+        """Takes a piece of the answer and returns whether that is over. All events of a piece came at the same time."""
         lines = (self._rest + piece if self._rest else piece).split(b"\n")
         self._rest = lines.pop()
         return any(self._event(line[5:].strip(), at) for line in lines if line.startswith(b"data:"))

@@ -1,4 +1,4 @@
-"""Which target speaks which protocol."""
+"""Opens the target that speaks the protocol of an address."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from semipd.bench.targets.openai_target import OpenAiTarget
 
 
 def open_target(settings: RunSettings) -> Target:
-    """To be entered with `async with`. Raises InputError where the settings don't suit the target."""
+    """Returns the target, to be entered with `async with`. Raises InputError where the settings don't suit it."""
     address = parse_target(settings.target)
     kind = GrpcTarget if address.protocol == "grpc" else OpenAiTarget
     return kind(settings, address)

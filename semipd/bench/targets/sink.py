@@ -77,7 +77,7 @@ class SinkAdmin(admin_pb2_grpc.AdminServiceServicer):
 
 
 async def serve(port: int, first_s: float, pace_s: float) -> None:
-    """Until it is killed. Says on standard output when it is ready."""
+    """Serves until it is killed. It says on standard output when it is ready."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
     generation = SinkGeneration(first_s, pace_s)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from semipd.v1 import admin_pb2 as pb
 from semipd.v1 import admin_pb2_grpc
 
 PATIENCE_S = 5.0
-"""How long one answer may take."""
+"""Seconds that one answer may take."""
 INFO_EVERY_S = 5.0
 """Processes, device and model change seldom; they are asked for again after this, and at each restart or swap."""
 
@@ -110,7 +110,7 @@ class Watch:
 
 
 def changed(before: pb.Load, now: pb.Load) -> bool:
-    """Whether processes or policy are other ones than before."""
+    """Returns whether the processes or the policy have changed."""
     return (before.worker_restarts_total, before.policy) != (now.worker_restarts_total, now.policy)
 
 

@@ -1,5 +1,4 @@
-"""What a machine has and lacks: `survey_...` looks and judges nothing, `check_...` judges what was seen and looks at
-nothing."""
+"""The checks behind `semipd doctor`: `survey_...` looks and judges nothing, `check_...` judges and looks at nothing."""
 
 from semipd.cli.checkup.examination import examine
 

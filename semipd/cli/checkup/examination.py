@@ -44,6 +44,6 @@ def judge(installed: Packages, gpus: Nvidia, machine: System, compiled: Kernels 
 
 
 def _missing(installed: Packages) -> dict[str, str]:
-    """As `devices.missing_packages`, from what was seen. Triton comes with torch's CUDA build."""
+    """Returns what `devices.missing_packages` returns, from what was seen. Triton comes with torch's CUDA build."""
     lacking = {name: INSTALL for name in ("cupy", "cuda-bindings") if name not in installed.versions}
     return lacking if installed.torch_cuda else {**lacking, "a CUDA build of torch": INSTALL_TORCH}

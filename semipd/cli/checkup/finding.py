@@ -9,7 +9,7 @@ class State(StrEnum):
     LESS = "less"
     """The server runs, with less than it could."""
     NEEDLESS = "needless"
-    """Not there, and nothing here would use it."""
+    """It is absent, and nothing here would use it."""
     BAD = "bad"
     """The server can't run."""
 
@@ -19,6 +19,6 @@ class Finding:
     name: str
     state: State
     value: str
-    """What was found."""
+    """The value that was found."""
     consequence: str
-    """What follows for the server, and what to do about it."""
+    """The consequence for the server, and what to do about it."""

@@ -16,7 +16,7 @@ BUILD = "semipd kernels build"
 @dataclass(frozen=True, slots=True)
 class Kernels:
     head_dims: tuple[int, ...] = ()
-    """Of the usual ones, those with a compiled kernel for the first GPU, in bfloat16."""
+    """The usual head dimensions that have a compiled kernel for the first GPU, in bfloat16."""
     nvcc: str | None = None
 
 

@@ -23,10 +23,10 @@ class Nvidia:
     """The newest CUDA that the driver supports."""
     gpus: tuple[Gpu, ...]
     mps_control: str | None
-    """Where the MPS daemon's program is."""
+    """Path of the MPS daemon's program; None: it is absent."""
     mps_running: bool
     problem: str = ""
-    """What the driver said where it is there and doesn't work."""
+    """The driver's own words, where it is installed and does not work."""
 
 
 def survey_nvidia(load: Callable[[], Nvml] = Nvml) -> Nvidia:
@@ -35,7 +35,7 @@ def survey_nvidia(load: Callable[[], Nvml] = Nvml) -> Nvidia:
 
 
 def mps_is_running(proc: Path = Path("/proc")) -> bool:
-    """Whether any process of this machine is an MPS control daemon."""
+    """Returns whether any process of this machine is an MPS control daemon."""
     for command in proc.glob("[0-9]*/cmdline"):
         try:
             program = command.read_bytes().split(b"\0", 1)[0]
@@ -60,7 +60,7 @@ def _names(gpus: tuple[Gpu, ...]) -> str:
 
 
 def check_partition(device: Device, backend: Chosen) -> Finding:
-    """What `--partition auto` is, and why."""
+    """Finds what `--partition auto` chooses, and why."""
     less = backend.less or backend.name == "none"
     return Finding("partition", State.LESS if less else State.GOOD, f"{backend.name}, on {device}", backend.why)
 

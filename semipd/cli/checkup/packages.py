@@ -22,7 +22,7 @@ TORCH = (2, 11)
 class Packages:
     python: tuple[int, int, int]
     versions: Mapping[str, str]
-    """Of the packages that are installed."""
+    """Versions of the packages that are installed."""
     torch_cuda: str | None
     """The CUDA that torch is built for; None: a CPU build, or no torch."""
 
@@ -90,7 +90,7 @@ def check_needed(seen: Packages) -> list[Finding]:
 
 
 def check_gpu_packages(seen: Packages, gpu: bool) -> list[Finding]:
-    """Of the extra `cuda`: only a GPU wants them."""
+    """Checks the packages of the extra `cuda`: only a GPU needs them."""
     wanted = {
         "CuPy": ("cupy", "a GPU's memory, shared between workers"),
         "cuda-bindings": ("cuda-bindings", "green contexts"),

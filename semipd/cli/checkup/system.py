@@ -22,7 +22,7 @@ MEMORY_BYTES = 2 * 10**9
 @dataclass(frozen=True, slots=True)
 class System:
     cpus: int
-    """That this process may use."""
+    """CPUs that this process may use."""
     cpu_quota: float | None
     """CPUs' worth of time that the container has; None: no limit."""
     memory_bytes: int
