@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from provenance import save
 
 from semipd.bench.arrivals import Arrival
-from semipd.bench.load.drive import Driven, drive, look
+from semipd.bench.load.drive import DriveResult, drive, look
 from semipd.bench.runs.run import report
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.settings import RunSettings
@@ -94,7 +94,7 @@ def measure(cores: int, streams: int) -> Row:
     )
 
 
-async def driven(settings: RunSettings, due: list[Arrival]) -> Driven:
+async def driven(settings: RunSettings, due: list[Arrival]) -> DriveResult:
     return await drive(settings, await look(settings), due)
 
 

@@ -164,11 +164,11 @@ class Comparison:
         """A run under a new policy object, saved. A policy that the server replaced meanwhile makes it invalid."""
         bench = self.bench
         served, admin = bench.server(case.label)
-        wish = bench.wanted(case.label)
+        wanted = bench.wanted(case.label)
         if (served.address, case.contender) not in self.warm:
             asyncio.run(try_out(served.target, bench.scale, bench.clients))
             self.warm.add((served.address, case.contender))
-        admin.set_policy(wish.policy, wish.policy_options)
+        admin.set_policy(wanted.policy, wanted.policy_options)
         settings = RunSettings(
             *(served.target, trace_for(case.trace, case.slo, self.folder), rate, self.seconds[case.trace]),
             seed=bench.seed,
@@ -180,7 +180,7 @@ class Comparison:
             report = asyncio.run(run(settings))
         report = replace(report, settings=replace(settings, trace=case.trace))
         ran = admin.info().policy
-        if ran != wish.policy:
+        if ran != wanted.policy:
             replaced = f"the server replaced the policy by {ran}; see its log"
             report = replace(report, problems=(*report.problems, replaced))
         found = told(report, case) | {"gpu": drawn(power.looks, WARMED_UP_S, settings.duration_s)}
@@ -229,7 +229,7 @@ def wanted(given: argparse.Namespace) -> list[Case]:
 
 def wishes(asked: list[Case], serve: str) -> dict[str, str]:
     """Returns what the Bench serves by section: here, by case."""
-    return {"all": serve} | {case.label: case.contender.wish for case in asked}
+    return {"all": serve} | {case.label: case.contender.server_options for case in asked}
 
 
 def described(error: Exception) -> str:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also for the processes that are spawned
 
 from figures.cases import contender
-from figures.compared import NAME, REPEATS, TOLERANCE, Compared, Plan, simulate_all
+from figures.compared import NAME, REPEATS, TOLERANCE, Plan, PolicyComparison, simulate_all
 from figures.compared_plots import draw_goodputs, draw_shift
 from figures.compared_text import page
 from provenance import RESULTS, save
@@ -35,9 +35,9 @@ TEMPLATE = Path(__file__).with_suffix(".template.md")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "policies-compared.md"
 
 
-def rendered(results: Path) -> tuple[Compared, str]:
+def rendered(results: Path) -> tuple[PolicyComparison, str]:
     """The page out of the results in that folder."""
-    compared = Compared.of(json.loads((results / f"{NAME}.json").read_text(encoding="utf-8")), results)
+    compared = PolicyComparison.of(json.loads((results / f"{NAME}.json").read_text(encoding="utf-8")), results)
     against = results / "simulator_against_gpu.json"
     known = json.loads(against.read_text(encoding="utf-8")) if against.exists() else None
     return compared, page(TEMPLATE.read_text(encoding="utf-8"), compared, known)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from figures.cases import Case, Contender
 from figures.crossing import Crossing, crossing, pooled
 from figures.sheet import Sheet, attained, goodput_of, key_of, label_of, longest, sheets
-from figures.simulated import Asked, inside, run_simulated
+from figures.simulated import SimulationSettings, inside, run_simulated
 from provenance import RESULTS, save
 
 from semipd.bench.errors import RunFailed
@@ -122,8 +122,8 @@ def case_of(run: dict[str, Any]) -> Case:
     return Case(Contender(run["policy"], tuple(run["options"].items())), run["trace"], run["slo"])
 
 
-def asked_of(run: dict[str, Any], profile: Profile, folder: Path) -> Asked:
-    return Asked(profile, folder, run["seconds"], run["drain_s"], int(run["server"]["total_pages"]))
+def asked_of(run: dict[str, Any], profile: Profile, folder: Path) -> SimulationSettings:
+    return SimulationSettings(profile, folder, run["seconds"], run["drain_s"], int(run["server"]["total_pages"]))
 
 
 def compared_goodputs(

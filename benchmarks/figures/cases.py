@@ -39,7 +39,7 @@ class Contender:
         return " ".join([self.policy, *(f"{name}={value}" for name, value in self.options)])
 
     @property
-    def wish(self) -> str:
+    def server_options(self) -> str:
         """As `figures.bench.Wanted.over` takes it."""
         return ",".join([f"policy={self.policy}", *(f"{name}={value}" for name, value in self.options)])
 

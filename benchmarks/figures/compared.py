@@ -16,7 +16,7 @@ from figures.cases import BUILT_IN, RATES, SLOS, TRACES, Case, Contender, defaul
 from figures.crossing import Crossing
 from figures.sheet import Key, Sheet, goodput_of, sheets
 from figures.shift import BIN_S, CONTENDERS, LOOK_S, PHASES, follow
-from figures.simulated import GROWTH, Asked, search
+from figures.simulated import GROWTH, SimulationSettings, search
 from figures.watch import Watched
 from semipd.bench.arrivals import arrivals
 from semipd.bench.errors import BenchError
@@ -62,7 +62,7 @@ def searched(case: Case, plan: Plan, folder: Path) -> dict[str, Any]:
         most_runs=MOST_RUNS,
     )
     try:
-        found = search(case, settings, Asked(profile, folder, plan.seconds, DRAIN_S))
+        found = search(case, settings, SimulationSettings(profile, folder, plan.seconds, DRAIN_S))
         at = found.goodput.value or found.goodput.passed
         watched = None if at is None else watch(case, at, profile, folder)
     except BenchError as error:
@@ -146,14 +146,14 @@ def line_of(row: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class PolicyComparison:
     """`simulated` is the content of policies_simulated.json; `sheet` has no runs where nothing was measured."""
 
     simulated: dict[str, Any]
     sheet: Sheet
 
     @classmethod
-    def of(cls, simulated: dict[str, Any], results: Path) -> Compared:
+    def of(cls, simulated: dict[str, Any], results: Path) -> PolicyComparison:
         return cls(simulated, Sheet.read(sheets([results])))
 
     def contenders(self) -> list[Contender]:

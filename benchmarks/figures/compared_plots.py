@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures.aims import AIMS
 from figures.cases import TRACES, Contender
-from figures.compared import Compared
+from figures.compared import PolicyComparison
 from semipd.bench.drawing.plots import COLOURS, DECODE, PREFILL, blank, colours, finish, save
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ BAR = 0.38
 MODES = {"split": COLOURS[5], "turns": COLOURS[4], "mixed": COLOURS[2]}
 
 
-def draw_goodputs(path: Path, compared: Compared) -> None:
+def draw_goodputs(path: Path, compared: PolicyComparison) -> None:
     """A bar for each policy, trace and SLO as simulated; a mark where it was measured."""
     simulated, measured = compared.goodputs(), compared.measured()
     who = [one for one in compared.contenders() if any(key[0] == one for key in simulated)]
@@ -69,7 +69,7 @@ def wrapped(contender: Contender) -> str:
     return "\n".join([contender.policy, *(f"{name}={value}" for name, value in contender.options)])
 
 
-def draw_shift(path: Path, compared: Compared) -> None:
+def draw_shift(path: Path, compared: PolicyComparison) -> None:
     """A column for each policy: what came, the shares, the mode, and who was in time."""
     shift = compared.simulated["shift"]
     rows = shift["policies"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from figures.aims import AIMS
 from figures.cases import SLOS, TRACES, Contender
-from figures.compared import Compared
+from figures.compared import PolicyComparison
 from figures.crossing import Crossing
 from figures.sheet import Key
 
@@ -16,7 +16,7 @@ NEAR = 0.03
 CLOSE = 0.10
 
 
-def page(template: str, compared: Compared, against: Mapping[str, Any] | None) -> str:
+def page(template: str, compared: PolicyComparison, against: Mapping[str, Any] | None) -> str:
     """The template with each {{name}} filled in. Raises KeyError for a name that there is not."""
     parts = {
         "basis": basis(compared),
@@ -71,7 +71,7 @@ def who_of(row: Mapping[str, Any]) -> Contender:
     return Contender(row["policy"], tuple(row["options"].items()))
 
 
-def basis(compared: Compared) -> str:
+def basis(compared: PolicyComparison) -> str:
     """States what the figures rest on."""
     simulated = compared.simulated
     profile = "recorded by `semipd profile`" if simulated["recorded"] else "*not* recorded by `semipd profile`"
@@ -98,7 +98,7 @@ def basis(compared: Compared) -> str:
     )
 
 
-def aims_table(compared: Compared) -> str:
+def aims_table(compared: PolicyComparison) -> str:
     simulated, measured = compared.goodputs(), compared.measured()
     rows = []
     for trace in TRACES:
@@ -124,7 +124,7 @@ def worth(end: Crossing) -> float:
     return end.value if end.value is not None else end.passed or 0.0
 
 
-def goodput_table(compared: Compared, slo: str) -> str:
+def goodput_table(compared: PolicyComparison, slo: str) -> str:
     simulated, measured = compared.goodputs(), compared.measured()
     rows = []
     for who in compared.contenders():
@@ -155,7 +155,7 @@ def leaders(
     return [who for who, value in ends if value >= ends[0][1] * (1 - NEAR) > 0], ends
 
 
-def outcome(compared: Compared) -> str:
+def outcome(compared: PolicyComparison) -> str:
     """Says in words who wins and who loses."""
     simulated = compared.goodputs()
     lines, wins = [], dict.fromkeys(compared.contenders(), 0)
@@ -211,7 +211,7 @@ def beaten(who: Contender, simulated: Mapping[Key, Crossing], groups: Sequence[t
     return f" and loses to `fcfs` in {len(lost)} ({'; '.join(lost)})" if lost else ""
 
 
-def agreement(compared: Compared, against: Mapping[str, Any] | None) -> str:
+def agreement(compared: PolicyComparison, against: Mapping[str, Any] | None) -> str:
     """Says whether the GPU agrees."""
     simulated, measured = compared.goodputs(), compared.measured()
     lines = []
@@ -256,7 +256,7 @@ def unranked(ends: Mapping[Contender, Crossing], best: Sequence[Contender]) -> s
     return f" {listed(names)} may be ahead of that: no rate as low was measured." if names else ""
 
 
-def behaviour_table(compared: Compared) -> str:
+def behaviour_table(compared: PolicyComparison) -> str:
     """Tabulates, for the time in which both phases had work, the modes, and the shares while it was split."""
     rows = []
     for who in compared.contenders():
@@ -280,7 +280,7 @@ def modes_of(modes: Mapping[str, float]) -> str:
     return ", ".join(found) or "–"
 
 
-def unmixed(compared: Compared) -> str:
+def unmixed(compared: PolicyComparison) -> str:
     """A warning where `chunked` got no mixed batch."""
     rows = [
         row["at_goodput"] for row in compared.simulated["searches"] if row["policy"] == "chunked" and "error" not in row
@@ -294,7 +294,7 @@ def unmixed(compared: Compared) -> str:
     )
 
 
-def shift_table(compared: Compared) -> str:
+def shift_table(compared: PolicyComparison) -> str:
     rows = []
     for row in compared.simulated["shift"]["policies"]:
         who = quoted(who_of(row))
@@ -324,7 +324,7 @@ def mean_look(looks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def shifting_words(compared: Compared) -> str:
+def shifting_words(compared: PolicyComparison) -> str:
     """Says who came through each part of the shift with 90 %."""
     lines = []
     for row in compared.simulated["shift"]["policies"]:
@@ -338,7 +338,7 @@ def shifting_words(compared: Compared) -> str:
     return " ".join(lines)
 
 
-def errors(compared: Compared) -> str:
+def errors(compared: PolicyComparison) -> str:
     """Cases without a result, each with its reason; nothing where there are none."""
     found = [(row, "simulated", row["error"]) for row in compared.simulated["searches"] if "error" in row]
     found += [(row, "measured", row["error"]) for row in compared.sheet.failures]

@@ -24,7 +24,7 @@ from figures.served import Admin, started_at
 from semipd.bench.arrivals import arrivals
 from semipd.bench.drawing.plots import draw_gaps_over_time
 from semipd.bench.errors import RunFailed
-from semipd.bench.load.drive import Driven
+from semipd.bench.load.drive import DriveResult
 from semipd.bench.scoring.records import Outcome
 from semipd.bench.traces import load_trace, scaled
 
@@ -179,7 +179,7 @@ def is_daemon(process: Path) -> bool:
         return False
 
 
-def seen_of(driven: Driven, one: Fault, window_s: float) -> dict[str, Any]:
+def seen_of(driven: DriveResult, one: Fault, window_s: float) -> dict[str, Any]:
     """Returns what the streams saw that were running at that moment."""
     at = one.at - driven.start_s
     streams = running_at(driven.records, at)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from figures.scale import Scale
 from semipd.bench.arrivals import Arrival, arrivals
-from semipd.bench.load.drive import Driven, Progress, drive, look
+from semipd.bench.load.drive import DriveResult, Progress, drive, look
 from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.scoring.score import distribution
 from semipd.bench.scoring.validity import problems
@@ -30,9 +30,9 @@ async def during(
     due: Sequence[Arrival],
     chains: Sequence[Sequence[Arrival]],
     happen: Callable[[], Awaitable[T]],
-) -> tuple[Driven, T]:
+) -> tuple[DriveResult, T]:
     """`happen` begins when the load has, and is awaited to its end. Its times are of time.monotonic(): those of the
-    records are seconds after Driven.start_s."""
+    records are seconds after DriveResult.start_s."""
     begun = asyncio.Event()
 
     def progress(_: Progress) -> None:
@@ -95,7 +95,7 @@ def warm_up(target: str, scale: Scale, clients: int | None) -> None:
     asyncio.run(drive_it())
 
 
-def said_of(driven: Driven) -> dict[str, Any]:
+def said_of(driven: DriveResult) -> dict[str, Any]:
     """Returns what tells whether the client or the server was measured."""
     lateness = distribution(r.sent_s - r.scheduled_s for r in driven.records)
     assert lateness is not None

@@ -158,8 +158,8 @@ class Admin:
 
     def set_partition(self, prefill: float, decode: float) -> tuple[float, float]:
         """(prefill, decode) as granted."""
-        wish = pb.Partition(prefill=prefill, decode=decode)
-        granted = self._stub.SetPartition(pb.SetPartitionRequest(partition=wish), timeout=10).granted
+        asked = pb.Partition(prefill=prefill, decode=decode)
+        granted = self._stub.SetPartition(pb.SetPartitionRequest(partition=asked), timeout=10).granted
         return granted.prefill, granted.decode
 
     def workers(self) -> dict[str, tuple[int, int]]:

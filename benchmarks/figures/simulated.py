@@ -20,7 +20,7 @@ GROWTH = 1.3
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SimulationSettings:
     """The settings of each run of a case. Seconds; `pages` 0: what fits beside the weights. `folder` holds traces."""
 
     profile: Profile
@@ -38,7 +38,7 @@ class Searched:
     probes: tuple[Probe, ...]
 
 
-def run_simulated(case: Case, rate: float, seed: int, asked: Asked) -> RunReport:
+def run_simulated(case: Case, rate: float, seed: int, asked: SimulationSettings) -> RunReport:
     """Raises InputError or RunFailed."""
     who = case.contender
     config = SimConfig(who.policy, dict(who.options), asked.profile, pages=asked.pages)
@@ -46,7 +46,7 @@ def run_simulated(case: Case, rate: float, seed: int, asked: Asked) -> RunReport
     return simulate(config, RunSettings("", trace, rate, asked.seconds, seed, drain_s=asked.drain_s))
 
 
-def inside(case: Case, rate: float, seed: int, asked: Asked) -> tuple[int, int]:
+def inside(case: Case, rate: float, seed: int, asked: SimulationSettings) -> tuple[int, int]:
     """(requests inside the SLO that they carry, requests). Raises RunFailed where the policy had to be replaced."""
     report = run_simulated(case, rate, seed, asked)
     if not report.valid:
@@ -54,7 +54,9 @@ def inside(case: Case, rate: float, seed: int, asked: Asked) -> tuple[int, int]:
     return sum(record.met() for record in report.records), len(report.records)
 
 
-def search(case: Case, settings: SearchSettings, asked: Asked, tell: Callable[[], None] = lambda: None) -> Searched:
+def search(
+    case: Case, settings: SearchSettings, asked: SimulationSettings, tell: Callable[[], None] = lambda: None
+) -> Searched:
     """Searches as `semipd simulate goodput` does; `tell` hears of each rate. Between the rates that passed and failed
     the goodput is interpolated, on the curve that the search has fitted."""
     looking = Search(settings, lambda rate, seed: inside(case, rate, seed, asked))

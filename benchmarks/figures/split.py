@@ -17,7 +17,7 @@ from figures.load import during, gaps_between, last_index, lost, places, said_of
 from figures.pages import Page, spread
 from figures.served import Admin
 from semipd.bench.arrivals import Arrival
-from semipd.bench.load.drive import Driven
+from semipd.bench.load.drive import DriveResult
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.traces import with_slo
 
@@ -98,7 +98,7 @@ async def change(bench: Bench, admin: Admin, metrics: Any) -> Told:
     return told
 
 
-def judged(driven: Driven, batch: Sequence[RequestRecord], told: Told) -> dict[str, Any]:
+def judged(driven: DriveResult, batch: Sequence[RequestRecord], told: Told) -> dict[str, Any]:
     def window(name: str) -> tuple[float, float]:
         return next((a - driven.start_s, b - driven.start_s) for n, a, b in told.windows if n == name)
 

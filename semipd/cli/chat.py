@@ -29,11 +29,11 @@ def chat(
 
     Ctrl-C stops the answer that is coming; Ctrl-D or /quit leaves.
     """
-    from semipd.cli.connection import address, connect, told
+    from semipd.cli.connection import address, connect, errors_as_messages
     from semipd.cli.conversation import Conversation, converse
 
     server = address(target, host, port)
-    with told(server), connect(server, api_key, tls, tls_ca, timeout) as client:
+    with errors_as_messages(server), connect(server, api_key, tls, tls_ca, timeout) as client:
         conversation = Conversation(
             client,
             {

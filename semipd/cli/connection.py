@@ -32,7 +32,7 @@ def connect(
 
 
 @contextmanager
-def told(target: str) -> Iterator[None]:
+def errors_as_messages(target: str) -> Iterator[None]:
     """Turns what a call raises into one sentence on standard error and an exit code."""
     try:
         yield

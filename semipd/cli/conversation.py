@@ -10,7 +10,7 @@ import typer
 
 from semipd.cli import exits
 from semipd.cli.connection import sentence
-from semipd.cli.reading import Pace, read_aloud, summary_line
+from semipd.cli.reading import TokenTimings, read_aloud, summary_line
 from semipd.cli.terminal import Voice, complain, remark
 from semipd_client import Client, Message, Options, SemipdClientError, Stream, Unavailable
 
@@ -44,7 +44,7 @@ class Conversation:
         """Returns whether the model has a chat template. Raises SemipdClientError."""
         return self._client.model(self._options.get("model")).capabilities.chat
 
-    def say(self, text: str, voice: Voice) -> tuple[Stream, Pace]:
+    def say(self, text: str, voice: Voice) -> tuple[Stream, TokenTimings]:
         """Reads the answer aloud. Raises SemipdClientError, and KeyboardInterrupt where it was stopped."""
         turns = [*self.turns, Message("user", text)]
         started: list[Stream] = []

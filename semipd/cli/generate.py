@@ -54,13 +54,13 @@ def generate(
 
     Exit code: 0 an answer, 1 an error, 2 wrong usage, 3 no server there, 130 Ctrl-C.
     """
-    from semipd.cli.connection import address, connect, told
+    from semipd.cli.connection import address, connect, errors_as_messages
     from semipd.cli.once import answer
 
     if system is not None and chat is False:
         raise typer.BadParameter("--system is part of a chat: leave out --raw")
     server = address(target, host, port)
-    with told(server), connect(server, api_key, tls, tls_ca, timeout) as client:
+    with errors_as_messages(server), connect(server, api_key, tls, tls_ca, timeout) as client:
         answer(
             client,
             sys.stdin.read() if prompt == "-" else prompt,

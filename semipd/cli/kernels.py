@@ -177,8 +177,8 @@ def _bar(kernels: int) -> Iterator[Callable[[Progress], None]]:
     with Bar(TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), console=messages()) as bar:
         task = bar.add_task("preparing", total=kernels, built=f"0/{kernels}")
 
-        def told(at: Progress) -> None:
+        def show(at: Progress) -> None:
             built = f"{at.done}/{at.kernels}"
             bar.update(task, description=at.kernel.why, completed=at.done + at.fraction, built=built)
 
-        yield told
+        yield show

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from semipd.cli.reading import Pace, read_aloud, summary_line
+from semipd.cli.reading import TokenTimings, read_aloud, summary_line
 from semipd.cli.terminal import Voice, remark
 from semipd_client import Client, Message, Options, Prompt, Stream
 
@@ -38,7 +38,7 @@ def as_chat(text: str, system: str | None) -> Prompt:
     return [*turns, Message("user", text)]
 
 
-def report(stream: Stream, pace: Pace) -> dict[str, object]:
+def report(stream: Stream, pace: TokenTimings) -> dict[str, object]:
     """Returns what --json prints. Times in seconds: `client` as measured here, `server` as the server says."""
     return {
         "request_id": stream.request_id,

@@ -39,10 +39,10 @@ def policies(
     if target is None and host is None and port is None:
         rows = table.installed()
     else:
-        from semipd.cli.connection import address, connect, told
+        from semipd.cli.connection import address, connect, errors_as_messages
 
         server = address(target, host, port)
-        with told(server), connect(server, api_key, tls, tls_ca, timeout=10) as client:
+        with errors_as_messages(server), connect(server, api_key, tls, tls_ca, timeout=10) as client:
             rows = [table.Row(p.name, p.summary, p.distribution, p.active) for p in client.policies()]
     if as_json:
         typer.echo(table.as_json(rows))
@@ -97,7 +97,7 @@ def use(
     tls_ca: opt.TlsCa = None,
 ) -> None:
     """Put a policy to work in a running server. No request is dropped."""
-    from semipd.cli.connection import address, connect, told
+    from semipd.cli.connection import address, connect, errors_as_messages
     from semipd.cli.serve import named_values
     from semipd.cli.terminal import complain
     from semipd.core.errors import ConfigError
@@ -108,6 +108,6 @@ def use(
         complain(str(error))
         raise typer.Exit(exits.USAGE) from error
     server = address(target, host, port)
-    with told(server), connect(server, api_key, tls, tls_ca, timeout=10) as client:
+    with errors_as_messages(server), connect(server, api_key, tls, tls_ca, timeout=10) as client:
         before = client.set_policy(name, chosen)
     typer.echo(f"{name} is at work; before it was {before}")

@@ -25,8 +25,8 @@ def profile(
 
     Exit code: 0 a profile was written, 1 it could not be recorded, 2 wrong usage, 130 Ctrl-C (what there is is saved).
     """
-    from semipd.bench.commands.exits import told
+    from semipd.bench.commands.exits import errors_as_messages
     from semipd.profiler.record import record
 
-    with told():
+    with errors_as_messages():
         record(model, out, quick=quick, seconds=seconds, dtype=dtype, mps=mps)

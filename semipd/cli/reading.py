@@ -11,7 +11,7 @@ from semipd_client import Finish, Stream, Token
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class TokenTimings:
     """Measured here, from sending the request; seconds. None: too few tokens to say."""
 
     ttft_s: float | None
@@ -22,7 +22,7 @@ class Pace:
 
 def read_aloud(
     start: Callable[[], Stream], voice: Voice | None = None, clock: Callable[[], float] = time.perf_counter
-) -> tuple[Stream, Pace]:
+) -> tuple[Stream, TokenTimings]:
     """Sends the request, says its first sample as it comes, and returns the stream, read to its end, with its pace."""
     began_s = clock()
     first_s = last_s = None
@@ -44,10 +44,10 @@ def read_aloud(
                 voice.end_line()
     ttft_s = None if first_s is None else first_s - began_s
     tpot_s = (last_s - first_s) / (tokens - 1) if first_s is not None and last_s is not None and tokens > 1 else None
-    return stream, Pace(ttft_s, tpot_s, clock() - began_s)
+    return stream, TokenTimings(ttft_s, tpot_s, clock() - began_s)
 
 
-def summary_line(stream: Stream, pace: Pace) -> str:
+def summary_line(stream: Stream, pace: TokenTimings) -> str:
     """ "TTFT 12.3 ms · TPOT 4.5 ms (222 tok/s) · 7 + 64 tokens · end: length" """
     parts = []
     if pace.ttft_s is not None:

@@ -25,7 +25,7 @@ STEP = 0.25
 """Fraction of the work between two lines, where there is no terminal."""
 
 
-class Advance:
+class ProgressLine:
     """Shows the progress of one thing: a bar that goes away at its end, or a few lines."""
 
     def __init__(
@@ -77,13 +77,13 @@ class RichServeConsole:
     def __init__(self, console: Console, announce_fd: int | None = None) -> None:
         self._console = console
         self._announce_fd = announce_fd
-        self._loading = Advance(
+        self._loading = ProgressLine(
             console,
             "loading weights",
             lambda: (DownloadColumn(), TransferSpeedColumn()),
             lambda total: f"{total / 1e6:.1f} MB",
         )
-        self._capturing = Advance(console, "capturing graphs", lambda: (MofNCompleteColumn(),), str)
+        self._capturing = ProgressLine(console, "capturing graphs", lambda: (MofNCompleteColumn(),), str)
 
     def loading(self, done: int, total: int) -> None:
         self._loading.move(done, total)

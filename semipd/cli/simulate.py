@@ -78,14 +78,14 @@ def simulate(
         return
     from rich.console import Console
 
-    from semipd.bench.commands.exits import told
+    from semipd.bench.commands.exits import errors_as_messages
     from semipd.bench.commands.once import TABLE_WIDTH
     from semipd.bench.commands.writable import ready_to_write
     from semipd.bench.drawing.pictures import draw_run
     from semipd.bench.drawing.table import table
     from semipd.sim.run import simulate as run
 
-    with told():
+    with errors_as_messages():
         ready_to_write(json_file, plot)
         config = opened(policy, policy_option, profile, pages, max_batch_tokens, max_running, max_waiting)
         asked = RunSettings("", trace, rate, duration, seed, scale=scale, drain_s=drain)
@@ -131,11 +131,11 @@ def goodput(
 
     Exit code: 0 found, 1 not found, or a run that is invalid, 2 wrong usage, 130 Ctrl-C.
     """
-    from semipd.bench.commands.exits import told
+    from semipd.bench.commands.exits import errors_as_messages
     from semipd.bench.commands.goodput import is_loose, settings_of
     from semipd.bench.runs.goodput import search_goodput
 
-    with told():
+    with errors_as_messages():
         loose = is_loose(slo)
         search = settings_of(start, share, tolerance, repeats, lowest, highest, seed, most_runs)
         config = opened(policy, policy_option, profile, pages, max_batch_tokens, max_running, max_waiting)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from semipd.bench.commands.compare import compare, plot
-from semipd.bench.commands.exits import told
+from semipd.bench.commands.exits import errors_as_messages
 from semipd.bench.commands.goodput import goodput
 from semipd.bench.commands.interference import interference
 from semipd.bench.errors import InputError
@@ -36,7 +36,7 @@ def traces(
     """Write the traces that ship: chat.jsonl, mixed.jsonl and long.jsonl. The same bytes on any machine."""
     from semipd.bench.traces import TRACES, make_trace, write_trace  # noqa: PLC0415
 
-    with told():
+    with errors_as_messages():
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,6 +77,6 @@ def run_command(
     from semipd.bench.commands.once import run_once  # noqa: PLC0415
 
     settings = RunSettings(target, trace, rate, duration, seed, clients, model, vocab_size, scale, drain)
-    with told():
+    with errors_as_messages():
         valid = run_once(settings, json_file, plot_folder, gaps=gaps)
     raise typer.Exit(0 if valid else 1)

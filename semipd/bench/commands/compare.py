@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semipd.bench.commands.exits import told
+from semipd.bench.commands.exits import errors_as_messages
 
 
 def compare(
@@ -24,7 +24,7 @@ def compare(
     """
     from semipd.bench.commands.side_by_side import compare_files  # noqa: PLC0415 - `semipd --help` stays quick
 
-    with told():
+    with errors_as_messages():
         compare_files(reports, label or [], plot, force=force)
 
 
@@ -42,5 +42,5 @@ def plot(
     """
     from semipd.bench.commands.side_by_side import plot_files  # noqa: PLC0415 - `semipd --help` stays quick
 
-    with told():
+    with errors_as_messages():
         plot_files(reports, label or [], out)

@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_as_messages() -> Iterator[None]:
     """Ends the command with the error's sentence and exit code."""
     try:
         yield

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semipd.bench.commands.exits import FAILED, told
+from semipd.bench.commands.exits import FAILED, errors_as_messages
 from semipd.bench.errors import InputError
 from semipd.bench.runs.search import SearchSettings
 from semipd.bench.settings import DRAIN_S, RunSettings
@@ -41,7 +41,7 @@ def goodput(
     from semipd.bench.runs.goodput import search_goodput  # noqa: PLC0415 - `semipd --help` stays quick
 
     base = RunSettings(target, trace, start, duration, seed, clients, model, vocab_size, scale, drain)
-    with told():
+    with errors_as_messages():
         search = settings_of(start, share, tolerance, repeats, lowest, highest, seed, most_runs)
         found = search_goodput(base, search, loose=is_loose(slo), json_file=json_file, plot=plot)
     if not found:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semipd.bench.commands.exits import FAILED, told
+from semipd.bench.commands.exits import FAILED, errors_as_messages
 
 
 def interference(
@@ -34,7 +34,7 @@ def interference(
     from semipd.bench.runs.interference import InterferenceSettings  # noqa: PLC0415 - `semipd --help` stays quick
     from semipd.bench.runs.interference_run import interference_once  # noqa: PLC0415
 
-    with told():
+    with errors_as_messages():
         settings = InterferenceSettings(
             target=target,
             decoding=decoding,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semipd.bench.commands.exits import told
+from semipd.bench.commands.exits import errors_as_messages
 
 
 def top(
@@ -20,7 +20,7 @@ def top(
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from semipd.bench.commands.top_console import show  # noqa: PLC0415 - `semipd --help` stays quick
 
-    with told():
+    with errors_as_messages():
         try:
             show(target, interval, once=once)
         except (KeyboardInterrupt, BrokenPipeError):  # how one leaves it

@@ -60,7 +60,7 @@ class ServerMoment:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedMetric:
     """One metric of several reports, in the order of the reports; None where a report lacks it."""
 
     name: str
@@ -69,7 +69,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Gaps:
+class GapCurve:
     """Times between two tokens of a sequence, in seconds."""
 
     label: str
@@ -147,7 +147,7 @@ def draw_timeline(path: Path, moments: Sequence[ServerMoment], duration_s: float
     save(figure, path)
 
 
-def draw_comparison(path: Path, labels: Sequence[str], metrics: Sequence[Compared], title: str) -> None:
+def draw_comparison(path: Path, labels: Sequence[str], metrics: Sequence[ComparedMetric], title: str) -> None:
     """A panel of bars for each metric; the first report is the base of the ratios written on the bars."""
     columns = 4 if len(metrics) > 6 else 3
     rows = -(-len(metrics) // columns)
@@ -165,7 +165,7 @@ def draw_comparison(path: Path, labels: Sequence[str], metrics: Sequence[Compare
     save(figure, path)
 
 
-def compare_bars(axes: Axes, metric: Compared, count: int) -> None:
+def compare_bars(axes: Axes, metric: ComparedMetric, count: int) -> None:
     base = metric.values[0]
     highest = max((value for value in metric.values if value is not None), default=0.0)
     for place, (value, colour) in enumerate(zip(metric.values, colours(count), strict=True)):
@@ -185,7 +185,7 @@ def compare_bars(axes: Axes, metric: Compared, count: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_interference(path: Path, halves: Sequence[Gaps], title: str) -> None:
+def draw_interference(path: Path, halves: Sequence[GapCurve], title: str) -> None:
     """Draws the distribution of the gap between tokens without and with arriving prompts, and its p50 and p99."""
     figure = blank(title, height=560)
     curve, bars = figure.subplots(1, 2, width_ratios=[3, 2])

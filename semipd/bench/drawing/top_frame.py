@@ -23,7 +23,7 @@ TARGET = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class LoadPoint:
     """The values of one report that the sparklines need; None where the server had seen nothing."""
 
     waiting: float
@@ -35,10 +35,10 @@ class Moment:
 
 
 @dataclass(slots=True)
-class History:
+class LoadHistory:
     """The last reports, the GPUs' last readings, and why the server doesn't answer while it doesn't."""
 
-    moments: deque[Moment] = field(default_factory=lambda: deque(maxlen=KEPT))
+    moments: deque[LoadPoint] = field(default_factory=lambda: deque(maxlen=KEPT))
     gpus: tuple[GpuReading, ...] = ()
     gone: str | None = None
 
@@ -46,7 +46,7 @@ class History:
         self.gone = None
         self.gpus = gpus
         self.moments.append(
-            Moment(
+            LoadPoint(
                 waiting=load.waiting,
                 decoding=load.decoding,
                 tokens_per_s=load.output_tokens_per_second,
@@ -57,7 +57,7 @@ class History:
         )
 
 
-def view(info: pb.GetServerInfoResponse, load: pb.Load, history: History) -> RenderableType:
+def view(info: pb.GetServerInfoResponse, load: pb.Load, history: LoadHistory) -> RenderableType:
     """One frame. Reads no clock and asks nobody."""
     parts: list[RenderableType] = [headline(info, load)]
     if history.gone is not None:
@@ -100,7 +100,7 @@ def headline(info: pb.GetServerInfoResponse, load: pb.Load) -> RenderableType:
     return text
 
 
-def requests(load: pb.Load, history: History) -> RenderableType:
+def requests(load: pb.Load, history: LoadHistory) -> RenderableType:
     table = grid(3)
     table.add_row("waiting", number(load.waiting), sparkline([m.waiting for m in history.moments]))
     table.add_row("prefilling", number(load.prefilling), "")
@@ -119,7 +119,7 @@ def requests(load: pb.Load, history: History) -> RenderableType:
     return Panel(table, title="requests", title_align="left")
 
 
-def latencies(load: pb.Load, history: History) -> RenderableType:
+def latencies(load: pb.Load, history: LoadHistory) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("over 30 s", "p50", "p90", "p99", "p90 so far"):
         table.add_column(name, justify="left" if name in {"over 30 s", "p90 so far"} else "right", no_wrap=True)

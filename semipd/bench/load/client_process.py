@@ -18,11 +18,11 @@ import uvloop
 
 from semipd.bench.arrivals import Arrival
 from semipd.bench.errors import BenchError
-from semipd.bench.load.job import Broken, Done, Job, Message, Ready, Start, Tick, line_of, parsed
+from semipd.bench.load.job import Done, Job, LoadFailed, Message, Ready, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.scoring.score import Distribution, distribution
 from semipd.bench.scoring.validity import ClientUse
-from semipd.bench.targets.base import Asked, Stream, Target, draw_prompt
+from semipd.bench.targets.base import PromptRequest, ResponseStream, Target, draw_prompt
 from semipd.bench.targets.registry import open_target
 
 TICK_S = 0.5
@@ -32,7 +32,7 @@ BEAT_S = 0.05
 """The timer by which the lag of the event loop is measured."""
 
 
-class Sent:
+class SentRequest:
     """A request that was sent, and its answer as far as it has come."""
 
     __slots__ = ("arrival", "done_s", "scheduled_s", "sent_s", "stream")
@@ -41,7 +41,7 @@ class Sent:
         self.arrival = arrival
         self.scheduled_s = scheduled_s
         self.sent_s = sent_s
-        self.stream = Stream()
+        self.stream = ResponseStream()
         self.done_s: float | None = None
 
     def record(self, start: float, end_s: float) -> RequestRecord:
@@ -70,14 +70,14 @@ class Sent:
         )
 
 
-class LoadProcess:
+class LoadClient:
     """Holds what was sent. Times with an `_s` are seconds after `start`."""
 
     def __init__(self, job: Job, target: Target, tell: Callable[[Message], None]) -> None:
         self._job = job
         self._target = target
         self._tell = tell
-        self._sent: list[Sent] = []
+        self._sent: list[SentRequest] = []
         self._ended = 0
         self._lags: list[float] = []
         self._start = 0.0
@@ -88,7 +88,7 @@ class LoadProcess:
     def _prepare(self, arrival: Arrival) -> bytes:
         entry, settings = arrival.entry, self._job.settings
         prompt = draw_prompt(settings.seed, arrival.index, entry.prompt_len, self._job.target.vocab_size)
-        return self._target.prepare(Asked(prompt, entry.output_len, entry.ttft_slo_s, entry.tpot_slo_s))
+        return self._target.prepare(PromptRequest(prompt, entry.output_len, entry.ttft_slo_s, entry.tpot_slo_s))
 
     async def run(self, start: float) -> Done:
         self._start = start
@@ -148,7 +148,7 @@ class LoadProcess:
 
     async def _one(self, arrival: Arrival, scheduled_s: float) -> None:
         prepared = self._prepared.pop(arrival.index)
-        sent = Sent(arrival, scheduled_s, time.monotonic() - self._start)
+        sent = SentRequest(arrival, scheduled_s, time.monotonic() - self._start)
         self._sent.append(sent)
         await self._target.send(prepared, sent.stream)
         sent.done_s = time.monotonic() - self._start
@@ -179,7 +179,7 @@ async def serve_job(read: Callable[[], Message], tell: Callable[[Message], None]
     job = read()
     assert isinstance(job, Job)
     async with open_target(job.settings) as target:
-        load = LoadProcess(job, target, tell)
+        load = LoadClient(job, target, tell)
         await target.connect()
         tell(Ready(len(job.open) + len(job.chains)))
         start = await asyncio.to_thread(read)
@@ -210,7 +210,7 @@ def main() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve_job(read, tell))
     except BenchError as error:
-        tell(Broken(type(error).__name__, str(error)))
+        tell(LoadFailed(type(error).__name__, str(error)))
     except KeyboardInterrupt:
         sys.exit(130)
 

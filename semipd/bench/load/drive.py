@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from semipd.bench import errors
 from semipd.bench.arrivals import Arrival
 from semipd.bench.errors import BenchError, RunFailed
-from semipd.bench.load.job import LINE_LIMIT, Broken, Done, Job, Message, Ready, Start, Tick, line_of, parsed
+from semipd.bench.load.job import LINE_LIMIT, Done, Job, LoadFailed, Message, Ready, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import ClientUse
@@ -47,7 +47,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Driven:
+class DriveResult:
     """The records of a run, and what was seen meanwhile."""
 
     target: TargetInfo
@@ -72,7 +72,7 @@ async def drive(
     due: Sequence[Arrival],
     progress: Callable[[Progress], None] | None = None,
     chains: Sequence[Sequence[Arrival]] = (),
-) -> Driven:
+) -> DriveResult:
     """Sends each of `due` at its time, whatever the target does, and waits settings.drain_s for what is late.
 
     Of each chain the first is sent at its time and each other when the one before it has ended, until
@@ -90,7 +90,7 @@ async def drive(
     async with open_target(settings) as watched, _processes(jobs) as processes:
         await asyncio.gather(*(process.ready() for process in processes))
         start = time.monotonic() + START_S
-        board = Board(start, len(due), progress)
+        board = ProgressBoard(start, len(due), progress)
         sampling = asyncio.create_task(_sample(watched, start))
         try:
             done = await asyncio.gather(*(p.finish(start, board, i) for i, p in enumerate(processes)))
@@ -98,10 +98,10 @@ async def drive(
             sampling.cancel()
         timeline = await sampling
     records = sorted((record for one in done for record in one.records), key=lambda r: r.index)
-    return Driven(target, tuple(records), tuple(one.use for one in done), timeline, start)
+    return DriveResult(target, tuple(records), tuple(one.use for one in done), timeline, start)
 
 
-class Board:
+class ProgressBoard:
     """The last Tick of each load process, added up for who watches."""
 
     def __init__(self, start: float, due: int, progress: Callable[[Progress], None] | None) -> None:
@@ -131,7 +131,7 @@ class LoadProcess:
             said = await self._hear()
         assert isinstance(said, Ready)
 
-    async def finish(self, start: float, board: Board, number: int) -> Done:
+    async def finish(self, start: float, board: ProgressBoard, number: int) -> Done:
         await self._tell(Start(start))
         settings = self._job.settings
         try:
@@ -156,12 +156,12 @@ class LoadProcess:
         if not line.endswith(b"\n"):
             raise RunFailed(f"a load process ended with code {await self._process.wait()} before it was done")
         said: Message = parsed(line)
-        if isinstance(said, Broken):
+        if isinstance(said, LoadFailed):
             raise _raised(said)
         return said
 
 
-def _raised(said: Broken) -> BenchError:
+def _raised(said: LoadFailed) -> BenchError:
     kind = getattr(errors, said.kind, RunFailed)
     assert issubclass(kind, BenchError)
     return kind(said.message)

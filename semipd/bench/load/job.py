@@ -1,6 +1,6 @@
 """The messages between the parent and its load processes: JSON lines over the child's standard input and output.
 
-Parent to child: a Job, then Start. Child to parent: Ready, Tick again and again, Done; or Broken instead of any.
+Parent to child: a Job, then Start. Child to parent: Ready, Tick again and again, Done; or LoadFailed instead of any.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class LoadFailed:
     """The child can't go on. `kind` is the name of the error's class in errors."""
 
     kind: str
     message: str
 
 
-Message = Job | Start | Ready | Tick | Done | Broken
-KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Job, Start, Ready, Tick, Done, Broken)}
+Message = Job | Start | Ready | Tick | Done | LoadFailed
+KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Job, Start, Ready, Tick, Done, LoadFailed)}
 
 
 def line_of(message: Message) -> bytes:

@@ -15,7 +15,7 @@ from semipd.bench.drawing.plots import Curve, draw_rates
 from semipd.bench.errors import InputError, RunFailed
 from semipd.bench.plain import from_plain, read_json, write_json
 from semipd.bench.runs.run import run
-from semipd.bench.runs.search import Ending, Found, Probe, Search, SearchSettings
+from semipd.bench.runs.search import Probe, Search, SearchEnding, SearchResult, SearchSettings
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.settings import RunSettings
 from semipd.bench.traces import LOOSE
@@ -37,7 +37,7 @@ class Goodput:
     search: SearchSettings
     loose: bool
     """True: requests were held to the loose SLO instead of the tight one."""
-    found: Found
+    found: SearchResult
     runs: tuple[RunReport, ...]
     kind: str = KIND
     format: int = FORMAT
@@ -122,7 +122,7 @@ def search_goodput(
         result.save(json_file)
     if plot is not None:
         draw_rates(plot / "rates.png", [result.curve()], f"{base.trace}: {said(result).splitlines()[0]}")
-    return result.found.ending is Ending.FOUND
+    return result.found.ending is SearchEnding.FOUND
 
 
 def probe_line(probe: Probe, target: float) -> str:
@@ -140,14 +140,14 @@ def said(result: Goodput) -> str:
     found, target = result.found, result.search.target
     slo = "loose" if result.loose else "tight"
     lines = {
-        Ending.FOUND: f"goodput ({slo} SLO, {target:.0%} of requests): {rate(found.passed)} requests/s passed, "
+        SearchEnding.FOUND: f"goodput ({slo} SLO, {target:.0%} of requests): {rate(found.passed)} requests/s passed, "
         f"{rate(found.failed)} failed",
-        Ending.NONE_PASSED: f"no goodput: not even {rate(found.failed)} requests/s, the lowest rate allowed, has "
+        SearchEnding.NONE_PASSED: f"no goodput: not even {rate(found.failed)} requests/s, the lowest rate allowed, has "
         f"{target:.0%} of its requests inside the {slo} SLO",
-        Ending.NONE_FAILED: f"the goodput is above {rate(found.passed)} requests/s, the highest rate allowed "
+        SearchEnding.NONE_FAILED: f"the goodput is above {rate(found.passed)} requests/s, the highest rate allowed "
         f"({slo} SLO)",
-        Ending.OUT_OF_RUNS: f"not found within {result.search.most_runs} runs: passed {rate(found.passed)}, failed "
-        f"{rate(found.failed)} requests/s ({slo} SLO)",
+        SearchEnding.OUT_OF_RUNS: f"not found within {result.search.most_runs} runs: passed {rate(found.passed)}, "
+        f"failed {rate(found.failed)} requests/s ({slo} SLO)",
     }
     text = [lines[found.ending]]
     if found.likely is not None:

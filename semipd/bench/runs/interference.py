@@ -67,7 +67,7 @@ class InterferenceSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class MeasuredWindow:
     """Seconds after the start; `end_s` is no longer in it."""
 
     start_s: float
@@ -78,7 +78,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Half:
+class InterferenceHalf:
     """`sequences` is the mean number that were decoding: it shows that both halves had the same batch."""
 
     gaps_s: Distribution
@@ -87,7 +87,7 @@ class Half:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
+class PromptDelays:
     """The long prompts of the second half. Latencies are those of prompts that were done."""
 
     sent: int
@@ -99,9 +99,9 @@ class Prompts:
 class Interference:
     """The ratios are with prompts to without."""
 
-    alone: Half
-    with_prompts: Half
-    prompts: Prompts
+    alone: InterferenceHalf
+    with_prompts: InterferenceHalf
+    prompts: PromptDelays
 
     @property
     def p50_ratio(self) -> float:
@@ -127,10 +127,10 @@ def ratio(value: float, base: float) -> float:
     return value / max(base, 1e-9)
 
 
-def windows(settings: InterferenceSettings) -> tuple[Window, Window]:
+def windows(settings: InterferenceSettings) -> tuple[MeasuredWindow, MeasuredWindow]:
     """Returns the window without prompts and the window with them."""
     begin, length = settings.settle_s, settings.duration_s
-    return Window(begin, begin + length), Window(begin + length, begin + 2 * length)
+    return MeasuredWindow(begin, begin + length), MeasuredWindow(begin + length, begin + 2 * length)
 
 
 def turns(settings: InterferenceSettings) -> int:
@@ -182,7 +182,7 @@ def arrival(
     return Arrival(index, at_s, with_slo(prompt_len, settings.output_tokens if output_len is None else output_len))
 
 
-def gaps_within(records: Iterable[RequestRecord], window: Window) -> tuple[float, ...]:
+def gaps_within(records: Iterable[RequestRecord], window: MeasuredWindow) -> tuple[float, ...]:
     """Returns the gaps between two messages with tokens that end in the window."""
     return tuple(
         after - before
@@ -192,7 +192,7 @@ def gaps_within(records: Iterable[RequestRecord], window: Window) -> tuple[float
     )
 
 
-def half(records: Sequence[RequestRecord], window: Window, name: str) -> Half:
+def half(records: Sequence[RequestRecord], window: MeasuredWindow, name: str) -> InterferenceHalf:
     """Raises RunFailed where no token came in the window."""
     gaps = distribution(gaps_within(records, window))
     if gaps is None:
@@ -204,7 +204,7 @@ def half(records: Sequence[RequestRecord], window: Window, name: str) -> Half:
         if r.first_s is not None and r.last_s is not None
     )
     tokens = sum(count for r in records for at, count in r.token_times() if at in window)
-    return Half(gaps, decoding / length, tokens / length)
+    return InterferenceHalf(gaps, decoding / length, tokens / length)
 
 
 def interference(records: Sequence[RequestRecord], settings: InterferenceSettings) -> Interference:
@@ -235,4 +235,4 @@ def interference(records: Sequence[RequestRecord], settings: InterferenceSetting
         raise RunFailed(f"not one of the long prompts was answered, so there is nothing to compare: {reason}")
     ttft = distribution(r.ttft_s for r in done if r.ttft_s is not None)
     second = half(batch, loaded, "with prompts")
-    return Interference(first, second, Prompts(len(prompts), len(done), ttft))
+    return Interference(first, second, PromptDelays(len(prompts), len(done), ttft))

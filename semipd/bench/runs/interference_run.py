@@ -12,14 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from semipd.bench.commands.writable import ready_to_write
-from semipd.bench.drawing.plots import Gaps, draw_interference, rounded
+from semipd.bench.drawing.plots import GapCurve, draw_interference, rounded
 from semipd.bench.errors import InputError
 from semipd.bench.load.drive import Progress, drive, look
 from semipd.bench.plain import from_plain, read_json, write_json
 from semipd.bench.provenance import Provenance, provenance
 from semipd.bench.runs.interference import (
-    Half,
     Interference,
+    InterferenceHalf,
     InterferenceSettings,
     batch_chains,
     gaps_within,
@@ -70,7 +70,7 @@ class InterferenceReport:
         batch = [record for record in self.records if record.index < prompt_arrivals(at)[0].index]
         labels = ("decoding alone", f"with {at.prompt_rate:g} prompts/s of {at.prompt_tokens} tokens")
         halves = [
-            Gaps(label, gaps_within(batch, window), scored.gaps_s)
+            GapCurve(label, gaps_within(batch, window), scored.gaps_s)
             for label, window, scored in zip(
                 labels, windows(at), (self.result.alone, self.result.with_prompts), strict=True
             )
@@ -174,6 +174,6 @@ def table(report: InterferenceReport) -> RenderableType:
     return Group(*lines)
 
 
-def cells(half: Half) -> list[str]:
+def cells(half: InterferenceHalf) -> list[str]:
     gaps = [f"{rounded(1000 * seconds)} ms" for seconds in (half.gaps_s.p50, half.gaps_s.p99, half.gaps_s.max)]
     return [*gaps, f"{half.sequences:.1f}", f"{half.tokens_per_s:,.0f}"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from semipd.bench.arrivals import Arrival, arrivals
 from semipd.bench.errors import InputError, RunFailed
-from semipd.bench.load.drive import Driven, Progress, drive, look
+from semipd.bench.load.drive import DriveResult, Progress, drive, look
 from semipd.bench.provenance import provenance
 from semipd.bench.scoring.records import Outcome
 from semipd.bench.scoring.report import RunReport
@@ -46,7 +46,7 @@ def check_context(due: Sequence[Arrival], target: TargetInfo) -> None:
         )
 
 
-def report(settings: RunSettings, driven: Driven) -> RunReport:
+def report(settings: RunSettings, driven: DriveResult) -> RunReport:
     """Scores what was driven. Raises RunFailed where not one request was done."""
     scored = score(driven.records, settings.duration_s)
     if not any(r.outcome is Outcome.DONE for r in driven.records):

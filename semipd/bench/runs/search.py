@@ -58,7 +58,7 @@ class SearchSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SearchRun:
     """One measurement: `met` of `total` requests were inside their SLO."""
 
     seed: int
@@ -71,7 +71,7 @@ class Probe:
     """All runs at one rate, pooled."""
 
     rate: float
-    runs: tuple[Run, ...]
+    runs: tuple[SearchRun, ...]
 
     @property
     def met(self) -> int:
@@ -99,7 +99,7 @@ def wilson(met: int, total: int, dispersion: float = 1.0) -> tuple[float, float]
     return (0.0 if met == 0 else middle - half), (1.0 if met == total else middle + half)
 
 
-def dispersion(runs: Sequence[Run]) -> float:
+def dispersion(runs: Sequence[SearchRun]) -> float:
     """Returns how much more the runs differ than independent requests would: Pearson's statistic over its degrees of
     freedom, at least 1. Requests of one run share a queue, so they miss together and tell less than their number.
     """
@@ -163,7 +163,7 @@ def crossed(rates: Sequence[float], curve: Sequence[float], target: float) -> fl
     return None
 
 
-class Ending(Enum):
+class SearchEnding(Enum):
     """Why the search ended."""
 
     FOUND = "found"
@@ -175,10 +175,10 @@ class Ending(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """`passed` is the highest rate that passed, `failed` the lowest that failed; the goodput is between them."""
 
-    ending: Ending
+    ending: SearchEnding
     passed: float | None
     failed: float | None
     likely: tuple[float, float] | None
@@ -200,7 +200,7 @@ class Search:
         """Returns what was measured so far, rates ascending."""
         return [self._probes[rate] for rate in sorted(self._probes)]
 
-    def find(self) -> Found:
+    def find(self) -> SearchResult:
         for _ in self.steps():
             pass
         return self.found()
@@ -210,17 +210,19 @@ class Search:
         while (rate := self._next_rate()) is not None and not self._out_of_runs():
             yield self._measured(rate)
 
-    def found(self) -> Found:
+    def found(self) -> SearchResult:
         passed, failed = self._interval()
         probes = self.probes
-        return Found(self._ending(passed, failed), passed, failed, likely(probes, self._settings.target), tuple(probes))
+        return SearchResult(
+            self._ending(passed, failed), passed, failed, likely(probes, self._settings.target), tuple(probes)
+        )
 
-    def _ending(self, passed: float | None, failed: float | None) -> Ending:
+    def _ending(self, passed: float | None, failed: float | None) -> SearchEnding:
         if self._next_rate() is not None:
-            return Ending.OUT_OF_RUNS
+            return SearchEnding.OUT_OF_RUNS
         if passed is None:
-            return Ending.NONE_PASSED
-        return Ending.FOUND if failed is not None else Ending.NONE_FAILED
+            return SearchEnding.NONE_PASSED
+        return SearchEnding.FOUND if failed is not None else SearchEnding.NONE_FAILED
 
     def _interval(self) -> tuple[float | None, float | None]:
         """The highest rate that passes on the fitted curve, and the next one above it."""
@@ -260,7 +262,7 @@ class Search:
             met, total = self._measure(rate, seed)
             if not 0 <= met <= total or total == 0:
                 raise ValueError(f"a run at {rate:g} requests/s counted {met} of {total} requests")
-            runs.append(Run(seed, met, total))
+            runs.append(SearchRun(seed, met, total))
             self._runs += 1
         self._probes[rate] = Probe(rate, tuple(runs))
         return self._probes[rate]

@@ -9,7 +9,7 @@ from enum import Enum
 from rich.table import Table
 from rich.text import Text
 
-from semipd.bench.drawing.plots import Compared
+from semipd.bench.drawing.plots import ComparedMetric
 from semipd.bench.errors import InputError
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.scoring.score import Distribution, Score
@@ -35,8 +35,8 @@ class Metric:
         base = self.values[0]
         return tuple(None if not base or value is None else value / base for value in self.values)
 
-    def compared(self) -> Compared:
-        return Compared(self.name, self.unit, self.values)
+    def compared(self) -> ComparedMetric:
+        return ComparedMetric(self.name, self.unit, self.values)
 
 
 @dataclass(frozen=True, slots=True)

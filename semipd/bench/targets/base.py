@@ -52,7 +52,7 @@ class TargetInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PromptRequest:
     """One request, ready to be written down in the target's protocol."""
 
     prompt: tuple[int, ...]
@@ -61,7 +61,7 @@ class Asked:
     tpot_slo_s: float
 
 
-class Stream:
+class ResponseStream:
     """The answer to one request while it runs: the target appends, the load process reads it at the end.
 
     Times are of time.monotonic(), as they were when the message was in hand.
@@ -95,11 +95,11 @@ class Stream:
         return Outcome.DONE, ""
 
 
-PROBE = Asked((1, 2, 3, 4), 2, 60.0, 60.0)
+PROBE = PromptRequest((1, 2, 3, 4), 2, 60.0, 60.0)
 """Sent once before a run: a target that can't do it would fail a whole run."""
 
 
-def check_probe(target: str, stream: Stream) -> None:
+def check_probe(target: str, stream: ResponseStream) -> None:
     """Raises RunFailed where the probe's answer is not right."""
     outcome, reason = stream.outcome(PROBE.output_len)
     if reason:
@@ -126,11 +126,11 @@ class Target(ABC):
         """Opens what can be opened before the first request. Raises Unreachable."""
 
     @abstractmethod
-    def prepare(self, asked: Asked) -> bytes:
+    def prepare(self, asked: PromptRequest) -> bytes:
         """The request as it goes over the wire, so that sending costs nothing at its time."""
 
     @abstractmethod
-    async def send(self, prepared: bytes, stream: Stream) -> None:
+    async def send(self, prepared: bytes, stream: ResponseStream) -> None:
         """Streams one answer into `stream`. What the target does wrong ends in stream.reason, not in an exception."""
 
     @abstractmethod

@@ -18,8 +18,8 @@ from semipd.bench.targets.base import (
     CONNECT_S,
     PROBE,
     Address,
-    Asked,
-    Stream,
+    PromptRequest,
+    ResponseStream,
     Target,
     TargetInfo,
     check_probe,
@@ -71,7 +71,7 @@ class GrpcTarget(Target):
         vocab_size = self._settings.vocab_size or model.model.vocab_size
         if vocab_size > model.model.vocab_size > 0:
             raise InputError(f"--vocab-size {vocab_size} is above that of {model.model.name}, {model.model.vocab_size}")
-        probe = Stream()
+        probe = ResponseStream()
         await self.send(self.prepare(PROBE), probe)
         check_probe(self._settings.target, probe)
         return TargetInfo(
@@ -114,7 +114,7 @@ class GrpcTarget(Target):
         async with asyncio.timeout(CONNECT_S):
             await channel.channel_ready()
 
-    def prepare(self, asked: Asked) -> bytes:
+    def prepare(self, asked: PromptRequest) -> bytes:
         request = generation_pb2.GenerateStreamRequest(
             generation=generation_pb2.Generation(
                 model=self._settings.model,
@@ -129,7 +129,7 @@ class GrpcTarget(Target):
         )
         return request.SerializeToString()
 
-    async def send(self, prepared: bytes, stream: Stream) -> None:
+    async def send(self, prepared: bytes, stream: ResponseStream) -> None:
         now: Callable[[], float] = time.monotonic
         times, counts = stream.times, stream.counts
         call = next(self._streams)(prepared, metadata=self._metadata)

@@ -22,8 +22,8 @@ from semipd.bench.targets.base import (
     DEFAULT_VOCAB,
     PROBE,
     Address,
-    Asked,
-    Stream,
+    PromptRequest,
+    ResponseStream,
     Target,
     TargetInfo,
     check_probe,
@@ -71,9 +71,9 @@ class OpenAiTarget(Target):
     async def describe(self) -> TargetInfo:
         """Asks for the models, and for two tokens: what they come with shows how tokens can be counted."""
         model = await self._model()
-        probe = Stream()
+        probe = ResponseStream()
         vocab_size = self._settings.vocab_size or DEFAULT_VOCAB
-        chunks = Chunks(probe)
+        chunks = EventStreamParser(probe)
         await self._send(self.prepare(PROBE), probe, chunks)
         check_probe(self._settings.target, probe)
         limit = model.get("max_model_len")
@@ -125,7 +125,7 @@ class OpenAiTarget(Target):
         """HTTP/1.1 needs a connection for each request that runs: they are opened as they are needed."""
         await self._get(f"{self._url}/models")
 
-    def prepare(self, asked: Asked) -> bytes:
+    def prepare(self, asked: PromptRequest) -> bytes:
         body = {
             "model": self._settings.model,
             "prompt": asked.prompt,
@@ -138,10 +138,10 @@ class OpenAiTarget(Target):
         }
         return json.dumps(body, separators=(",", ":")).encode()
 
-    async def send(self, prepared: bytes, stream: Stream) -> None:
-        await self._send(prepared, stream, Chunks(stream))
+    async def send(self, prepared: bytes, stream: ResponseStream) -> None:
+        await self._send(prepared, stream, EventStreamParser(stream))
 
-    async def _send(self, prepared: bytes, stream: Stream, chunks: Chunks) -> None:
+    async def _send(self, prepared: bytes, stream: ResponseStream, chunks: EventStreamParser) -> None:
         try:
             async with self._http.post(self._completions, data=prepared) as answer:
                 if answer.status != HTTPStatus.OK:
@@ -160,10 +160,10 @@ class OpenAiTarget(Target):
         return None
 
 
-class Chunks:
-    """Server-sent events, put together from what comes off the wire, into a Stream."""
+class EventStreamParser:
+    """Server-sent events, put together from what comes off the wire, into a ResponseStream."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: ResponseStream) -> None:
         self._stream = stream
         self._rest = b""
         self._counted = 0

@@ -18,13 +18,13 @@ INFO_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ServerReport:
     info: pb.GetServerInfoResponse
     load: pb.Load
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class ServerGone:
     """The server stopped answering; it is being tried again."""
 
     reason: str
@@ -39,7 +39,7 @@ def address_of(target: str) -> str:
     return address
 
 
-class Watch:
+class LoadWatch:
     """Owns its channel while entered. `now` and `frames` raise Unreachable when the server has never answered."""
 
     def __init__(self, target: str) -> None:
@@ -57,21 +57,21 @@ class Watch:
         )
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> LoadWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def now(self) -> Seen:
+    def now(self) -> ServerReport:
         """One report."""
         try:
-            return Seen(self._info(), self._stub.GetLoad(pb.GetLoadRequest(), timeout=PATIENCE_S).load)
+            return ServerReport(self._info(), self._stub.GetLoad(pb.GetLoadRequest(), timeout=PATIENCE_S).load)
         except grpc.RpcError as error:
             raise self._first_failure(error) from None
 
-    def frames(self, interval_s: float) -> Iterator[Seen | Gone]:
-        """Endless: a report each interval; Gone as long as the server doesn't answer, about one an interval."""
+    def frames(self, interval_s: float) -> Iterator[ServerReport | ServerGone]:
+        """Endless: a report each interval; ServerGone as long as the server doesn't answer, about one an interval."""
         try:
             info = self._info()
         except grpc.RpcError as error:
@@ -86,10 +86,10 @@ class Watch:
                     if before is None or changed(before, load) or reports * interval_s >= INFO_EVERY_S:
                         info, reports = self._info(), 0
                     before = load
-                    yield Seen(info, load)
-                yield Gone(f"{self._address} ended the stream")
+                    yield ServerReport(info, load)
+                yield ServerGone(f"{self._address} ended the stream")
             except grpc.RpcError as error:
-                yield Gone(said(error))
+                yield ServerGone(said(error))
             before = None  # whoever comes back may be another
             self._wait_for_server(interval_s)
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script itself
 
 from figures.cases import BUILT_IN, Case, Contender  # noqa: E402
-from figures.compared import Compared, Plan, searched  # noqa: E402
+from figures.compared import Plan, PolicyComparison, searched  # noqa: E402
 from figures.compared_plots import draw_goodputs, draw_shift  # noqa: E402
 from figures.compared_text import page  # noqa: E402
 from figures.sheet import NAME as MEASURED  # noqa: E402
@@ -61,7 +61,7 @@ def measured(rates: dict[str, dict[float, float]]) -> Sheet:
 
 
 def test_the_page_says_who_wins_who_loses_and_what_was_not_measured(simulated: dict[str, Any]) -> None:
-    text = page(TEMPLATE.read_text(), Compared(simulated, Sheet()), None)
+    text = page(TEMPLATE.read_text(), PolicyComparison(simulated, Sheet()), None)
     assert "{{" not in text
     assert "* **chat, tight**: `adaptive` with 83 requests/s; last is `fcfs` with 41.5, 50 % of it." in text
     assert "| `fcfs` | 41.5 | – |" in text
@@ -81,7 +81,7 @@ def test_measured_figures_stand_beside_the_simulated_and_a_contradiction_is_told
             | {"measured": "60", "simulated": "41.5", "ratio": 0.69, "within": False}
         ]
     }
-    text = page(TEMPLATE.read_text(), Compared(simulated, sheet), against)
+    text = page(TEMPLATE.read_text(), PolicyComparison(simulated, sheet), against)
     assert "| `fcfs` | 41.5 | **60** |" in text
     assert "| `adaptive` | **83** | < 56 |" in text
     assert "| `mine` | – | < 56 |" in text
@@ -93,12 +93,12 @@ def test_measured_figures_stand_beside_the_simulated_and_a_contradiction_is_told
 
 def test_who_was_only_measured_at_higher_rates_is_not_said_to_be_behind(simulated: dict[str, Any]) -> None:
     sheet = measured({"fcfs": {56.0: 0.95, 64.0: 0.85}, "adaptive": {66.0: 0.8}})
-    text = page(TEMPLATE.read_text(), Compared(simulated, sheet), None)
+    text = page(TEMPLATE.read_text(), PolicyComparison(simulated, sheet), None)
     assert "`adaptive` may be ahead of that: no rate as low was measured." in text
 
 
 def test_the_pictures_are_drawn(simulated: dict[str, Any], tmp_path: Path) -> None:
-    compared = Compared(simulated, measured({"fcfs": {56.0: 0.95, 64.0: 0.85}, "adaptive": {56.0: 0.95}}))
+    compared = PolicyComparison(simulated, measured({"fcfs": {56.0: 0.95, 64.0: 0.85}, "adaptive": {56.0: 0.95}}))
     draw_goodputs(tmp_path / "goodput.png", compared)
     draw_shift(tmp_path / "shift.png", compared)
     for name in ("goodput.png", "shift.png"):

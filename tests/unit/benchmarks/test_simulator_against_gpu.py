@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script it
 from figures.cases import Case, Contender  # noqa: E402
 from figures.goodput import summary  # noqa: E402
 from figures.sheet import Sheet  # noqa: E402
-from figures.simulated import Asked, run_simulated  # noqa: E402
+from figures.simulated import SimulationSettings, run_simulated  # noqa: E402
 from simulator_against_gpu import verdict_of  # noqa: E402
 
 from semipd.bench.plain import to_plain  # noqa: E402
@@ -33,7 +33,7 @@ def measured(tmp_path: Path) -> Path:
     """A sheet as the GPU would have left it, were it the simulator."""
     sheet = Sheet()
     sheet.open_session({"name": "simulated"})
-    asked = Asked(load_profile(SHIPPED), tmp_path, 4.0, 5.0, PAGES)
+    asked = SimulationSettings(load_profile(SHIPPED), tmp_path, 4.0, 5.0, PAGES)
     for case in (FCFS, TURNS):
         for rate in case.rates:
             report = run_simulated(case, rate, 3, asked)

@@ -21,10 +21,10 @@ from rich.console import Console, RenderableType
 from typer.testing import CliRunner
 
 from semipd.bench.commands.top import top
-from semipd.bench.drawing.top_frame import History, line, sparkline, view
+from semipd.bench.drawing.top_frame import LoadHistory, line, sparkline, view
 from semipd.bench.errors import InputError, Unreachable
 from semipd.bench.gpu import GpuMeter, GpuReading
-from semipd.bench.targets.watch import Gone, Seen, Watch, address_of
+from semipd.bench.targets.watch import LoadWatch, ServerGone, ServerReport, address_of
 from semipd.v1 import admin_pb2 as pb
 from semipd.v1 import admin_pb2_grpc
 
@@ -65,8 +65,8 @@ def shown(renderable: RenderableType, width: int = 110) -> str:
     return captured.get()
 
 
-def history(*loads: pb.Load) -> History:
-    kept = History()
+def history(*loads: pb.Load) -> LoadHistory:
+    kept = LoadHistory()
     for load in loads:
         kept.add(load)
     return kept
@@ -125,7 +125,7 @@ def test_a_server_that_went_away_leaves_its_last_report_and_the_reason() -> None
 
 
 def test_gpus_are_shown_with_power_and_what_a_card_does_not_tell_is_a_dash() -> None:
-    kept = History()
+    kept = LoadHistory()
     h200 = GpuReading(0, "NVIDIA H200", 512.4, 700.0, 0.87, 100 * 2**30, 141 * 2**30)
     silent = GpuReading(1, "GRID", None, None, None, 0, 16 * 2**30)
     kept.add(LOAD, (h200, silent))
@@ -249,26 +249,26 @@ def test_a_target_may_be_written_as_for_bench() -> None:
 
 
 def test_a_server_that_goes_away_is_shown_and_found_again() -> None:
-    with serving(Admin([LOAD])) as (address, stop), Watch(address) as watch:
+    with serving(Admin([LOAD])) as (address, stop), LoadWatch(address) as watch:
         frames = watch.frames(0.05)
-        assert isinstance(next(frames), Seen)
+        assert isinstance(next(frames), ServerReport)
         stop()
-        assert isinstance(next(frames), Gone)
+        assert isinstance(next(frames), ServerGone)
         with serving(Admin([pb.Load(waiting=3)]), address):
-            back = next(frame for frame in frames if isinstance(frame, Seen))
+            back = next(frame for frame in frames if isinstance(frame, ServerReport))
     assert back.load.waiting == 3
     assert back.info.model == "Qwen3-0.6B"
 
 
 def test_a_server_that_never_answered_is_unreachable_rather_than_gone() -> None:
-    with Watch(nobody()) as watch, pytest.raises(Unreachable):
+    with LoadWatch(nobody()) as watch, pytest.raises(Unreachable):
         next(watch.frames(1.0))
 
 
 def test_the_interval_reaches_the_server_and_info_is_asked_again_when_a_worker_was_replaced() -> None:
     loads = [pb.Load(), pb.Load(), pb.Load(worker_restarts_total=1), pb.Load(worker_restarts_total=1)]
     admin = Admin(loads)
-    with serving(admin) as (address, _), Watch(address) as watch:
+    with serving(admin) as (address, _), LoadWatch(address) as watch:
         frames = watch.frames(0.25)
         asked = []
         for _ in loads:

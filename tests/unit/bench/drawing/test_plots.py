@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from semipd.bench.drawing.plots import (
-    Compared,
+    ComparedMetric,
     Curve,
-    Gaps,
+    GapCurve,
     RatePoint,
     ServerMoment,
     draw_comparison,
@@ -36,10 +36,10 @@ def size(png: Path) -> tuple[int, int]:
     return width, height
 
 
-def gaps(label: str, *seconds: float) -> Gaps:
+def gaps(label: str, *seconds: float) -> GapCurve:
     spread = distribution(seconds)
     assert spread is not None
-    return Gaps(label, seconds, spread)
+    return GapCurve(label, seconds, spread)
 
 
 def test_several_systems_over_rate_and_one_that_answered_nothing(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_timeline_without_samples_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_comparison_where_one_report_lacks_a_metric_and_the_base_is_zero(tmp_path: Path) -> None:
-    metrics = [Compared("queue p90", "ms", (3.0, None)), Compared("refused", "requests", (0.0, 4.0))]
+    metrics = [ComparedMetric("queue p90", "ms", (3.0, None)), ComparedMetric("refused", "requests", (0.0, 4.0))]
     draw_comparison(tmp_path / "compared.png", ["A", "B"], metrics, "A and B")
     assert size(tmp_path / "compared.png") == (1200, 420)
 

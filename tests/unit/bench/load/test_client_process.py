@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 
 from semipd.bench.arrivals import Arrival
-from semipd.bench.load.client_process import LoadProcess
-from semipd.bench.load.job import Broken, Done, Job, Message, Start, Tick, line_of, parsed
+from semipd.bench.load.client_process import LoadClient
+from semipd.bench.load.job import Done, Job, LoadFailed, Message, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import UNFINISHED, Outcome
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import problems
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import Asked, Stream, Target, TargetInfo
+from semipd.bench.targets.base import PromptRequest, ResponseStream, Target, TargetInfo
 from semipd.bench.traces import TraceEntry
 
 INFO = TargetInfo("grpc", "m", 100, None, "", {})
@@ -25,10 +25,10 @@ ENTRY = TraceEntry(4, 2, 1.0, 1.0)
 class ScriptedTarget(Target):
     """`answer` is given each request as it is sent."""
 
-    def __init__(self, answer: Callable[[Asked, Stream], None], hang: bool = False) -> None:
+    def __init__(self, answer: Callable[[PromptRequest, ResponseStream], None], hang: bool = False) -> None:
         self._answer = answer
         self._hang = hang
-        self._asked: dict[bytes, Asked] = {}
+        self._asked: dict[bytes, PromptRequest] = {}
 
     async def __aexit__(self, *_: object) -> None: ...
 
@@ -37,12 +37,12 @@ class ScriptedTarget(Target):
 
     async def connect(self) -> None: ...
 
-    def prepare(self, asked: Asked) -> bytes:
+    def prepare(self, asked: PromptRequest) -> bytes:
         key = str(len(self._asked)).encode()
         self._asked[key] = asked
         return key
 
-    async def send(self, prepared: bytes, stream: Stream) -> None:
+    async def send(self, prepared: bytes, stream: ResponseStream) -> None:
         self._answer(self._asked[prepared], stream)
         if self._hang:
             await asyncio.Event().wait()
@@ -58,10 +58,10 @@ def job(due: list[Arrival], duration_s: float, chains: tuple[tuple[Arrival, ...]
 
 async def played(given: Job, target: Target) -> Done:
     heard: list[Message] = []
-    return await LoadProcess(given, target, heard.append).run(time.monotonic())
+    return await LoadClient(given, target, heard.append).run(time.monotonic())
 
 
-def whole(asked: Asked, stream: Stream) -> None:
+def whole(asked: PromptRequest, stream: ResponseStream) -> None:
     """All tokens at once."""
     for _ in range(asked.output_len):
         stream.times.append(time.monotonic())
@@ -77,7 +77,7 @@ async def test_a_target_that_never_answers_does_not_slow_the_arrivals() -> None:
 
 
 async def test_what_an_answer_becomes() -> None:
-    def answer(asked: Asked, stream: Stream) -> None:
+    def answer(asked: PromptRequest, stream: ResponseStream) -> None:
         assert len(asked.prompt) == 4
         assert max(asked.prompt) < 100
         now = time.monotonic()
@@ -100,7 +100,7 @@ async def test_a_client_that_falls_behind_makes_its_run_invalid() -> None:
     """Each send holds the process up for three times the gap between arrivals."""
     due = [Arrival(i, i * 0.005, ENTRY) for i in range(20)]
 
-    def hold_up(asked: Asked, stream: Stream) -> None:
+    def hold_up(asked: PromptRequest, stream: ResponseStream) -> None:
         time.sleep(0.015)
         whole(asked, stream)
 
@@ -121,7 +121,7 @@ async def test_each_of_a_chain_is_sent_when_the_one_before_it_has_ended_until_th
 async def test_messages_between_processes_come_back_as_they_were() -> None:
     given = job([Arrival(0, 0.5, ENTRY)], 1.0, ((Arrival(1, 0.0, ENTRY),),))
     done = await played(job([Arrival(0, 0.0, ENTRY)], 0.01), ScriptedTarget(whole))
-    for message in (given, Start(12.5), Tick(1, 2, 3), Broken("Unreachable", "nobody\nthere")):
+    for message in (given, Start(12.5), Tick(1, 2, 3), LoadFailed("Unreachable", "nobody\nthere")):
         assert line_of(message).count(b"\n") == 1
         assert parsed(line_of(message)) == message
     back = parsed(line_of(done))

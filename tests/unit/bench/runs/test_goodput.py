@@ -8,7 +8,7 @@ import pytest
 
 from semipd.bench.errors import InputError, RunFailed, Unreachable
 from semipd.bench.runs.goodput import Goodput, measure_goodput, probe_line, read_goodput, said
-from semipd.bench.runs.search import Ending, Probe, Run, SearchSettings
+from semipd.bench.runs.search import Probe, SearchEnding, SearchRun, SearchSettings
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.settings import RunSettings
 from support.reports import SETTINGS, report
@@ -53,7 +53,7 @@ def test_every_run_is_kept_with_its_rate_and_a_seed_of_its_own(tmp_path: Path) -
     assert [run.settings.seed for run in kept.runs] == list(range(len(server.made)))
     assert [run.settings.rate for run in kept.runs] == pytest.approx([made.rate for made in server.made])
     assert {run.settings.trace for run in kept.runs} == {"chat"}
-    assert kept.found.ending is Ending.FOUND
+    assert kept.found.ending is SearchEnding.FOUND
     assert kept.found.passed == pytest.approx(result.found.passed)
     assert [probe.runs for probe in kept.found.probes] == [probe.runs for probe in result.found.probes]
     assert kept.curve().points[0].attainment == pytest.approx(0.95)
@@ -113,7 +113,7 @@ def test_results_without_an_interval_are_told_apart() -> None:
 
 
 def test_a_line_for_each_rate_names_the_runs_and_the_verdict() -> None:
-    line = probe_line(Probe(4.0, (Run(0, 45, 50), Run(1, 48, 50))), 0.9)
+    line = probe_line(Probe(4.0, (SearchRun(0, 45, 50), SearchRun(1, 48, 50))), 0.9)
     assert "4 requests/s:  93.0% inside their SLO" in line
     assert "of 100 (45/50, 48/50): passed" in line
 

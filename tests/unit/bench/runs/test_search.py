@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from semipd.bench.runs.search import Ending, Probe, Run, Search, SearchSettings, dispersion, fitted, wilson
+from semipd.bench.runs.search import Probe, Search, SearchEnding, SearchRun, SearchSettings, dispersion, fitted, wilson
 
 
 class LogisticServer:
@@ -48,7 +48,7 @@ def queue_server(rate: float, seed: int) -> tuple[int, int]:
 def test_finds_a_known_goodput_from_far_away(goodput: float) -> None:
     server = LogisticServer(goodput, requests=2000)
     found = Search(SearchSettings(start=5.0, tolerance=0.05), server).find()
-    assert found.ending is Ending.FOUND
+    assert found.ending is SearchEnding.FOUND
     assert found.passed is not None
     assert found.failed is not None
     assert found.passed < found.failed <= found.passed * 1.05
@@ -71,7 +71,7 @@ def test_noise_that_breaks_monotony_does_not_lead_the_search_astray() -> None:
     for seed in range(40):
         server = LogisticServer(8.0, requests=40)
         found = Search(SearchSettings(start=2.0, tolerance=0.05, first_seed=1000 * seed), server).find()
-        assert found.ending is Ending.FOUND
+        assert found.ending is SearchEnding.FOUND
         assert found.passed == pytest.approx(8.0, rel=0.13)
         broken += any(left.attainment < right.attainment for left, right in pairwise(found.probes))
     assert broken > 0
@@ -87,7 +87,7 @@ def test_a_lucky_end_is_found_out_by_the_second_round() -> None:
         return (100 if lucky or rate <= 3.0 else 60), 100
 
     found = Search(SearchSettings(start=4.0, tolerance=0.1, repeats=1), server).find()
-    assert found.ending is Ending.FOUND
+    assert found.ending is SearchEnding.FOUND
     assert found.passed is not None
     assert found.failed is not None
     assert found.passed <= 3.0 < found.failed
@@ -113,18 +113,18 @@ def test_the_ends_are_measured_twice_and_every_rate_in_whole_rounds() -> None:
 
 def test_a_server_that_always_misses_has_no_goodput() -> None:
     found = Search(SearchSettings(start=4.0, lowest=0.5), lambda rate, seed: (0, 50)).find()
-    assert (found.ending, found.passed, found.failed) == (Ending.NONE_PASSED, None, 0.5)
+    assert (found.ending, found.passed, found.failed) == (SearchEnding.NONE_PASSED, None, 0.5)
 
 
 def test_a_server_that_never_misses_is_said_to_have_no_upper_end() -> None:
     found = Search(SearchSettings(start=4.0, highest=30.0), lambda rate, seed: (50, 50)).find()
-    assert (found.ending, found.passed, found.failed) == (Ending.NONE_FAILED, 30.0, None)
+    assert (found.ending, found.passed, found.failed) == (SearchEnding.NONE_FAILED, 30.0, None)
 
 
 def test_runs_are_bounded_and_the_result_says_that_they_ran_out() -> None:
     server = LogisticServer(900.0, requests=10)
     found = Search(SearchSettings(start=1.0, repeats=2, most_runs=7), server).find()
-    assert found.ending is Ending.OUT_OF_RUNS
+    assert found.ending is SearchEnding.OUT_OF_RUNS
     assert len(server.asked) == 6
 
 
@@ -164,14 +164,18 @@ def test_settings_that_cannot_be_searched_are_refused(changed: dict[str, float],
 
 def test_the_fitted_curve_never_rises_and_keeps_every_request() -> None:
     drawn = random.Random(3)
-    probes = [Probe(float(i), (Run(0, drawn.randint(0, 100), 100),)) for i in range(30)]
+    probes = [Probe(float(i), (SearchRun(0, drawn.randint(0, 100), 100),)) for i in range(30)]
     curve = fitted(probes)
     assert all(left >= right for left, right in pairwise(curve))
     assert sum(curve) * 100 == pytest.approx(sum(probe.met for probe in probes))
 
 
 def test_violators_are_pooled_by_their_number_of_requests() -> None:
-    probes = [Probe(1.0, (Run(0, 30, 30),)), Probe(2.0, (Run(0, 20, 40),)), Probe(3.0, (Run(0, 10, 10),))]
+    probes = [
+        Probe(1.0, (SearchRun(0, 30, 30),)),
+        Probe(2.0, (SearchRun(0, 20, 40),)),
+        Probe(3.0, (SearchRun(0, 10, 10),)),
+    ]
     assert fitted(probes) == pytest.approx([1.0, 0.6, 0.6])
 
 
@@ -182,8 +186,8 @@ def test_wilson_is_the_textbook_interval() -> None:
 
 
 def test_runs_that_disagree_widen_the_interval() -> None:
-    agreeing = Probe(1.0, (Run(0, 90, 100), Run(1, 90, 100), Run(2, 90, 100)))
-    disagreeing = Probe(1.0, (Run(0, 99, 100), Run(1, 72, 100), Run(2, 99, 100)))
+    agreeing = Probe(1.0, (SearchRun(0, 90, 100), SearchRun(1, 90, 100), SearchRun(2, 90, 100)))
+    disagreeing = Probe(1.0, (SearchRun(0, 99, 100), SearchRun(1, 72, 100), SearchRun(2, 99, 100)))
     assert agreeing.attainment == disagreeing.attainment
     assert dispersion(agreeing.runs) == 1.0
     assert dispersion(disagreeing.runs) > 10

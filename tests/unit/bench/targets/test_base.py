@@ -7,7 +7,7 @@ import pytest
 from semipd.bench.errors import InputError
 from semipd.bench.scoring.records import Outcome
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import Stream, draw_prompt, parse_target
+from semipd.bench.targets.base import ResponseStream, draw_prompt, parse_target
 from semipd.bench.targets.registry import open_target
 
 
@@ -51,8 +51,8 @@ def test_prompts_are_random_below_the_vocabulary_and_the_same_for_a_seed_and_ind
     assert draw_prompt(0, 0, 4, 32000) == (5410, 17887, 11498, 31684)
 
 
-def streamed(*counts: int) -> Stream:
-    stream = Stream()
+def streamed(*counts: int) -> ResponseStream:
+    stream = ResponseStream()
     stream.counts.extend(counts)
     stream.times.extend(float(n) for n, _ in enumerate(counts))
     return stream

@@ -10,20 +10,20 @@ import pytest
 from semipd.bench.errors import InputError, RunFailed, Unreachable
 from semipd.bench.scoring.records import Outcome
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import Asked, Stream, TargetInfo
+from semipd.bench.targets.base import PromptRequest, ResponseStream, TargetInfo
 from semipd.bench.targets.openai_target import AT_THE_END, CHUNKS, EVERY_CHUNK
 from semipd.bench.targets.registry import open_target
 from support.openai_server import DONE, MODEL, OpenAiServer, chunk, event, last_usage
 
-ASKED = Asked((5, 6, 7), 3, 1.0, 1.0)
+ASKED = PromptRequest((5, 6, 7), 3, 1.0, 1.0)
 
 
 def settings(server: OpenAiServer, model: str = MODEL) -> RunSettings:
     return RunSettings(server.target, "chat", 1.0, 1.0, model=model)
 
 
-async def answered(server: OpenAiServer) -> Stream:
-    stream = Stream()
+async def answered(server: OpenAiServer) -> ResponseStream:
+    stream = ResponseStream()
     async with server.running(), open_target(settings(server)) as target:
         await target.connect()
         await target.send(target.prepare(ASKED), stream)
