@@ -40,7 +40,7 @@ class Contender:
 
     @property
     def server_options(self) -> str:
-        """As `figures.bench.Wanted.over` takes it."""
+        """Returns the text that `figures.bench.Wanted.over` takes."""
         return ",".join([f"policy={self.policy}", *(f"{name}={value}" for name, value in self.options)])
 
 

@@ -21,7 +21,7 @@ POWER_LIMIT_REASON = 0x4
 @dataclass(frozen=True, slots=True)
 class Look:
     at_s: float
-    """Since the watch began."""
+    """Seconds since the watch began."""
     sm_mhz: float
     watts: float
     limited: bool

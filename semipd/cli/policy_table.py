@@ -19,7 +19,7 @@ class Row:
     summary: str
     package: str
     active: bool | None = None
-    """None: not known, for no server was asked."""
+    """True: the server runs it; None: no server was asked."""
 
 
 def installed() -> list[Row]:

@@ -49,7 +49,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Since the start."""
+    """Seconds since the start."""
 
     sent: int
     ended: int

@@ -107,7 +107,8 @@ def search_goodput(
     plot: Path | None,
     runner: Runner = lambda settings: asyncio.run(run(settings)),
 ) -> bool:
-    """For a person at a terminal: a line for each rate, the result, its files. Whether it was found."""
+    """Searches for a person at a terminal: a line for each rate, the result, its files. Returns whether it was
+    found."""
     ready_to_write(json_file, plot)
     console = Console(soft_wrap=True, highlight=False)
     result = measure_goodput(

@@ -137,7 +137,7 @@ def check_context(settings: InterferenceSettings, target: TargetInfo) -> None:
 
 
 def interference_once(settings: InterferenceSettings, json_file: Path | None, plot: Path | None) -> bool:
-    """For a person at a terminal: the table and the files. Whether the run was valid. Raises BenchError."""
+    """Runs for a person at a terminal: the table and the files. Returns whether it was valid. Raises BenchError."""
     ready_to_write(json_file, plot)
     report = asyncio.run(measure_interference(settings))
     Console(soft_wrap=True).print(table(report))

@@ -37,7 +37,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """What the target says about itself; it may leave fields open."""
+    """The target's description of itself; it may leave fields open."""
 
     protocol: str
     model: str
