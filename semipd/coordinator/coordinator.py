@@ -17,7 +17,7 @@ from semipd.coordinator.prefill_dispatch import PrefillDispatcher
 from semipd.coordinator.recovery import worker_died, worker_retired
 from semipd.coordinator.requests import SequenceState, Stage
 from semipd.coordinator.state import CoordinatorState, Worker
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import PAGE_SIZE, REVIEW_S
 from semipd.core.errors import Reason, Unavailable
 from semipd.core.plan import Plan
 from semipd.core.snapshot import Limits, PageUse, Running, Snapshot, WaitingSequence
@@ -27,8 +27,6 @@ from semipd.memory.account import PageAccount, Role
 
 log = structlog.get_logger()
 
-REVIEW_S = 0.02
-"""The policy is asked at least so often while there are requests, so that it can change the shares."""
 GAUGES_S = 0.5
 
 

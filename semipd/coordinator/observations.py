@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
+from semipd.core.config import OBSERVATIONS_KEPT
 from semipd.core.request import Slo
 from semipd.core.snapshot import Completion, FirstToken, Observed, Step
 
-KEPT = 256
 WINDOW_S = 30.0
 
 
@@ -39,9 +39,9 @@ class Observations:
     """Bounded whatever the load is."""
 
     def __init__(self) -> None:
-        self._steps: deque[Step] = deque(maxlen=KEPT)
-        self._first_tokens: deque[FirstToken] = deque(maxlen=KEPT)
-        self._completions: deque[Completion] = deque(maxlen=KEPT)
+        self._steps: deque[Step] = deque(maxlen=OBSERVATIONS_KEPT)
+        self._first_tokens: deque[FirstToken] = deque(maxlen=OBSERVATIONS_KEPT)
+        self._completions: deque[Completion] = deque(maxlen=OBSERVATIONS_KEPT)
         self._ttft: deque[tuple[float, float]] = deque(maxlen=10_000)
         self._itl: deque[tuple[float, float, int]] = deque(maxlen=10_000)
         self._tokens: deque[tuple[float, int]] = deque(maxlen=10_000)

@@ -17,6 +17,7 @@ from semipd.core.sms import SmSplit, split_sms, whole_percents
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
 from semipd.memory.control import Split
+from semipd.memory.roles import role_from_wire
 
 log = structlog.get_logger()
 
@@ -174,7 +175,7 @@ class PartitionController:
 
     def charge(self, appoint: wk.Appoint) -> None:
         """Adds to an appointment what the worker must know of its share from the start."""
-        self._divided.charge(appoint, _ROLE[appoint.role])
+        self._divided.charge(appoint, role_from_wire(appoint.role))
 
     def percentage(self, role: Role) -> int | None:
         """Back end `mps`: the active-thread percentage that a worker of this role should have. None: another one."""
@@ -195,9 +196,6 @@ class PartitionController:
     def _show(self) -> None:
         self._state.shares = self._divided.granted
         self._state.metrics.shares(self._divided.granted)
-
-
-_ROLE = {wk.WORKER_ROLE_PREFILL: Role.PREFILL, wk.WORKER_ROLE_DECODE: Role.DECODE}
 
 
 def _of(shares: Shares, role: Role) -> float:

@@ -11,6 +11,7 @@ import structlog
 from semipd.coordinator.admission import close
 from semipd.coordinator.requests import Gap, SequenceState, Stage
 from semipd.coordinator.state import CoordinatorState, Worker
+from semipd.core.config import PLANS_AHEAD
 from semipd.core.errors import InternalError
 from semipd.core.partition import Mode, Phase
 from semipd.core.plan import Chunk
@@ -22,8 +23,6 @@ from semipd.wire.codec import end_from_wire, logprob_from_wire, sampling_to_wire
 
 log = structlog.get_logger()
 
-PLANS_AHEAD = 2
-"""Batches at once with a worker: the one that it computes, and the next."""
 LOST_AFTER_S = 1.0
 """A batch that an idle worker has not answered for so long never reached it."""
 

@@ -21,6 +21,7 @@ import structlog
 from semipd.coordinator.state import CoordinatorState, Worker
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
+from semipd.memory.roles import WORKER_ROLES
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ class WorkerHandovers:
 
     def wanted(self) -> int:
         """Processes without a role that successions wait for."""
-        return sum(role not in self._under_way and self._due(role) is not None for role in _ROLES)
+        return sum(role not in self._under_way and self._due(role) is not None for role in WORKER_ROLES)
 
     def _due(self, role: Role) -> Worker | None:
         """The worker in office, where it should have another share than it has."""
@@ -73,7 +74,7 @@ class WorkerHandovers:
 
     def attend(self) -> None:
         """Begins what is due and takes what is under way a step further."""
-        for role in _ROLES:
+        for role in WORKER_ROLES:
             self._hurry(role)
             succession = self._under_way.get(role)
             if succession is not None:
@@ -126,6 +127,3 @@ class WorkerHandovers:
         if worker.role is Role.PREFILL:
             succession.old.leaving_s = None  # it goes on; decode, once told to resign, does so
         return None
-
-
-_ROLES = (Role.DECODE, Role.PREFILL)

@@ -16,11 +16,11 @@ from semipd.coordinator.state import CoordinatorState, Worker
 from semipd.coordinator.worker_handover import WorkerHandovers
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
+from semipd.memory.roles import WORKER_ROLES, role_to_wire
 from semipd.wire.process import EXIT_DEVICE_FAILED
 
 log = structlog.get_logger()
 
-WIRE_ROLE = {Role.DECODE: wk.WORKER_ROLE_DECODE, Role.PREFILL: wk.WORKER_ROLE_PREFILL}
 START_LIMIT_S = 120.0
 """For an appointed worker to be ready: on a GPU it compiles kernels and captures graphs."""
 RETIRE_S = 10.0
@@ -73,7 +73,7 @@ class WorkerPool:
 
     def start(self) -> None:
         """Before there is a model: what takes long to import."""
-        for _ in WIRE_ROLE:
+        for _ in WORKER_ROLES:
             self._start_worker()
 
     def _start_worker(self) -> None:
@@ -156,7 +156,7 @@ class WorkerPool:
             self._not_before_s = self._state.clock.now() + min(30.0, 0.1 * 2**self._failed_starts)
         if worker is not None:
             self._leave_office(worker, resigned=code == 0, killed=killed)
-        if self._failed_starts >= FAILED_STARTS and len(self._state.workers) < len(WIRE_ROLE):
+        if self._failed_starts >= FAILED_STARTS and len(self._state.workers) < len(WORKER_ROLES):
             self._events.workers_beyond_recovery()
 
     def _leave_office(self, worker: Worker, *, resigned: bool, killed: bool) -> None:
@@ -188,16 +188,16 @@ class WorkerPool:
         if self._state.account is None:
             return
         self._successions.attend()
-        for role in (Role.DECODE, Role.PREFILL):
+        for role in WORKER_ROLES:
             if role not in self._state.workers:
                 worker = self._appoint(role, replacement=self._served)
                 if worker is not None:
                     self._state.workers[role] = worker
-        both_ready = all(self._state.ready_worker(role) for role in (Role.PREFILL, Role.DECODE))
+        both_ready = all(self._state.ready_worker(role) for role in WORKER_ROLES)
         self._served = self._served or both_ready
         # A fault on a GPU under MPS takes both workers at once.
         spares = (2 if self._state.on_gpu else 1) if self._state.config.spare_worker and both_ready else 0
-        wanted = len(WIRE_ROLE) - len(self._state.workers) + self._successions.wanted() + spares
+        wanted = len(WORKER_ROLES) - len(self._state.workers) + self._successions.wanted() + spares
         free = sum(process.worker is None for process in self._workers.values())
         if free < wanted and self._state.clock.now() >= self._not_before_s:
             self._start_worker()
@@ -213,7 +213,7 @@ class WorkerPool:
                 percentage = self._partition.percentage(role)
                 worker = Worker(role, incarnation, progress_s=now, appointed_s=now, percentage=percentage)
                 process.worker = worker
-                appoint = wk.Appoint(role=WIRE_ROLE[role], replacement=replacement)
+                appoint = wk.Appoint(role=role_to_wire(role), replacement=replacement)
                 self._partition.charge(appoint)
                 self._state.transport.to_worker(incarnation, wk.ToWorker(appoint=appoint))
                 return worker

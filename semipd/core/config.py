@@ -12,6 +12,13 @@ from semipd.core.errors import ConfigError
 PAGE_SIZE = 16
 """Tokens a page, in both phases."""
 
+PLANS_AHEAD = 2
+"""Prefill batches that a worker has at once: the one that it computes, and the next."""
+REVIEW_S = 0.02
+"""Longest time in seconds between two plans while there are requests, so that a policy can change the shares."""
+OBSERVATIONS_KEPT = 256
+"""Steps, first tokens and completions that a snapshot shows, of each the latest."""
+
 MIXED_TOKENS = 2048
 """Of prompts in a decode step on a GPU, at most: activations for more would be memory that the pool can use better, and
 a step of so many takes 50 ms of an H200 with 8 billion weights."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from semipd.bench.arrivals import Arrival
 from semipd.bench.scoring.timeline import LoadSample
-from semipd.coordinator.coordinator import REVIEW_S
+from semipd.core.config import REVIEW_S
 from semipd.core.request import Slo
 from semipd.policies.contract import Policy
 from semipd.sim.execution_times import Times

@@ -13,12 +13,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from semipd.coordinator.coordinator import REVIEW_S
 from semipd.coordinator.observations import Observations
 from semipd.coordinator.policy_host import PolicyHost
-from semipd.coordinator.prefill_dispatch import PLANS_AHEAD
 from semipd.coordinator.requests import Stage
-from semipd.core.config import MIXED_TOKENS, PAGE_SIZE
+from semipd.core.config import MIXED_TOKENS, PAGE_SIZE, PLANS_AHEAD, REVIEW_S
 from semipd.core.errors import Reason
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.plan import AdmitInput, Plan

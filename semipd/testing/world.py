@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from semipd.core.config import OBSERVATIONS_KEPT, PLANS_AHEAD, REVIEW_S
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.plan import Chunk, Plan
 from semipd.core.request import Slo
@@ -31,10 +32,6 @@ from semipd.core.snapshot import (
 from semipd.policies import rules
 from semipd.policies.contract import Policy
 from semipd.policies.toolkit.latency import LatencyModel
-
-PLANS_AHEAD = 2
-REVIEW_S = 0.02
-KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +139,9 @@ class World:
         self._decode_end: tuple[float, float, Shares] | None = None
         self._decode_limit = self.settings.limits.max_running
         self._reviewed_s = 0.0
-        self._steps: deque[Step] = deque(maxlen=KEPT)
-        self._firsts: deque[FirstToken] = deque(maxlen=KEPT)
-        self._completions: deque[Completion] = deque(maxlen=KEPT)
+        self._steps: deque[Step] = deque(maxlen=OBSERVATIONS_KEPT)
+        self._firsts: deque[FirstToken] = deque(maxlen=OBSERVATIONS_KEPT)
+        self._completions: deque[Completion] = deque(maxlen=OBSERVATIONS_KEPT)
         self._observed = Observed()
 
     # --- the loop ---------------------------------------------------------------------------------------------------

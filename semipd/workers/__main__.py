@@ -19,6 +19,7 @@ from semipd.engine.loading import read_model_config
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.memory.nvml import survey_driver
+from semipd.memory.roles import role_from_wire
 from semipd.wire.logging import configure_logging
 from semipd.wire.process import EXIT_DEVICE_FAILED, freeze_start_up_objects
 from semipd.wire.sockets import RunDir
@@ -31,8 +32,6 @@ from semipd.workers.prefill import PrefillWorker
 from semipd.workers.sizing import model_directory
 
 log = structlog.get_logger()
-
-ROLE = {wk.WORKER_ROLE_PREFILL: Role.PREFILL, wk.WORKER_ROLE_DECODE: Role.DECODE}
 
 ACTIVE_THREADS = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 FLASHINFER_ARCHITECTURES = "FLASHINFER_CUDA_ARCH_LIST"
@@ -68,7 +67,7 @@ def work(link: CoordinatorLink, config: ServerConfig, run_dir: Path, incarnation
     appoint = wait_for_appointment(link)
     if appoint is None:
         return 0
-    me = Holder(ROLE[appoint.role], incarnation)
+    me = Holder(role_from_wire(appoint.role), incarnation)
     structlog.contextvars.bind_contextvars(process=f"{me.role.name.lower()}.{incarnation}")
     # Read when the device is opened, not later. Green contexts can't be made by a client that has not the whole of it.
     os.environ.pop(ACTIVE_THREADS, None)

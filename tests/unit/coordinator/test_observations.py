@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from semipd.coordinator.observations import KEPT, WINDOW_S, Observations, Spread, met, spread
+from semipd.coordinator.observations import WINDOW_S, Observations, Spread, met, spread
+from semipd.core.config import OBSERVATIONS_KEPT
 from semipd.core.partition import FULL, Phase
 from semipd.core.request import Slo
 from semipd.core.snapshot import Completion, FirstToken, Step
@@ -36,13 +37,17 @@ def test_an_slo_is_met_when_all_that_it_names_is(slo: Slo, ttft: float, tpot: fl
 
 def test_what_a_policy_sees_is_bounded_and_the_latest() -> None:
     seen = Observations()
-    for n in range(KEPT + 10):
+    for n in range(OBSERVATIONS_KEPT + 10):
         seen.step(Step(Phase.DECODE, float(n), 0.01, 1, 1, 10, FULL))
         seen.first_token(FirstToken(float(n), 0.1, 5, Slo()))
         seen.completion(Completion(float(n), 0.01, 5, Slo()), 0.1)
     observed = seen.observed()
-    assert (len(observed.steps), len(observed.first_tokens), len(observed.completions)) == (KEPT, KEPT, KEPT)
-    assert observed.steps[-1].end_s == KEPT + 9
+    assert (len(observed.steps), len(observed.first_tokens), len(observed.completions)) == (
+        OBSERVATIONS_KEPT,
+        OBSERVATIONS_KEPT,
+        OBSERVATIONS_KEPT,
+    )
+    assert observed.steps[-1].end_s == OBSERVATIONS_KEPT + 9
     assert seen.observed() is observed, "nothing changed, so nothing is copied"
 
 
