@@ -32,6 +32,19 @@ def decode_choices(total: int, step: int = SM_STEP) -> tuple[int, ...]:
     return (*sorted(n for n in parts if n < total), total)
 
 
+def split(decode_sms: int, sms: int = 132) -> Shares:
+    """Returns the shares under which decode has the first `decode_sms` of all `sms` SMs and prefill the rest."""
+    return Shares(prefill=100 * (sms - decode_sms) / sms, decode=100 * decode_sms / sms)
+
+
+def splits(total: int, step: int = SM_STEP) -> tuple[Shares, ...]:
+    """Returns the shares that a device of `total` SMs can be divided into, as `split_sms` grants them.
+
+    The split that leaves prefill most comes first; the undivided device comes last.
+    """
+    return (*(split(decode, total) for decode in decode_choices(total, step) if decode < total), FULL)
+
+
 def prefill_choices(total: int, step: int = SM_STEP) -> tuple[int, ...]:
     """The numbers of SMs that prefill can get, rising: what each choice of decode's leaves, and all."""
     return (*sorted(total - n for n in decode_choices(total, step) if n < total), total)

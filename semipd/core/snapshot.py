@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, overload
 
+from semipd.core.latency import LatencyModel
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.request import Slo
+from semipd.core.sms import splits
 
 SequenceId = int
 """Names one sequence (a sample of a request) for the life of a server; rises with arrival."""
@@ -170,6 +172,13 @@ class Limits:
     step_rows: tuple[int, ...] = ()
     """Sizes that a decode step is padded to, ascending: with 385 sequences it may cost as much as with 512. Empty: none
     are known."""
+    latency: LatencyModel = field(default_factory=LatencyModel)
+    """What passes and steps are expected to take on this device with this model, before anything was observed."""
+    splits: tuple[Shares, ...] = splits(132)
+    """The shares that the device can be divided into. The one that leaves prefill most comes first, the undivided
+    device (`FULL`) comes last. Where it can't be divided, `FULL` stands alone."""
+    sms: int = 132
+    """Streaming multiprocessors of the device; of a CPU, its cores."""
 
 
 @dataclass(frozen=True, slots=True)

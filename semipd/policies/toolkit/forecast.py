@@ -23,6 +23,8 @@ class Forecast:
     """Remembers the fitted model, and when the present batch can have begun. Call `see` with each snapshot."""
 
     def __init__(self, model: LatencyModel | None = None) -> None:
+        """`model`: where to start from; None: from the one of the engine's limits, as the first snapshot has it."""
+        self._started = model is not None
         self._fit = Fit(model or LatencyModel())
         self.model = self._fit.model
         self.batch = RunningBatch()
@@ -44,6 +46,10 @@ class Forecast:
 
     def see(self, snapshot: Snapshot) -> None:
         now = snapshot.now_s
+        if not self._started:
+            self._started = True
+            self._fit = Fit(snapshot.limits.latency)
+            self.model = self._fit.model
         if snapshot.prefill_batches == 0:
             self._idle_s = now
         if snapshot.observed is not self._observed:

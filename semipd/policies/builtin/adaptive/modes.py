@@ -9,11 +9,8 @@ from typing import NamedTuple
 
 from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.snapshot import Limits
-from semipd.policies.toolkit.latency import LatencyModel, split
+from semipd.policies.toolkit.latency import LatencyModel
 
-DECODE_SMS = (16, 32, 48, 64, 80, 96)
-SPLITS = (*(split(sms) for sms in DECODE_SMS), FULL)
-"""Of an H200's 132 SMs, the one that leaves prefill most first. A back end rounds them to what it has."""
 MIXED = (256, 384, 512, 768, 1024, 1536, 2048)
 """Prompt tokens in a mixed batch."""
 TILE = 128
@@ -147,7 +144,7 @@ def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]
                 break
             kept = True
     if not kept:
-        for shares in SPLITS:
+        for shares in limits.splits:
             choice = split_choice(model, load, shares)
             yield choice
             if choice.decode_s <= load.pace_s:

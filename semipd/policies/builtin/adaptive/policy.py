@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from semipd.core.partition import Mode
+from semipd.core.partition import Mode, Shares
 from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
 from semipd.core.snapshot import RunningSequence, Snapshot
 from semipd.policies.builtin.adaptive.batch_cap import Traffic, most_rows
 from semipd.policies.builtin.adaptive.modes import (
-    SPLITS,
     TILE,
     Choice,
     Hysteresis,
@@ -45,6 +44,8 @@ RECENT = 64
 BATCH_OF_WISH = 0.25
 WAIT_OF_WISH = 0.5
 LONGEST_BATCH_S = 0.06
+FIRST_SPLIT = 2
+"""Index into the splits that the device has: the split that is presumed before any was chosen."""
 READY = 32
 """Of the places in the decode batch, one in so many may be waited for with the first token there."""
 CERTAIN = 0.8
@@ -87,7 +88,8 @@ class Adaptive(Policy):
         self._counted: Sequence[RunningSequence] = ()
         self._most: int | None = None
         self._pace_s = self._wish_s = 0.0
-        self._shares, self._mode = SPLITS[2], Mode.SPLIT
+        self._shares: Shares | None = None
+        self._mode = Mode.SPLIT
         self._since_s = float("-inf")
 
     def admit(self, given: AdmitInput) -> Admission:
@@ -189,6 +191,8 @@ class Adaptive(Policy):
     def _choose(self, snapshot: Snapshot) -> Choice:
         model, limits, now = self._forecast.model, snapshot.limits, snapshot.now_s
         load = self._load(snapshot)
+        if self._shares is None:
+            self._shares = limits.splits[min(FIRST_SPLIT, len(limits.splits) - 1)]
         found = list(choices(model, load, limits))
         wanted = preferred(found, load)
         if (wanted.shares, wanted.mode) == (self._shares, self._mode):

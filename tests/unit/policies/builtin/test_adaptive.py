@@ -15,7 +15,6 @@ from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, Wai
 from semipd.policies.builtin.adaptive.modes import (
     MIXED,
     MIXED_WAITS,
-    SPLITS,
     TURNS,
     Choice,
     Hysteresis,
@@ -34,6 +33,7 @@ from semipd.testing.scenarios import poisson
 
 MODEL = LatencyModel()
 SPLIT_ONLY = Limits(8192, 512)
+SPLITS = SPLIT_ONLY.splits
 LOAD = Load(rows=64, context_tokens=64 * 1024, pace_s=0.033, chunk=512)
 LONG = Load(rows=28, context_tokens=28 * 3800, pace_s=0.034, chunk=1984, prompt=3700, computed=1800)
 
