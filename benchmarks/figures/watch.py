@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from semipd.core.partition import Mode
-from semipd.core.plan import Admission, AdmitInput, Order, OrderInput, PlaceInput, Plan
-from semipd.core.snapshot import Snapshot
+from semipd.core.plan import Admission, Plan
+from semipd.core.snapshot import Snapshot, WaitingSequence
 from semipd.policies.contract import Policy
 
 
@@ -45,14 +45,8 @@ class Watched(Policy):
         self._last: tuple[float, Mode, float, float] | None = None
         self.bins = [Bin() for _ in range(max(1, round(end_s / bin_s)))]
 
-    def admit(self, given: AdmitInput) -> Admission:
-        return self._inner.admit(given)
-
-    def order(self, given: OrderInput) -> Order:
-        return self._inner.order(given)
-
-    def place(self, given: PlaceInput) -> Plan:
-        return self._inner.place(given)
+    def admit(self, snapshot: Snapshot, sequence: WaitingSequence) -> Admission:
+        return self._inner.admit(snapshot, sequence)
 
     def plan(self, snapshot: Snapshot) -> Plan:
         plan = self._inner.plan(snapshot)

@@ -11,7 +11,6 @@ from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.requests import RequestEntry, SequenceState, Stage, Ticket
 from semipd.coordinator.state import CoordinatorState
 from semipd.core.errors import Cancelled, DeadlineUnmeetable, Expired, Reason, RequestError, Unavailable
-from semipd.core.plan import AdmitInput
 from semipd.core.request import Delta, End, EndReason
 from semipd.core.snapshot import Completion, Snapshot
 from semipd.internal.v1 import gateway_pb2 as gw
@@ -37,7 +36,7 @@ class AdmissionController:
         try:
             self._refuse_if_closed()
             preview = state.requests.preview(request, ticket, state.clock.now())
-            admission = self._host.admit(AdmitInput(self._snapshot(), preview.as_waiting()))
+            admission = self._host.admit(self._snapshot(), preview.as_waiting())
             if not admission.accept:
                 raise DeadlineUnmeetable(
                     admission.why or "the policy refused it", retry_after_s=admission.retry_after_s

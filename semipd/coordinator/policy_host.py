@@ -12,11 +12,10 @@ from typing import TypeVar
 
 import structlog
 
-from semipd.core.plan import Admission, AdmitInput, Plan
-from semipd.core.snapshot import Snapshot
+from semipd.core.plan import Admission, Plan
+from semipd.core.snapshot import Snapshot, WaitingSequence
 from semipd.policies.builtin.fcfs import Fcfs
-from semipd.policies.contract import Policy
-from semipd.policies.rules import Broken, check_admission, check_plan
+from semipd.policies.contract import Broken, Policy, ask_admission, ask_plan
 
 log = structlog.get_logger()
 
@@ -91,13 +90,13 @@ class PolicyHost:
         previous, self._policy = self._policy, policy
         return previous.name
 
-    def admit(self, given: AdmitInput) -> Admission:
-        answer = self._guarded(lambda: _checked_admission(self._policy.admit(given)))
+    def admit(self, snapshot: Snapshot, sequence: WaitingSequence) -> Admission:
+        answer = self._guarded(lambda: ask_admission(self._policy, snapshot, sequence))
         return answer if answer is not None else Admission()
 
     def plan(self, snapshot: Snapshot) -> Plan:
-        plan = self._guarded(lambda: checked(self._policy.plan(snapshot), snapshot))
-        return plan if plan is not None else checked(self._policy.plan(snapshot), snapshot)
+        plan = self._guarded(lambda: ask_plan(self._policy, snapshot))
+        return plan if plan is not None else ask_plan(self._policy, snapshot)
 
     def _guarded(self, call: Callable[[], T]) -> T | None:
         """None: the policy failed, and the fallback is in its place."""
@@ -111,18 +110,7 @@ class PolicyHost:
         except Exception as error:  # a plug-in may raise anything at all
             why = f"raised {error!r}"
             log.warning("policy raised", policy=self._policy.name, exc_info=True)
-        failed = self.swap(Fcfs({}))
+        failed = self.swap(Fcfs())
         log.error("policy replaced by the fallback", policy=failed, why=why, fallback=self.name)
         self._on_failure(failed, why)
         return None
-
-
-def _checked_admission(answer: Admission) -> Admission:
-    check_admission(answer)
-    return answer
-
-
-def checked(plan: Plan, snapshot: Snapshot) -> Plan:
-    """The plan, if it keeps the contract of `Plan`; else raises Broken."""
-    check_plan(plan, snapshot)
-    return plan

@@ -1,46 +1,22 @@
-"""What a policy answers, stage by stage; immutable."""
+"""What a policy answers: an admission for each request that arrives, and plans. All values are immutable."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from semipd.core.partition import Mode, Shares
-from semipd.core.snapshot import SequenceId, Snapshot, WaitingSequence
-
-
-@dataclass(frozen=True, slots=True)
-class AdmitInput:
-    """A request at the door. `sequence` is not yet in `snapshot.waiting`."""
-
-    snapshot: Snapshot
-    sequence: WaitingSequence
+from semipd.core.snapshot import SequenceId
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Accept, or refuse with DEADLINE_UNMEETABLE and, where known, the seconds after which a retry may succeed."""
+    """Accepts a request, or refuses it with DEADLINE_UNMEETABLE."""
 
     accept: bool = True
     why: str = ""
+    """The reason for a refusal, which the client reads."""
     retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OrderInput:
-    snapshot: Snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """The waiting sequences, the one to run first at the front. What is left out stays in the queue."""
-
-    sequences: tuple[SequenceId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceInput:
-    snapshot: Snapshot
-    order: Order
+    """Seconds after which another try may succeed; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +29,25 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run now.
-
-    `prefill` is one batch for the prefill worker, which runs it in one forward pass; empty: nothing now.
-    The pages that its chunks need must be free, and its tokens within `limits.max_batch_tokens`.
-    """
+    """Says what runs now, and on how much of the device. It holds until the next plan."""
 
     prefill: tuple[Chunk, ...] = ()
+    """One batch for the prefill worker, which computes it in one forward pass; empty: nothing now. The pages that its
+    chunks need must be free, and all its tokens together within `limits.max_batch_tokens`."""
     decode_limit: int | None = None
-    """Sequences at once in the decode batch; None: the engine's limit."""
+    """The most sequences in the decode batch at once; None: the engine's limit."""
     shares: Shares | None = None
-    """None: as they are."""
+    """The shares of the device; None: they stay as they are."""
     mode: Mode = Mode.SPLIT
+    """How the phases use the device. An engine that has no such mode (`limits.modes`) uses `Mode.SPLIT` instead."""
     step_tokens: int | None = None
-    """Prompt tokens to one decode step, at most. Where they take turns: what prefill may compute between two steps, in
-    as many batches as are there (None: one batch, which it always may); the more, the less prompts wait and the more
-    tokens do. In mixed batches: what one step takes along (None: as much as the engine can); more than that in
-    `prefill` goes along with several steps, one after another."""
+    """The most prompt tokens for each decode step. `Mode.TURNS`: what prefill may compute between two steps, in as many
+    batches as there are; a larger number shortens the wait of prompts and delays tokens. None: one batch, which is
+    always allowed. `Mode.MIXED`: what one step takes along; the rest of `prefill` goes along with the next steps.
+    None: as much as the engine can take. `Mode.SPLIT`: no meaning."""
+    hold: frozenset[SequenceId] = frozenset()
+    """Running sequences that take part in no decode step until the next plan. They keep their pages."""
+    preempt: tuple[SequenceId, ...] = ()
+    """Running sequences that give up their pages, in this order. Each goes back to the waiting sequences, and its
+    prompt and output are computed again when they are planned. Their pages are free only in a later snapshot, so
+    `prefill` can't count on them."""

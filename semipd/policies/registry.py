@@ -1,4 +1,4 @@
-"""Finds policies by entry point (group `semipd.policies`) and makes them."""
+"""Finds policies by entry point (group `semipd.policies`), makes them, and reads their options from strings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from semipd.core.errors import ConfigError
+from semipd.policies import former_contract
 from semipd.policies.contract import Policy
+from semipd.policies.policy_options import PolicyOptions, options_of
 
 GROUP = "semipd.policies"
 
@@ -22,13 +24,23 @@ class PolicyEntry:
     entry_point: EntryPoint
 
     def load(self) -> type[Policy]:
-        """Imports the class. Raises ConfigError where that fails or where it is no policy."""
+        """Imports the class. Raises ConfigError where that fails, where it is no policy, and where it is written
+        against a former contract: then the message says what to change."""
+        who = f"policy {self.name!r} of {self.distribution}"
         try:
             found = self.entry_point.load()
         except Exception as error:  # a plug-in may raise anything at all when it is imported
-            raise ConfigError(f"policy {self.name!r} of {self.distribution} can't be imported: {error!r}") from error
+            change = former_contract.change_for_import(error)
+            if change is not None:
+                raise ConfigError(_outdated(who, f"{error}", [change])) from error
+            raise ConfigError(f"{who} can't be imported: {error!r}") from error
         if not (isinstance(found, type) and issubclass(found, Policy)):
-            raise ConfigError(f"policy {self.name!r} of {self.distribution} is not a subclass of {Policy.__qualname__}")
+            raise ConfigError(f"{who} is not a subclass of {Policy.__qualname__}")
+        changes = former_contract.changes_for_class(found)
+        if changes:
+            raise ConfigError(_outdated(who, f"its class {found.__name__} does not fit", changes))
+        if not isinstance(getattr(found, "name", None), str):
+            raise ConfigError(f"{who} has no name: write `name = {self.name!r}` in its class {found.__name__}")
         return found
 
     @property
@@ -41,8 +53,12 @@ class PolicyEntry:
         return doc.strip().partition("\n")[0]
 
 
+def _outdated(who: str, why: str, changes: list[str]) -> str:
+    return f"{who} does not keep the present contract of policies: {why}. {'; '.join(changes)}. {former_contract.PAGE}"
+
+
 def discover() -> dict[str, PolicyEntry]:
-    """What is installed, by name."""
+    """Returns what is installed, by name."""
     found = {}
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         distribution = point.dist.name if point.dist else "unknown"
@@ -50,15 +66,40 @@ def discover() -> dict[str, PolicyEntry]:
     return found
 
 
-def make_policy(name: str, options: Mapping[str, str]) -> Policy:
-    """A fresh policy. Raises ConfigError, naming the policy or the option and what is allowed."""
+def find_policy(name: str) -> type[Policy]:
+    """Returns a policy's class. Raises ConfigError where none has that name, naming those that are there, and where it
+    can't be loaded."""
     installed = discover()
     if name not in installed:
         raise ConfigError(f"no policy is named {name!r}; installed: {', '.join(installed) or 'none'}")
-    cls = installed[name].load()
+    return installed[name].load()
+
+
+def make_policy(name: str, options: Mapping[str, str]) -> Policy:
+    """Returns a fresh policy with the options that a user gave as text (`--policy-option NAME=VALUE`).
+
+    Raises ConfigError, naming the policy or the option and what is allowed.
+    """
+    cls = find_policy(name)
+    chosen = read_options(name, cls.Options, options)
     try:
-        return cls(options)
+        return cls(chosen)
     except ConfigError:
         raise
     except Exception as error:  # a plug-in's constructor may raise anything at all
         raise ConfigError(f"policy {name!r} can't be made with the options given: {error!r}") from error
+
+
+def read_options(policy: str, cls: type[PolicyOptions], given: Mapping[str, str]) -> PolicyOptions:
+    """Returns the typed options of a policy. Raises ConfigError for one that it does not have, or a wrong value."""
+    try:
+        known = options_of(cls)
+    except (TypeError, NameError) as error:  # an author's annotation that is none of an option's
+        raise ConfigError(f"policy {policy!r} declares its options wrongly: {error}") from error
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ConfigError(f"policy {policy!r} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
+    try:
+        return cls(**{name: known[name].read(text) for name, text in given.items()})
+    except ConfigError as error:
+        raise ConfigError(f"policy {policy!r}, {error}") from error

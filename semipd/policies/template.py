@@ -13,55 +13,46 @@ POLICY = '''\
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from semipd.policies import Plan, Policy, PolicyOptions, Shares, Snapshot, fill_batch, option
 
-from semipd.core.partition import Shares
-from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
-from semipd.policies.contract import Policy
-from semipd.policies.toolkit.batching import fill_batch
-from semipd.policies.options import Options
+
+class {cls}Options(PolicyOptions):
+    decode: float = option(40.0, "Decode's share of the device.", unit="%", above=0, high=95)
+    chunk: int = option(512, "Most prompt tokens in one prefill batch.", unit="tokens", low=1)
 
 
 class {cls}(Policy):
-    """Short prompts first, though none waits for ever; decode keeps its share.
-
-    Options: `decode`, percent of the device for decode (default 40); `chunk`, prompt tokens in a batch (default 512).
-    """
+    """Short prompts first, though none waits for ever; decode keeps its share."""
 
     name = "{name}"
+    Options = {cls}Options
+    options: {cls}Options
 
-    def __init__(self, options: Mapping[str, str]) -> None:
-        super().__init__(options)
-        read = Options(self.name, options)
-        decode = read.number("decode", default=40.0, above=0.0, high=95.0)
-        self._chunk = read.integer("chunk", default=512, low=1)
-        read.finish()
-        self._shares = Shares(prefill=100.0 - decode, decode=decode)
-
-    def order(self, given: OrderInput) -> Order:
+    def plan(self, snapshot: Snapshot) -> Plan:
         # Two thousand tokens count as much as one second of waiting: what came long ago goes before what is short.
-        waiting = sorted(given.snapshot.waiting, key=lambda w: (w.arrival_s + w.remaining_tokens / 2000, w.sequence))
-        return Order(tuple(w.sequence for w in waiting))
-
-    def place(self, given: PlaceInput) -> Plan:
-        return Plan(prefill=fill_batch(given.snapshot, given.order, self._chunk), shares=self._shares)
+        order = sorted(snapshot.waiting, key=lambda w: (w.arrival_s + w.remaining_tokens / 2000, w.sequence))
+        decode = self.options.decode
+        return Plan(
+            prefill=fill_batch(snapshot, order, self.options.chunk),
+            shares=Shares(prefill=100 - decode, decode=decode),
+        )
 '''
 
 TEST = """\
 from __future__ import annotations
 
 from {module} import {cls}
-from semipd.core.request import Slo
-from semipd.policies.testing import Arrival, check_policy, replay
+from semipd.policies import Slo
+from semipd.testing import Arrival, check_policy, replay
 
 
 def test_it_keeps_the_contract() -> None:
-    check_policy(lambda: {cls}({{}}))
+    check_policy({cls})
 
 
 def test_a_short_prompt_does_not_wait_for_long_ones() -> None:
     long = [Arrival(0.0, 4000, 1) for _ in range(10)]
-    *_, short = replay({cls}({{}}), [*long, Arrival(0.05, 50, 1, Slo(ttft_s=0.2))])
+    *_, short = replay({cls}(), [*long, Arrival(0.05, 50, 1, Slo(ttft_s=0.2))])
     assert short.in_time
 """
 

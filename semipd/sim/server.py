@@ -19,7 +19,7 @@ from semipd.coordinator.requests import Stage
 from semipd.core.config import MIXED_TOKENS, PAGE_SIZE, PLANS_AHEAD, REVIEW_S
 from semipd.core.errors import Reason
 from semipd.core.partition import FULL, Mode, Phase, Shares
-from semipd.core.plan import AdmitInput, Plan
+from semipd.core.plan import Plan
 from semipd.core.sms import split_sms
 from semipd.core.snapshot import Completion, FirstToken, Limits, PageUse, Snapshot
 from semipd.core.snapshot import Step as Observation
@@ -133,7 +133,7 @@ class Server:
         life.arrival_s = self.now_s
         if self._idle >= self.settings.max_waiting:
             life.refused = Reason.QUEUE_FULL.value
-        elif not self.host.admit(AdmitInput(self.snapshot(), life.as_waiting())).accept:
+        elif not self.host.admit(self.snapshot(), life.as_waiting()).accept:
             life.refused = Reason.DEADLINE_UNMEETABLE.value
         else:
             life.stage = Stage.WAITING

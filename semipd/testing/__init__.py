@@ -3,14 +3,14 @@
     from semipd.policies.testing import check_policy
 
     def test_my_policy_keeps_the_contract():
-        check_policy(lambda: MyPolicy({}))
+        check_policy(MyPolicy)
 
 `check_policy` runs every check of `semipd.testing.kit` in a small simulated world
 (`semipd.testing.world`): no plan needs more pages than are free, nobody starves, a call stays inside its time
 budget, the same snapshots give the same plans. `replay` runs requests of your own through a policy.
 """
 
-from semipd.policies.rules import Broken
+from semipd.policies.contract import Broken
 from semipd.testing.kit import (
     check_budget,
     check_moments,

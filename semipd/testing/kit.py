@@ -9,9 +9,7 @@ from functools import partial
 
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits
-from semipd.policies import rules
-from semipd.policies.contract import Policy
-from semipd.policies.rules import Broken
+from semipd.policies.contract import Broken, Policy, ask_plan
 from semipd.testing import scenarios
 from semipd.testing.world import Arrival, Life, Settings, World
 
@@ -37,7 +35,7 @@ def check_moments(make: MakePolicy, count: int = 150) -> None:
     for seed in range(count):
         draw = random.Random(seed)
         moment = scenarios.snapshot(draw, draw.choice((0, 1, 5, 30)), draw.choice((0, 1, 20)))
-        _told(f"random snapshot {seed}", partial(rules.asked, make(), moment))
+        _told(f"random snapshot {seed}", partial(ask_plan, make(), moment))
 
 
 def check_worlds(make: MakePolicy, seeds: Sequence[int] = (1, 2)) -> None:
@@ -73,13 +71,13 @@ def check_no_starvation(make: MakePolicy) -> None:
 
 
 def check_budget(make: MakePolicy, budget_s: float = BUDGET_S) -> None:
-    """`admit`, `order` and `place` with 500 waiting and 500 running sequences take less CPU time than `budget_s`."""
+    """`plan` with 500 waiting and 500 running sequences take less CPU time than `budget_s`."""
     moment = scenarios.snapshot(random.Random(3), 500, 500)
 
     def once() -> float:
         policy = make()
         start = time.thread_time()
-        rules.asked(policy, moment)
+        ask_plan(policy, moment)
         return time.thread_time() - start
 
     took = min(once() for _ in range(7))  # the least: what else the machine does is not the policy's matter

@@ -29,8 +29,7 @@ from semipd.core.snapshot import (
     Step,
     WaitingSequence,
 )
-from semipd.policies import rules
-from semipd.policies.contract import Policy
+from semipd.policies.contract import Broken, Policy, ask_admission, ask_plan
 from semipd.policies.toolkit.latency import LatencyModel
 
 
@@ -118,7 +117,7 @@ class World:
         policy: Policy,
         arrivals: Sequence[Arrival],
         settings: Settings | None = None,
-        ask: Callable[[Policy, Snapshot], Plan] = rules.asked,
+        ask: Callable[[Policy, Snapshot], Plan] = ask_plan,
     ) -> None:
         self.settings = settings or Settings()
         self.now_s = 0.0
@@ -171,9 +170,11 @@ class World:
             self._end_batch(self._prefill_end)
         while self._coming and self._coming[0].arrival.at_s <= self.now_s:
             life = self._coming.popleft()
-            answer = rules.admitted(self._policy, self.snapshot(), _as_waiting(life))
+            answer = ask_admission(self._policy, self.snapshot(), _as_waiting(life))
             if answer.accept:
                 self._waiting[life.sequence] = life
+            elif not answer.why:
+                raise Broken("a request is refused without a word why")
             else:
                 life.refused = answer.why
 

@@ -14,7 +14,7 @@ from support.server import RunningServer, until
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 WRONG = '''
-from semipd.policies.contract import Policy
+from semipd.policies import Policy
 
 
 class Loops(Policy):
@@ -22,12 +22,9 @@ class Loops(Policy):
 
     name = "loops"
 
-    def order(self, given):
+    def plan(self, snapshot):
         while True:
             pass
-
-    def place(self, given):
-        raise AssertionError
 '''
 
 

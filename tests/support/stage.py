@@ -71,7 +71,7 @@ class Stage:
         )
         self.new_control()
         self.failures: list[tuple[str, str]] = []
-        host = PolicyHost(policy or Fcfs({}), 0.05, lambda name, why: self.failures.append((name, why)))
+        host = PolicyHost(policy or Fcfs(), 0.05, lambda name, why: self.failures.append((name, why)))
         self.partition = PartitionController(self.state, list(range(cpus)))
         if sms:
             self.partition.device_known(sms)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 from semipd.core.partition import FULL, Mode
-from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
+from semipd.core.plan import Plan
 from semipd.core.snapshot import Snapshot
 from semipd.policies.contract import Policy
-from semipd.policies.options import Options
-from semipd.policies.toolkit.ordering import Prompts
+from semipd.policies.policy_options import PolicyOptions, option
+from semipd.policies.toolkit.ordering import OrderName, order_option, prompt_order
 from semipd.policies.toolkit.running_batch import joining
 
-BUDGET = 512
+
+class ChunkedOptions(PolicyOptions):
+    budget: int = option(
+        512,
+        "Tokens in one step: each running sequence counts one, the rest is prompt chunks. Where as many sequences run, "
+        "prompts wait.",
+        unit="tokens",
+        low=1,
+    )
+    order: OrderName = order_option("fcfs")  # as vLLM's
 
 
 class Chunked(Policy):
@@ -24,37 +31,26 @@ class Chunked(Policy):
     are never paused for a prompt (stall-free batching, section 4.2, Algorithm 3), and prompts are cut so that no step
     has more than `budget` tokens (chunked prefills, section 4.1), which bounds its time (section 4.3).
 
-    Options: `budget`, tokens a step: each running sequence counts one, the rest is prompt chunks (default 512). Where
-    as many sequences run, prompts wait. `order`, `fcfs` (the default, as vLLM's) or `slack`, see
-    semipd.policies.toolkit.deadlines.
-
     An engine that makes no mixed batches (`limits.modes`; partition back end mps) gets the same chunks beside decode,
     each phase on the whole device, (100, 100).
     """
 
     name: ClassVar[str] = "chunked"
+    Options = ChunkedOptions
+    options: ChunkedOptions
 
-    def __init__(self, options: Mapping[str, str]) -> None:
+    def __init__(self, options: ChunkedOptions | None = None) -> None:
         super().__init__(options)
-        read = Options(self.name, options)
-        self._budget = read.integer("budget", default=BUDGET, low=1)
-        self._prompts = Prompts(read, order="fcfs", chunk=0)
-        read.finish()
+        self._order = prompt_order(self.options.order)
 
-    def order(self, given: OrderInput) -> Order:
-        return self._prompts.order(given.snapshot)
-
-    def place(self, given: PlaceInput) -> Plan:
-        snapshot = given.snapshot
-        mode = Mode.MIXED if Mode.MIXED in snapshot.limits.modes else Mode.SPLIT
-        room = min(self._budget - _rows(snapshot), snapshot.limits.max_batch_tokens)
-        if room <= 0:
-            return Plan(shares=FULL, mode=mode)
-        # With the room as the engine's limit not even a tiny remainder comes on top of it.
-        bounded = replace(snapshot, limits=replace(snapshot.limits, max_batch_tokens=room))
-        return Plan(prefill=self._prompts.fill(bounded, given.order), shares=FULL, mode=mode)
+    def plan(self, snapshot: Snapshot) -> Plan:
+        prompts = self._order.ranked(snapshot)
+        room = self.options.budget - _decode_tokens(snapshot)
+        chunks = prompts.take(room, exact=True) if room > 0 else ()
+        return Plan(prefill=chunks, shares=FULL, mode=Mode.MIXED)
 
 
-def _rows(snapshot: Snapshot) -> int:
-    """Decode tokens of the step that the batch will be in: who runs, and whose prompt ends in the batches before it."""
+def _decode_tokens(snapshot: Snapshot) -> int:
+    """Returns the decode tokens of the step that the batch will be in: one for each running sequence, and one for each
+    whose prompt ends in the batches before it."""
     return min(len(snapshot.running) + len(joining(snapshot)), snapshot.limits.max_running)

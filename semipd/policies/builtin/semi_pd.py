@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from semipd.core.partition import FULL, Shares
-from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
+from semipd.core.plan import Plan
 from semipd.core.snapshot import Snapshot
 from semipd.policies.contract import Policy
-from semipd.policies.options import Options
-from semipd.policies.toolkit.ordering import UNBOUNDED, Prompts
+from semipd.policies.policy_options import PolicyOptions, option
+from semipd.policies.toolkit.ordering import OrderName, order_option, prompt_order
 
 KEPT = 32
 """Windows that the model is fitted to."""
@@ -128,6 +128,30 @@ def adjusted(shares: Shares, seen: Window, model: Model, step: float, max_steps:
     return shares
 
 
+class SemiPdOptions(PolicyOptions):
+    window: int = option(200, "Prefill batches and decode steps after which the shares are looked at again.", low=1)
+    step: float = option(5.0, "By how much one step of the algorithm changes a share.", unit="%", above=0, high=50)
+    max_steps: int = option(10, "Most steps at the end of one window.", low=1)
+    percentile: float = option(
+        90.0, "Percentile of the observed TTFT and TPOT that is held against the SLO.", unit="%", above=0, high=100
+    )
+    ttft_ms: float | None = option(
+        None, "TTFT of requests that name none. Not given: they don't count.", unit="ms", above=0, high=1e9
+    )
+    tpot_ms: float | None = option(
+        None, "TPOT of requests that name none. Not given: they don't count.", unit="ms", above=0, high=1e9
+    )
+    prefill: float = option(FULL.prefill, "Prefill's share at the start.", unit="%", above=0, high=100)
+    decode: float = option(FULL.decode, "Decode's share at the start.", unit="%", above=0, high=100)
+    chunk: int | None = option(
+        None,
+        "Most prompt tokens in one prefill batch; longer prompts are cut. Not given: the engine's limit.",
+        unit="tokens",
+        low=1,
+    )
+    order: OrderName = order_option("fcfs")
+
+
 class SemiPd(Policy):
     """The paper's Algorithm 1: shares follow the TTFT and TPOT that were observed, by a model fitted online.
 
@@ -145,43 +169,32 @@ class SemiPd(Policy):
 
     The paper has one SLO for all; here each request may name its own, so latencies are measured in units of it. What a
     request leaves open is `ttft_ms` or `tpot_ms`, where given; else it does not count.
-
-    Options: `window` (default 200), `step` (5 percent), `max_steps` (10), `percentile` (90), `ttft_ms`, `tpot_ms`,
-    `prefill` and `decode`, the shares at the start (100, 100); `chunk` (default: the engine's limit) and `order`
-    (default fcfs) as for `static`.
     """
 
     name: ClassVar[str] = "semi-pd"
+    Options = SemiPdOptions
+    options: SemiPdOptions
 
-    def __init__(self, options: Mapping[str, str]) -> None:
+    def __init__(self, options: SemiPdOptions | None = None) -> None:
         super().__init__(options)
-        read = Options(self.name, options)
-        self._window = read.integer("window", default=200, low=1)
-        self._step = read.number("step", default=5.0, above=0.0, high=50.0)
-        self._max_steps = read.integer("max_steps", default=10, low=1)
-        self._percentile = read.number("percentile", default=90.0, above=0.0, high=100.0) / 100
-        self._ttft_s = read.number("ttft_ms", default=0.0, above=0.0, high=1e9) / 1000 or None
-        self._tpot_s = read.number("tpot_ms", default=0.0, above=0.0, high=1e9) / 1000 or None
-        prefill = read.number("prefill", default=FULL.prefill, above=0.0, high=100.0)
-        decode = read.number("decode", default=FULL.decode, above=0.0, high=100.0)
-        self._prompts = Prompts(read, order="fcfs", chunk=UNBOUNDED)
-        read.finish()
-        self._shares = Shares(prefill, decode)
+        chosen = self.options
+        self._ttft_s = chosen.ttft_ms / 1000 if chosen.ttft_ms else None
+        self._tpot_s = chosen.tpot_ms / 1000 if chosen.tpot_ms else None
+        self._order = prompt_order(chosen.order)
+        self._shares = Shares(chosen.prefill, chosen.decode)
         self._windows: deque[Window] = deque(maxlen=KEPT)
         self._began_s = float("-inf")
         self._counted_s = float("-inf")
         self._iterations = 0
 
-    def order(self, given: OrderInput) -> Order:
-        return self._prompts.order(given.snapshot)
-
-    def place(self, given: PlaceInput) -> Plan:
-        if self._window_is_over(given.snapshot):
-            seen = self._seen(given.snapshot)
-            self._began_s, self._iterations = given.snapshot.now_s, 0
+    def plan(self, snapshot: Snapshot) -> Plan:
+        chosen = self.options
+        if self._window_is_over(snapshot):
+            seen = self._seen(snapshot)
+            self._began_s, self._iterations = snapshot.now_s, 0
             self._windows.append(seen)
-            self._shares = adjusted(self._shares, seen, fit(self._windows), self._step, self._max_steps)
-        return Plan(prefill=self._prompts.fill(given.snapshot, given.order), shares=self._shares)
+            self._shares = adjusted(self._shares, seen, fit(self._windows), chosen.step, chosen.max_steps)
+        return Plan(prefill=self._order.ranked(snapshot).take(chosen.chunk), shares=self._shares)
 
     def _window_is_over(self, snapshot: Snapshot) -> bool:
         latest = self._counted_s
@@ -191,7 +204,7 @@ class SemiPd(Policy):
             latest = max(latest, step.end_s)
             self._iterations += 1
         self._counted_s = latest
-        return self._iterations >= self._window
+        return self._iterations >= self.options.window
 
     def _seen(self, snapshot: Snapshot) -> Window:
         observed = snapshot.observed
@@ -209,4 +222,4 @@ class SemiPd(Policy):
         ratios = sorted(seconds / slo for seconds, slo in latencies if seconds is not None and slo)
         if not ratios:
             return None
-        return ratios[max(0, math.ceil(self._percentile * len(ratios)) - 1)]
+        return ratios[max(0, math.ceil(self.options.percentile / 100 * len(ratios)) - 1)]

@@ -2,52 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from semipd.core.partition import Mode, Shares
-from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
+from semipd.core.plan import Plan
+from semipd.core.snapshot import Snapshot
 from semipd.policies.contract import Policy
-from semipd.policies.options import Options
-from semipd.policies.toolkit.ordering import Prompts
+from semipd.policies.policy_options import PolicyOptions, option
+from semipd.policies.toolkit.ordering import OrderName, order_option, prompt_order
 
-CHUNK = 512
-TURN_TOKENS = 1024
+
+class StaticOptions(PolicyOptions):
+    prefill: float = option(50.0, "Prefill's share of the device.", unit="%", above=0, high=100)
+    decode: float = option(50.0, "Decode's share of the device.", unit="%", above=0, high=100)
+    # 512 is hardly slower than larger batches on an H200, and no short prompt waits long for a batch to end.
+    chunk: int = option(512, "Most prompt tokens in one prefill batch; longer prompts are cut.", unit="tokens", low=1)
+    order: OrderName = order_option("slack")
+    mode: Literal["split", "turns"] = option(
+        "split",
+        "split: the phases compute side by side, each on its share. turns: while both have work, each in turn computes "
+        "on the whole device, one batch and one step after the other.",
+    )
+    step_tokens: int = option(
+        1024,
+        "In turns, prompt tokens that may be computed between two decode steps; one batch always may.",
+        unit="tokens",
+        low=1,
+    )
 
 
 class Static(Policy):
-    """Fixed shares (x, y) of the device; prompts by deadline slack, in bounded chunks.
+    """Fixed shares (x, y) of the device, or turns; prompts by deadline slack, in bounded chunks.
 
-    Options: `prefill` and `decode`, percent of the device (default 50 and 50); `chunk`, the most prompt tokens in one
-    prefill batch (default 512: hardly slower than larger ones on an H200, and no short prompt waits long for a batch to
-    end); `order`, `slack` (the default, see policies.toolkit.deadlines) or `fcfs`; `mode`, `split` (the default) or
-    `turns`: where the engine can, each phase computes on the whole device while both have work, one batch and one step
-    after the other. Turns do more where prompts are many and tokens are not in a hurry; a split where they are.
-    `step_tokens`: in turns, prompt tokens that may be computed between two steps, as one batch always may (default
-    1024).
+    Turns do more where prompts are many and tokens are not in a hurry; a split where they are.
     """
 
     name: ClassVar[str] = "static"
+    Options = StaticOptions
+    options: StaticOptions
 
-    def __init__(self, options: Mapping[str, str]) -> None:
+    def __init__(self, options: StaticOptions | None = None) -> None:
         super().__init__(options)
-        read = Options(self.name, options)
-        prefill = read.number("prefill", default=50.0, above=0.0, high=100.0)
-        decode = read.number("decode", default=50.0, above=0.0, high=100.0)
-        self._prompts = Prompts(read, order="slack", chunk=CHUNK)
-        self._turns = read.choice("mode", default="split", among=("split", "turns")) == "turns"
-        self._step_tokens = read.integer("step_tokens", default=TURN_TOKENS, low=1)
-        read.finish()
-        self._shares = Shares(prefill, decode)
+        self._order = prompt_order(self.options.order)
+        self._shares = Shares(self.options.prefill, self.options.decode)
+        self._mode = Mode(self.options.mode)
 
-    def order(self, given: OrderInput) -> Order:
-        return self._prompts.order(given.snapshot)
-
-    def place(self, given: PlaceInput) -> Plan:
-        turns = self._turns and Mode.TURNS in given.snapshot.limits.modes
+    def plan(self, snapshot: Snapshot) -> Plan:
         return Plan(
-            prefill=self._prompts.fill(given.snapshot, given.order),
+            prefill=self._order.ranked(snapshot).take(self.options.chunk),
             shares=self._shares,
-            mode=Mode.TURNS if turns else Mode.SPLIT,
-            step_tokens=self._step_tokens,
+            mode=self._mode,
+            step_tokens=self.options.step_tokens,
         )

@@ -1,26 +1,71 @@
-"""The options `order` and `chunk`, for policies that leave to their user how prompts are ordered and cut."""
+"""Orders in which waiting prompts can be computed, and the option `order` that lets a user choose one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol
 
-from semipd.core.plan import Chunk, Order
-from semipd.core.snapshot import SequenceId, Snapshot, WaitingSequence
-from semipd.policies.options import Options
+from semipd.core.plan import Chunk
+from semipd.core.snapshot import Snapshot, WaitingSequence
+from semipd.policies.policy_options import option
 from semipd.policies.toolkit.batching import fill_batch
-from semipd.policies.toolkit.deadlines import Ageing, Ranking, rank
+from semipd.policies.toolkit.deadlines import Ageing, rank
 from semipd.policies.toolkit.forecast import Forecast
 
-ORDERS = ("fcfs", "slack")
-UNBOUNDED = 2**31 - 1
-"""Tokens in a batch: as many as the engine takes."""
 MARGIN = 0.05
-"""Of each wish, kept in reserve for what no estimate knows."""
+"""The part of each SLO that is kept in reserve for what no estimate knows."""
+
+OrderName = Literal["fcfs", "slack"]
+"""The values of the option `order`."""
 
 
-def by_priority_then_arrival(waiting: tuple[WaitingSequence, ...]) -> tuple[SequenceId, ...]:
-    """Higher priority first; within one, the order of arrival (sequence numbers rise with it)."""
-    return tuple(w.sequence for w in sorted(waiting, key=lambda w: (-w.priority, w.sequence)))
+def order_option(default: OrderName) -> OrderName:
+    """Declares the option `order`: a field of type `OrderName` for a policy's options."""
+    return option(
+        default,
+        "The order of prompts. fcfs: higher priority first, then by arrival. slack: by deadline slack, with ageing.",
+    )
+
+
+class RankedPrompts:
+    """The waiting sequences of one snapshot in the order in which they are to run."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        order: Iterable[WaitingSequence],
+        on_taken: Callable[[tuple[Chunk, ...]], None] | None = None,
+    ) -> None:
+        """`on_taken` hears of each batch that is taken."""
+        self._snapshot = snapshot
+        self._order = order
+        self._on_taken = on_taken
+
+    def take(
+        self, batch_tokens: int | None = None, *, sequences: int | None = None, exact: bool = False
+    ) -> tuple[Chunk, ...]:
+        """Returns a batch from the front, for `Plan.prefill`. Call it at most once.
+
+        `batch_tokens` and `exact` are those of `fill_batch`. `sequences`: the most sequences in it; None: any number.
+        """
+        chunks = fill_batch(self._snapshot, self._order, batch_tokens, exact=exact)[:sequences]
+        if self._on_taken is not None:
+            self._on_taken(chunks)
+        return chunks
+
+
+class PromptOrder(Protocol):
+    """Orders the waiting sequences of each snapshot. It may remember what it saw."""
+
+    def ranked(self, snapshot: Snapshot) -> RankedPrompts:
+        """Returns the waiting sequences in order. Call it with each snapshot, also where nothing is taken then."""
+
+
+class ByArrival:
+    """Higher priority first; within one, the order of arrival."""
+
+    def ranked(self, snapshot: Snapshot) -> RankedPrompts:
+        return RankedPrompts(snapshot, by_priority_then_arrival(snapshot.waiting))
 
 
 class BySlack:
@@ -30,43 +75,32 @@ class BySlack:
         self.forecast = forecast or Forecast()
         self._margin = margin
         self._ageing = Ageing()
-        self._ranking = Ranking(())
 
-    def order(self, snapshot: Snapshot) -> Order:
-        forecast = self.forecast
+    def ranked(self, snapshot: Snapshot) -> RankedPrompts:
+        forecast, waiting = self.forecast, snapshot.waiting
         forecast.see(snapshot)
-        self._ageing.see(snapshot.waiting)
-        start = snapshot.now_s + forecast.in_flight_s(snapshot) + forecast.launch_s()
-        self._ranking = rank(
-            snapshot.waiting,
-            start,
+        self._ageing.see(waiting)
+        ranking = rank(
+            waiting,
+            snapshot.now_s + forecast.in_flight_s(snapshot) + forecast.launch_s(),
             forecast.work(snapshot),
             margin=self._margin,
             late_first=self._ageing.late_first,
         )
-        return Order(self._ranking.order)
+        by_number = {w.sequence: w for w in waiting}
+        order = [by_number[number] for number in ranking.order]
+        return RankedPrompts(snapshot, order, lambda chunks: self._ageing.planned(chunks, waiting, ranking))
 
-    def planned(self, chunks: Iterable[Chunk], snapshot: Snapshot) -> None:
-        """Call with the batch that was filled from the last `order`, of the same snapshot."""
-        self._ageing.planned(chunks, snapshot.waiting, self._ranking)
+    def take(self, snapshot: Snapshot, batch_tokens: int | None = None) -> tuple[Chunk, ...]:
+        """Returns a batch for `Plan.prefill`, the most urgent prompts first. Call it once for each snapshot."""
+        return self.ranked(snapshot).take(batch_tokens)
 
 
-class Prompts:
-    """Reads `order` and `chunk`, and does what they say."""
+def prompt_order(name: OrderName) -> PromptOrder:
+    """Returns the order that the option `order` names."""
+    return BySlack() if name == "slack" else ByArrival()
 
-    def __init__(self, read: Options, *, order: str, chunk: int) -> None:
-        """`order` and `chunk` are the defaults. Without `chunk` (0) there is no such option, and the limits of the
-        snapshot bound a batch."""
-        self._chunk = read.integer("chunk", default=chunk, low=1) if chunk else UNBOUNDED
-        self._slack = BySlack() if read.choice("order", default=order, among=ORDERS) == "slack" else None
 
-    def order(self, snapshot: Snapshot) -> Order:
-        if self._slack is not None:
-            return self._slack.order(snapshot)
-        return Order(by_priority_then_arrival(snapshot.waiting))
-
-    def fill(self, snapshot: Snapshot, order: Order) -> tuple[Chunk, ...]:
-        chunks = fill_batch(snapshot, order, self._chunk)
-        if self._slack is not None:
-            self._slack.planned(chunks, snapshot)
-        return chunks
+def by_priority_then_arrival(waiting: Iterable[WaitingSequence]) -> list[WaitingSequence]:
+    """Returns the sequences sorted: higher priority first; within one, by arrival (their numbers rise with it)."""
+    return sorted(waiting, key=lambda w: (-w.priority, w.sequence))

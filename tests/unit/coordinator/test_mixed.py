@@ -17,7 +17,7 @@ class MixedStage(Stage):
     """Under the policy `chunked`."""
 
     def __init__(self, budget: int = 512, **config: object) -> None:
-        super().__init__(policy=Chunked({"budget": str(budget)}), **config)  # type: ignore[arg-type]
+        super().__init__(policy=Chunked(Chunked.Options(budget=budget)), **config)  # type: ignore[arg-type]
 
     def mixed(self) -> list[wk.PrefillBatch]:
         return self.batches(self.decode)
@@ -31,7 +31,7 @@ class MixedStage(Stage):
 
     def use(self, budget: int | None) -> None:
         """Another policy: `chunked`, or without a budget `fcfs`."""
-        self.coordinator.host.swap(Fcfs({}) if budget is None else Chunked({"budget": str(budget)}))
+        self.coordinator.host.swap(Fcfs() if budget is None else Chunked(Chunked.Options(budget=budget)))
         self.clock.advance(1.0)
         self.coordinator.act()
 

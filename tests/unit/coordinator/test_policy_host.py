@@ -11,36 +11,34 @@ import pytest
 
 from semipd.coordinator.policy_host import PolicyOverrun, alarm
 from semipd.core.partition import Mode
-from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
-from semipd.policies.contract import Policy
+from semipd.core.plan import Admission, Chunk, Plan
+from semipd.core.snapshot import Snapshot, WaitingSequence
+from semipd.policies import Policy, fill_batch
 from support.stage import Stage
 
 
 class Scripted(Policy):
-    """Orders by arrival and places as the test says."""
+    """Plans and admits as the test says."""
 
     name = "scripted"
 
-    def __init__(self, place: Callable[[PlaceInput], Plan], admit: Admission | None = None) -> None:
-        super().__init__({})
-        self._place = place
+    def __init__(self, plan: Callable[[Snapshot], Plan], admit: Admission | None = None) -> None:
+        super().__init__()
+        self._plan = plan
         self._admit = admit or Admission()
 
-    def admit(self, given: AdmitInput) -> Admission:
+    def admit(self, snapshot: Snapshot, sequence: WaitingSequence) -> Admission:
         return self._admit
 
-    def order(self, given: OrderInput) -> Order:
-        return Order(tuple(w.sequence for w in given.snapshot.waiting))
-
-    def place(self, given: PlaceInput) -> Plan:
-        return self._place(given)
+    def plan(self, snapshot: Snapshot) -> Plan:
+        return self._plan(snapshot)
 
 
-def raises(given: PlaceInput) -> Plan:
+def raises(snapshot: Snapshot) -> Plan:
     raise KeyError("a bug")
 
 
-def loops(given: PlaceInput) -> Plan:
+def loops(snapshot: Snapshot) -> Plan:
     while True:
         try:
             sum(range(1000))
@@ -48,7 +46,7 @@ def loops(given: PlaceInput) -> Plan:
             continue
 
 
-def sleeps(given: PlaceInput) -> Plan:
+def sleeps(snapshot: Snapshot) -> Plan:
     while True:
         signal.pause()
 
@@ -59,7 +57,8 @@ NONSENSE = {
     "no tokens": Plan(prefill=(Chunk(0, 0),)),
     "twice": Plan(prefill=(Chunk(0, 5), Chunk(0, 5))),
     "beyond the batch": Plan(prefill=(Chunk(0, 10_000),)),
-    "no such mode": Plan(mode=Mode.TURNS),
+    "a sequence held that does not run": Plan(hold=frozenset({0})),
+    "a sequence preempted that does not run": Plan(preempt=(999,)),
     "no decode": Plan(decode_limit=0),
     "no prompt tokens a step": Plan(step_tokens=0),
     "not a plan": "nonsense",
@@ -67,12 +66,12 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize(
-    "place",
-    [raises, loops, sleeps, *[lambda _g, p=p: p for p in NONSENSE.values()]],
+    "plan",
+    [raises, loops, sleeps, *[lambda _snapshot, p=p: p for p in NONSENSE.values()]],
     ids=["raises", "loops", "sleeps", *NONSENSE],
 )
-def test_a_bad_policy_is_replaced_by_the_fallback_and_the_request_runs(place: Callable[[PlaceInput], Plan]) -> None:
-    stage = Stage(policy=Scripted(place))
+def test_a_bad_policy_is_replaced_by_the_fallback_and_the_request_runs(plan: Callable[[Snapshot], Plan]) -> None:
+    stage = Stage(policy=Scripted(plan))
     stage.running(1)
     assert stage.coordinator.host.name == "fcfs"
     assert [name for name, _why in stage.failures] == ["scripted"]
@@ -80,8 +79,8 @@ def test_a_bad_policy_is_replaced_by_the_fallback_and_the_request_runs(place: Ca
 
 
 def test_a_plan_for_more_pages_than_are_free_is_refused() -> None:
-    def greedy(given: PlaceInput) -> Plan:
-        return Plan(prefill=tuple(Chunk(w.sequence, w.remaining_tokens) for w in given.snapshot.waiting))
+    def greedy(snapshot: Snapshot) -> Plan:
+        return Plan(prefill=tuple(Chunk(w.sequence, w.remaining_tokens) for w in snapshot.waiting))
 
     stage = Stage(pages=2, policy=Scripted(greedy))
     stage.submit(1, prompt=48)
@@ -90,7 +89,7 @@ def test_a_plan_for_more_pages_than_are_free_is_refused() -> None:
 
 def test_a_refusal_by_the_policy_reaches_the_client_with_its_delay() -> None:
     refusal = Admission(accept=False, why="no hope before 2 s", retry_after_s=2.0)
-    stage = Stage(policy=Scripted(lambda _given: Plan(), refusal))
+    stage = Stage(policy=Scripted(lambda _snapshot: Plan(), refusal))
     stage.submit(1)
     (ended,) = [m.ended for m in stage.transport.gateway if m.HasField("ended")]
     assert (ended.failure.reason, ended.failure.retry_after_s) == ("DEADLINE_UNMEETABLE", 2.0)
@@ -98,8 +97,8 @@ def test_a_refusal_by_the_policy_reaches_the_client_with_its_delay() -> None:
 
 
 def test_a_plan_that_keeps_the_contract_is_followed() -> None:
-    def five(given: PlaceInput) -> Plan:
-        free = [w for w in given.snapshot.waiting if not w.in_flight_tokens]
+    def five(snapshot: Snapshot) -> Plan:
+        free = [w for w in snapshot.waiting if not w.in_flight_tokens]
         return Plan(prefill=tuple(Chunk(w.sequence, min(5, w.remaining_tokens)) for w in free[:1]))
 
     stage = Stage(policy=Scripted(five))
@@ -107,6 +106,14 @@ def test_a_plan_that_keeps_the_contract_is_followed() -> None:
     (batch,) = stage.batches()
     assert len(batch.chunks[0].tokens) == 5
     assert stage.failures == []
+
+
+def test_a_mode_that_the_engine_has_not_becomes_a_split() -> None:
+    stage = Stage(policy=Scripted(lambda snapshot: Plan(fill_batch(snapshot, snapshot.waiting), mode=Mode.TURNS)))
+    stage.running(1)
+    assert stage.failures == []
+    assert stage.coordinator.snapshot().mode is Mode.SPLIT
+    assert stage.tokens(1) == [7]
 
 
 BUDGET_S = 0.01

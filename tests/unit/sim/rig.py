@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from semipd.bench.arrivals import Arrival
 from semipd.bench.traces import TraceEntry
 from semipd.core.partition import Mode, Shares
-from semipd.core.plan import Admission, AdmitInput, Order, OrderInput, PlaceInput, Plan
+from semipd.core.plan import Plan
 from semipd.core.snapshot import Snapshot
 from semipd.policies.contract import Policy
 from semipd.policies.toolkit.batching import fill_batch
@@ -90,20 +90,14 @@ class Plain(Policy):
         chunk: int = 1 << 20,
         step_tokens: int | None = None,
     ) -> None:
-        super().__init__({})
+        super().__init__()
         self._step_tokens = step_tokens
         self._shares, self._mode, self._chunk = shares, mode, chunk
         self.seen: list[Snapshot] = []
 
-    def admit(self, given: AdmitInput) -> Admission:
-        return Admission()
-
-    def order(self, given: OrderInput) -> Order:
-        self.seen.append(given.snapshot)
-        return Order(tuple(w.sequence for w in given.snapshot.waiting))
-
-    def place(self, given: PlaceInput) -> Plan:
-        batch = fill_batch(given.snapshot, given.order, self._chunk)
+    def plan(self, snapshot: Snapshot) -> Plan:
+        self.seen.append(snapshot)
+        batch = fill_batch(snapshot, snapshot.waiting, self._chunk)
         return Plan(batch, shares=self._shares, mode=self._mode, step_tokens=self._step_tokens)
 
 

@@ -11,8 +11,8 @@ from unit.sim.small import small_profile
 from semipd.bench.settings import RunSettings
 from semipd.core.chunking import spread
 from semipd.core.partition import FULL, Mode, Phase
-from semipd.core.plan import PlaceInput, Plan
-from semipd.core.snapshot import Step
+from semipd.core.plan import Plan
+from semipd.core.snapshot import Snapshot, Step
 from semipd.profiles.profile import MixedPoint, Overheads, Profile
 from semipd.sim.execution_times import ProfileTimes
 from semipd.sim.replay import Replayed
@@ -106,10 +106,10 @@ class Changing(Plain):
         super().__init__(FULL, before, chunk)
         self._at_s, self._after = at_s, after
 
-    def place(self, given: PlaceInput) -> Plan:
-        if given.snapshot.now_s >= self._at_s:
+    def plan(self, snapshot: Snapshot) -> Plan:
+        if snapshot.now_s >= self._at_s:
             self._mode = self._after
-        return super().place(given)
+        return super().plan(snapshot)
 
 
 FOUR = ((0.0, 100, 100), *[(0.205, 100, 1)] * 4)

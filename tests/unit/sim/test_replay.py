@@ -11,9 +11,9 @@ from unit.sim.rig import NOTHING, Flat, Modelled, Plain, due, run, settings
 from semipd.bench.arrivals import Arrival as Due
 from semipd.bench.traces import TraceEntry
 from semipd.core.partition import FULL, Mode, Shares
-from semipd.core.plan import PlaceInput, Plan
+from semipd.core.plan import Plan
 from semipd.core.request import Slo
-from semipd.core.snapshot import Limits, RunningSequence
+from semipd.core.snapshot import Limits, RunningSequence, Snapshot
 from semipd.policies.builtin.adaptive.policy import Adaptive
 from semipd.policies.builtin.chunked import Chunked
 from semipd.policies.builtin.fcfs import Fcfs
@@ -151,17 +151,17 @@ def traffic(seed: int, count: int = 200, rate: float = 20.0) -> list[Due]:
 class Fickle(Plain):
     """Another mode with each plan."""
 
-    def place(self, given: PlaceInput) -> Plan:
-        self._mode = (Mode.MIXED, Mode.SPLIT, Mode.MIXED, Mode.TURNS)[len(self.seen) % 4]
-        return super().place(given)
+    def plan(self, snapshot: Snapshot) -> Plan:
+        self._mode = (Mode.MIXED, Mode.SPLIT, Mode.MIXED, Mode.TURNS)[(len(self.seen) + 1) % 4]
+        return super().plan(snapshot)
 
 
 POLICIES = {
-    "fcfs": lambda: Fcfs({}),
-    "turns": lambda: Static({"mode": "turns", "chunk": "256"}),
-    "split": lambda: Static({"prefill": "60", "decode": "40"}),
-    "adaptive": lambda: Adaptive({}),
-    "chunked": lambda: Chunked({"budget": "200"}),
+    "fcfs": Fcfs,
+    "turns": lambda: Static(Static.Options(mode="turns", chunk=256)),
+    "split": lambda: Static(Static.Options(prefill=60, decode=40)),
+    "adaptive": Adaptive,
+    "chunked": lambda: Chunked(Chunked.Options(budget=200)),
     "fickle": lambda: Fickle(HALVES, chunk=300),
 }
 
@@ -193,7 +193,7 @@ OVERHEADS = Overheads(0.0005, 0.0008, 0.0008, 0.002, 0.0003)
 
 def test_mean_gap_and_largest_gap_are_those_of_the_tokens() -> None:
     # Gaps between first and last token of a request add up to its time, so over all requests both sums are the same.
-    done = run(Static({"mode": "turns"}), traffic(5), Flat(0.005, 5e-5), settings(overheads=OVERHEADS))
+    done = run(Static(Static.Options(mode="turns")), traffic(5), Flat(0.005, 5e-5), settings(overheads=OVERHEADS))
     spans = sum(life.last_token_s - (life.first_token_s or 0.0) for life in done.lives)
     gaps = done.server.gaps.distribution()
     assert gaps is not None
@@ -302,8 +302,8 @@ def in_both(make: Callable[[], Policy], rate: float, prompt: int, output: int) -
 
 @pytest.mark.parametrize(("rate", "prompt", "output"), LOADS)
 def test_it_agrees_with_the_small_world(rate: float, prompt: int, output: int) -> None:
-    split = {"prefill": str(SPLIT_48.prefill), "decode": str(SPLIT_48.decode), "order": "fcfs"}
-    ttft, tpot = in_both(lambda: Static(split), rate, prompt, output)
+    options = Static.Options(prefill=SPLIT_48.prefill, decode=SPLIT_48.decode, order="fcfs")
+    ttft, tpot = in_both(lambda: Static(options), rate, prompt, output)
     assert ttft[1] == pytest.approx(ttft[0], rel=0.12)
     assert tpot[1] == pytest.approx(tpot[0], rel=0.08)
 
@@ -313,7 +313,7 @@ def test_with_mixed_batches_each_chunk_is_a_step_later_than_in_the_small_world(
     rate: float, prompt: int, output: int
 ) -> None:
     """Its decode launches nothing ahead; here a chunk that is given out finds the next step on the device already."""
-    ttft, tpot = in_both(lambda: Chunked({}), rate, prompt, output)
+    ttft, tpot = in_both(Chunked, rate, prompt, output)
     chunks = -(-prompt // 500)
     assert 0.5 * tpot[0] < ttft[1] - ttft[0] < 1.5 * chunks * tpot[0]
     assert tpot[1] == pytest.approx(tpot[0], rel=0.08)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from semipd.core.plan import Chunk, Order, OrderInput, PlaceInput, Plan
+from semipd.core.partition import FULL
+from semipd.core.plan import Chunk, Plan
+from semipd.core.snapshot import Snapshot, WaitingSequence
 from semipd.policies.builtin.adaptive.policy import Adaptive
 from semipd.policies.builtin.chunked import Chunked
 from semipd.policies.builtin.fcfs import Fcfs
@@ -27,14 +29,14 @@ from semipd.policies.toolkit.batching import fill_batch
 from semipd.policies.toolkit.ordering import by_priority_then_arrival
 
 MAKERS: dict[str, Callable[[], Policy]] = {
-    "fcfs": lambda: Fcfs({}),
-    "fcfs in chunks": lambda: Fcfs({"chunk": "512"}),
-    "static": lambda: Static({}),
-    "static by arrival": lambda: Static({"order": "fcfs", "prefill": "70", "decode": "30"}),
-    "semi-pd": lambda: SemiPd({"window": "20"}),
-    "chunked": lambda: Chunked({}),
-    "chunked by slack": lambda: Chunked({"order": "slack", "budget": "2048"}),
-    "adaptive": lambda: Adaptive({}),
+    "fcfs": Fcfs,
+    "fcfs in chunks": lambda: Fcfs(Fcfs.Options(chunk=512)),
+    "static": Static,
+    "static by arrival": lambda: Static(Static.Options(order="fcfs", prefill=70, decode=30)),
+    "semi-pd": lambda: SemiPd(SemiPd.Options(window=20)),
+    "chunked": Chunked,
+    "chunked by slack": lambda: Chunked(Chunked.Options(order="slack", budget=2048)),
+    "adaptive": Adaptive,
 }
 
 
@@ -43,61 +45,58 @@ def test_built_in_policies_keep_the_contract(name: str) -> None:
     check_policy(MAKERS[name], budget_s=0.006)
 
 
-class Flawed(Fcfs):
+class Flawed(Policy):
     """Right until a test breaks it."""
 
     name = "flawed"
 
-    def __init__(self) -> None:
-        super().__init__({})
+    def order(self, waiting: Sequence[WaitingSequence]) -> Sequence[WaitingSequence]:
+        return by_priority_then_arrival(waiting)
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        return Plan(prefill=fill_batch(snapshot, self.order(snapshot.waiting)), shares=FULL)
 
 
 class PlansAbsentPages(Flawed):
-    def place(self, given: PlaceInput) -> Plan:
-        order = given.order.sequences
-        waiting = {w.sequence: w for w in given.snapshot.waiting}
-        free = [waiting[n] for n in order if not waiting[n].in_flight_tokens and waiting[n].remaining_tokens]
-        most = given.snapshot.limits.max_batch_tokens
+    def plan(self, snapshot: Snapshot) -> Plan:
+        free = [w for w in self.order(snapshot.waiting) if not w.in_flight_tokens and w.remaining_tokens]
+        most = snapshot.limits.max_batch_tokens
         return Plan(prefill=tuple(Chunk(w.sequence, min(w.remaining_tokens, most)) for w in free[:1]))
 
 
 class PlansWhatIsInFlight(Flawed):
-    def place(self, given: PlaceInput) -> Plan:
-        return Plan(prefill=tuple(Chunk(w.sequence, 1) for w in given.snapshot.waiting if w.in_flight_tokens))
+    def plan(self, snapshot: Snapshot) -> Plan:
+        return Plan(prefill=tuple(Chunk(w.sequence, 1) for w in snapshot.waiting if w.in_flight_tokens))
 
 
 class ForgetsTheLong(Flawed):
-    def order(self, given: OrderInput) -> Order:
-        return Order(tuple(w.sequence for w in given.snapshot.waiting if w.prompt_tokens < 1500))
+    def order(self, waiting: Sequence[WaitingSequence]) -> Sequence[WaitingSequence]:
+        return [w for w in waiting if w.prompt_tokens < 1500]
 
 
 class ShortestFirst(Flawed):
-    def order(self, given: OrderInput) -> Order:
-        by_length = sorted(given.snapshot.waiting, key=lambda w: (w.remaining_tokens, w.sequence))
-        return Order(tuple(w.sequence for w in by_length))
+    def order(self, waiting: Sequence[WaitingSequence]) -> Sequence[WaitingSequence]:
+        return sorted(waiting, key=lambda w: (w.remaining_tokens, w.sequence))
 
 
 class Draws(Flawed):
-    def order(self, given: OrderInput) -> Order:
-        found = list(by_priority_then_arrival(given.snapshot.waiting))
+    def plan(self, snapshot: Snapshot) -> Plan:
+        found = list(self.order(snapshot.waiting))
         random.shuffle(found)
-        return Order(tuple(found))
-
-    def place(self, given: PlaceInput) -> Plan:
-        return Plan(prefill=fill_batch(given.snapshot, given.order, 64))
+        return Plan(prefill=fill_batch(snapshot, found, 64))
 
 
 class NamesTwice(Flawed):
-    def order(self, given: OrderInput) -> Order:
-        return Order(by_priority_then_arrival(given.snapshot.waiting) * 2)
+    def order(self, waiting: Sequence[WaitingSequence]) -> Sequence[WaitingSequence]:
+        return by_priority_then_arrival(waiting) * 2
 
 
 class Slow(Flawed):
-    def order(self, given: OrderInput) -> Order:
+    def order(self, waiting: Sequence[WaitingSequence]) -> Sequence[WaitingSequence]:
         until = time.thread_time() + 0.02
         while time.thread_time() < until:
             pass
-        return super().order(given)
+        return super().order(waiting)
 
 
 @pytest.mark.parametrize(

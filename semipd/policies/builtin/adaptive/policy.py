@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from semipd.core.partition import Mode, Shares
-from semipd.core.plan import Admission, AdmitInput, Chunk, Order, OrderInput, PlaceInput, Plan
-from semipd.core.snapshot import RunningSequence, Snapshot
+from semipd.core.plan import Admission, Chunk, Plan
+from semipd.core.snapshot import RunningSequence, Snapshot, WaitingSequence
 from semipd.policies.builtin.adaptive.batch_cap import Traffic, most_rows
 from semipd.policies.builtin.adaptive.modes import (
     TILE,
@@ -19,11 +19,10 @@ from semipd.policies.builtin.adaptive.modes import (
     split_choice,
 )
 from semipd.policies.contract import Policy
-from semipd.policies.options import Options
-from semipd.policies.toolkit.batching import fill_batch
+from semipd.policies.policy_options import PolicyOptions, option
 from semipd.policies.toolkit.deadlines import ASSUMED_TPOT_S, ASSUMED_TTFT_S, due_s
 from semipd.policies.toolkit.forecast import STEP_TOKENS, Forecast, effective, other_share
-from semipd.policies.toolkit.ordering import BySlack
+from semipd.policies.toolkit.ordering import BySlack, RankedPrompts
 from semipd.policies.toolkit.running_batch import joining
 
 HORIZON = 64
@@ -52,12 +51,29 @@ CERTAIN = 0.8
 """A deadline counts as lost if even this part of the estimate does not fit before it."""
 
 
+class AdaptiveOptions(PolicyOptions):
+    batch_ms: float | None = option(
+        None,
+        "Time that one prefill batch takes. Not given: a quarter of the tightest TTFT that clients lately asked for.",
+        unit="ms",
+        above=0,
+        high=10_000,
+    )
+    ahead_ms: float = option(
+        8.0, "Time before the prefill worker is free at which it gets its next batch.", unit="ms", above=0, high=10_000
+    )
+    margin: float = option(10.0, "Part of each TPOT that is kept in reserve.", unit="%", above=0, high=90)
+    dwell_ms: float = option(
+        250.0, "Time that shares and mode stay at least, against flapping.", unit="ms", above=0, high=60_000
+    )
+
+
 class Adaptive(Policy):
     """Deadline order, bounded chunks, and turns, mixed batches or a split, whatever brings first tokens soonest.
 
     *Admit*: refused is only who names a deadline by which, so it seems, not even the first token can come.
-    *Order*: by deadline slack with ageing (semipd.policies.toolkit.deadlines).
-    *Place*: a batch takes a quarter of the tightest TTFT that clients lately wished, so that a short prompt that comes
+    *Order*: prompts run by deadline slack with ageing (semipd.policies.toolkit.deadlines).
+    *Plan*: a batch takes a quarter of the tightest TTFT that clients lately wished, so that a short prompt that comes
     next never waits long, and is given out `ahead_ms` before the worker is free. Of the ways to use the device that the
     engine has (`modes.py`) it takes the one under which a latency model that follows the server expects
     first tokens soonest, while the running batch keeps the TPOT that it wishes with `margin`: turns with as many prompt
@@ -65,21 +81,19 @@ class Adaptive(Policy):
     decode can't wait for a turn to end. A sequence that is ahead of its pace may be slower for a while. `dwell_ms` and
     a gain threshold keep it from flapping. While no prompt waits, shares and mode stay: the engine then gives decode
     the whole device by itself. No more prompts are begun than decode has places for.
-
-    Options: `batch_ms`, a fixed time for a batch instead; `ahead_ms` (default 8); `margin`, percent of each wished
-    TPOT that is kept in reserve (10); `dwell_ms` (250).
     """
 
     name: ClassVar[str] = "adaptive"
+    Options = AdaptiveOptions
+    options: AdaptiveOptions
 
-    def __init__(self, options: Mapping[str, str]) -> None:
+    def __init__(self, options: AdaptiveOptions | None = None) -> None:
         super().__init__(options)
-        read = Options(self.name, options)
-        self._batch_s = read.number("batch_ms", default=0.0, above=0.0, high=10_000.0) / 1000
-        self._ahead_s = read.number("ahead_ms", default=8.0, above=0.0, high=10_000.0) / 1000
-        self._margin = read.number("margin", default=10.0, above=0.0, high=90.0) / 100
-        self._hysteresis = Hysteresis(read.number("dwell_ms", default=250.0, above=0.0, high=60_000.0) / 1000)
-        read.finish()
+        chosen = self.options
+        self._batch_s = (chosen.batch_ms or 0.0) / 1000
+        self._ahead_s = chosen.ahead_ms / 1000
+        self._margin = chosen.margin / 100
+        self._hysteresis = Hysteresis(chosen.dwell_ms / 1000)
         self._forecast = Forecast()
         self._slack = BySlack(self._forecast)
         self._wished: Snapshot | None = None
@@ -92,8 +106,7 @@ class Adaptive(Policy):
         self._mode = Mode.SPLIT
         self._since_s = float("-inf")
 
-    def admit(self, given: AdmitInput) -> Admission:
-        snapshot, sequence = given.snapshot, given.sequence
+    def admit(self, snapshot: Snapshot, sequence: WaitingSequence) -> Admission:
         if sequence.deadline_s is None:
             return Admission()
         self._forecast.see(snapshot)
@@ -111,33 +124,28 @@ class Adaptive(Policy):
             retry_after_s=max(0.1, needed - left),
         )
 
-    def order(self, given: OrderInput) -> Order:
-        return self._slack.order(given.snapshot)
-
-    def place(self, given: PlaceInput) -> Plan:
-        snapshot = given.snapshot
+    def plan(self, snapshot: Snapshot) -> Plan:
+        prompts = self._slack.ranked(snapshot)
         if not snapshot.waiting or not snapshot.running:
             chunk = self._chunk(snapshot)
-            chunks = self._fill(snapshot, given.order, chunk, self._ahead_s)
-            return Plan(prefill=chunks, mode=self._mode_of(snapshot))
+            chunks = self._fill(snapshot, prompts, chunk, self._ahead_s)
+            return Plan(prefill=chunks, mode=self._mode)
         choice = self._choose(snapshot)
         self._forecast.step_tokens = choice.step_tokens or STEP_TOKENS
         # A step is launched while the one before it is on the device: a batch for it must be there by then.
         ahead_s = max(self._ahead_s, choice.decode_s) if choice.mode is Mode.MIXED else self._ahead_s
         return Plan(
-            prefill=self._fill(snapshot, given.order, choice.chunk, ahead_s),
+            prefill=self._fill(snapshot, prompts, choice.chunk, ahead_s),
             shares=choice.shares,
             mode=choice.mode,
             step_tokens=choice.step_tokens,
         )
 
-    def _fill(self, snapshot: Snapshot, order: Order, chunk: int, ahead_s: float) -> tuple[Chunk, ...]:
+    def _fill(self, snapshot: Snapshot, prompts: RankedPrompts, chunk: int, ahead_s: float) -> tuple[Chunk, ...]:
         """Nothing while the worker is busy for longer than that: what comes in the meantime may have to be first."""
         if self._forecast.in_flight_s(snapshot) > ahead_s:
             return ()
-        chunks = fill_batch(snapshot, order, chunk)[: self._places(snapshot)]
-        self._slack.planned(chunks, snapshot)
-        return chunks
+        return prompts.take(chunk, sequences=self._places(snapshot))
 
     def _places(self, snapshot: Snapshot) -> int:
         """For how many more sequences decode has a place: one whose first token comes before has its pace to lose.
@@ -147,7 +155,7 @@ class Adaptive(Policy):
         """
         rows, most = len(snapshot.running), snapshot.limits.max_running
         places = most + max(1, most // READY)
-        if rows and self._mode_of(snapshot) is Mode.TURNS and snapshot.limits.step_rows:
+        if rows and self._mode is Mode.TURNS and snapshot.limits.step_rows:
             looked = self._forecast.batch.looked_over(snapshot)
             if looked is not self._counted:
                 self._counted, self._most = looked, self._most_rows(snapshot)
@@ -185,9 +193,6 @@ class Adaptive(Policy):
             self._wished, self._tight_s = snapshot, wishes[len(wishes) // 10] if wishes else ASSUMED_TTFT_S
         return self._tight_s
 
-    def _mode_of(self, snapshot: Snapshot) -> Mode:
-        return self._mode if self._mode in snapshot.limits.modes else Mode.SPLIT
-
     def _choose(self, snapshot: Snapshot) -> Choice:
         model, limits, now = self._forecast.model, snapshot.limits, snapshot.now_s
         load = self._load(snapshot)
@@ -197,7 +202,7 @@ class Adaptive(Policy):
         wanted = preferred(found, load)
         if (wanted.shares, wanted.mode) == (self._shares, self._mode):
             return wanted
-        if self._mode_of(snapshot) is Mode.SPLIT:
+        if self._mode is Mode.SPLIT:
             present = split_choice(model, load, self._shares)
         else:
             same = [c for c in found if c.mode is self._mode] or [wanted]

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from semipd.core.partition import FULL, Mode
-from semipd.core.plan import AdmitInput
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, WaitingSequence
 from semipd.policies.builtin.adaptive.modes import (
@@ -165,7 +164,7 @@ class TestHysteresis:
 
     def test_a_steady_load_changes_little(self) -> None:
         arrivals = poisson(random.Random(2), 40.0, 300, lambda at: Arrival(at, 230, 120, Slo(0.1, 0.0367)))
-        world = World(Adaptive({}), arrivals)
+        world = World(Adaptive(), arrivals)
         world.run()
         shares = [plan.shares for _, plan in world.plans if plan.shares is not None]
         assert sum(a != b for a, b in itertools.pairwise(shares)) <= 12
@@ -173,12 +172,12 @@ class TestHysteresis:
 
 class TestPlace:
     def test_while_no_prompt_waits_the_shares_stay(self) -> None:
-        assert Adaptive({}).plan(moment([], [runs(1)])).shares is None
+        assert Adaptive().plan(moment([], [runs(1)])).shares is None
 
     def test_the_tightest_running_wish_decides(self) -> None:
         batch = [runs(n) for n in range(64)]
-        loose = Adaptive({}).plan(moment([waits(100, 500)], batch)).shares
-        tight = Adaptive({}).plan(moment([waits(100, 500)], [*batch, runs(64, tpot_s=0.014)])).shares
+        loose = Adaptive().plan(moment([waits(100, 500)], batch)).shares
+        tight = Adaptive().plan(moment([waits(100, 500)], [*batch, runs(64, tpot_s=0.014)])).shares
         assert loose is not None
         assert tight is not None
         assert tight.decode > loose.decode
@@ -188,7 +187,7 @@ class TestPlace:
 
         def decode_share(behind: int, **wish: float) -> float:
             late = [runs(64 + n, took_s=1.3, **wish) for n in range(behind)]
-            shares = Adaptive({}).plan(moment([waits(100, 500)], [*batch[behind:], *late])).shares
+            shares = Adaptive().plan(moment([waits(100, 500)], [*batch[behind:], *late])).shares
             assert shares is not None
             return shares.decode
 
@@ -197,13 +196,14 @@ class TestPlace:
         assert decode_share(1, tpot_s=0.03) > decode_share(0)  # with a wish of its own it is not one of many
 
     def test_a_long_prompt_is_cut_so_that_a_batch_is_short(self) -> None:
-        (chunk,) = Adaptive({}).plan(moment([waits(1, 4000, ttft_s=0.1)], [runs(2)])).prefill
+        (chunk,) = Adaptive().plan(moment([waits(1, 4000, ttft_s=0.1)], [runs(2)])).prefill
         assert chunk.tokens < 1000
-        (longer,) = Adaptive({"batch_ms": "80"}).plan(moment([waits(1, 4000, ttft_s=0.1)], [runs(2)])).prefill
+        patient = Adaptive(Adaptive.Options(batch_ms=80))
+        (longer,) = patient.plan(moment([waits(1, 4000, ttft_s=0.1)], [runs(2)])).prefill
         assert longer.tokens > chunk.tokens
 
     def test_the_next_batch_is_held_back_until_the_worker_is_nearly_free(self) -> None:
-        policy = Adaptive({})
+        policy = Adaptive()
         policy.plan(moment([waits(1, 4000)], [runs(3)]))
         busy = moment([waits(1, 4000, 0, 512), waits(2, 100)], [runs(3)], prefill_batches=1)
         assert policy.plan(replace(busy, now_s=10.005)).prefill == ()
@@ -212,7 +212,7 @@ class TestPlace:
     def test_a_mode_that_the_engine_has_is_asked_for(self) -> None:
         limits = Limits(8192, 512, frozenset({Mode.SPLIT, Mode.TURNS}))
         batch = [runs(n, tpot_s=0.08) for n in range(64)]
-        plan = Adaptive({}).plan(moment([waits(100, 5000)], batch, limits=limits))
+        plan = Adaptive().plan(moment([waits(100, 5000)], batch, limits=limits))
         assert (plan.mode, plan.shares) == (Mode.TURNS, FULL)
 
 
@@ -220,7 +220,7 @@ class TestAdmit:
     def ask(self, deadline_s: float | None, queue: int = 20) -> tuple[bool, float | None]:
         waiting = [waits(n, 4000) for n in range(queue)]
         newcomer = replace(waits(99, 400, ttft_s=5.0), deadline_s=deadline_s)
-        answer = Adaptive({}).admit(AdmitInput(moment(waiting, []), newcomer))
+        answer = Adaptive().admit(moment(waiting, []), newcomer)
         return answer.accept, answer.retry_after_s
 
     def test_an_slo_alone_never_refuses(self) -> None:
@@ -250,18 +250,19 @@ def goodput(policy: Policy, rate: float) -> float:
 
 
 def test_more_requests_are_in_time_than_under_any_fixed_split() -> None:
-    fixed = [Static({"prefill": str(s.prefill), "decode": str(s.decode)}) for s in SPLITS[:4]]
-    assert goodput(Adaptive({}), 38.0) >= max(goodput(policy, 38.0) for policy in fixed) - 0.01
+    fixed = [Static(Static.Options(prefill=s.prefill, decode=s.decode)) for s in SPLITS[:4]]
+    assert goodput(Adaptive(), 38.0) >= max(goodput(policy, 38.0) for policy in fixed) - 0.01
 
 
 def test_order_by_slack_is_worth_more_than_arrival() -> None:
-    options = {"prefill": "70", "decode": "30"}
-    assert goodput(Static(options), 30.0) > goodput(Static({**options, "order": "fcfs"}), 30.0) + 0.1
+    by_slack = Static.Options(prefill=70, decode=30)
+    by_arrival = replace(by_slack, order="fcfs")
+    assert goodput(Static(by_slack), 30.0) > goodput(Static(by_arrival), 30.0) + 0.1
 
 
 def test_a_device_with_slower_decode_is_learned_and_its_pace_kept() -> None:
     slow = replace(MODEL, weights_s=MODEL.weights_s * 1.8, kv_s=MODEL.kv_s * 1.8, row_s=MODEL.row_s * 1.8)
     arrivals = poisson(random.Random(3), 20.0, 200, lambda at: Arrival(at, 400, 100, Slo(1.0, 0.0367)))
-    lives = World(Adaptive({}), arrivals, Settings(model=slow)).run()
+    lives = World(Adaptive(), arrivals, Settings(model=slow)).run()
     paces = [life.tpot_s for life in lives if life.tpot_s is not None]
     assert sum(pace <= 0.0367 for pace in paces) / len(paces) > 0.95

@@ -95,7 +95,7 @@ class TestAdaptive:
         )
         pages = PageUse(90_000, 100_000, 16)
         moment = Snapshot(200.0, waiting, running, pages, limits, mode=Mode.TURNS, observed=observed or Observed())
-        policy = Adaptive({})
+        policy = Adaptive()
         policy.plan(moment)
         return policy.plan(replace(moment, now_s=200.2))
 

@@ -13,6 +13,7 @@ from semipd.core.plan import Chunk
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, WaitingSequence
 from semipd.policies.builtin.chunked import Chunked
+from semipd.policies.contract import ask_plan
 from semipd.policies.registry import make_policy
 from semipd.policies.testing import Arrival, Settings, World
 
@@ -29,39 +30,39 @@ def moment(*waiting: WaitingSequence, rows: int = 0, limits: Limits = MIXED) -> 
 
 
 def test_the_budget_is_what_running_sequences_leave_of_it() -> None:
-    plan = Chunked({}).plan(moment(waits(1, 300), waits(2, 2000), rows=40))
+    plan = Chunked().plan(moment(waits(1, 300), waits(2, 2000), rows=40))
     assert plan.prefill == (Chunk(1, 300), Chunk(2, 512 - 40 - 300))
     assert (plan.mode, plan.shares) == (Mode.MIXED, FULL)
 
 
 def test_no_remainder_comes_on_top_of_it() -> None:
-    assert Chunked({"budget": "100"}).plan(moment(waits(1, 101))).prefill == (Chunk(1, 100),)
+    assert Chunked(Chunked.Options(budget=100)).plan(moment(waits(1, 101))).prefill == (Chunk(1, 100),)
 
 
 def test_who_joins_before_the_step_counts() -> None:
     snapshot = moment(waits(1, 50, flying=50), waits(2, 900, flying=10), waits(3, 900), rows=4)
-    assert Chunked({}).plan(snapshot).prefill == (Chunk(3, 512 - 5),)
+    assert Chunked().plan(snapshot).prefill == (Chunk(3, 512 - 5),)
 
 
 def test_decodes_go_before_prompts() -> None:
-    plan = Chunked({"budget": "32"}).plan(moment(waits(1, 50), rows=32))
+    plan = Chunked(Chunked.Options(budget=32)).plan(moment(waits(1, 50), rows=32))
     assert (plan.prefill, plan.mode) == ((), Mode.MIXED)
 
 
 def test_the_engines_limit_holds() -> None:
     snapshot = moment(waits(1, 5000), limits=replace(MIXED, max_batch_tokens=256))
-    assert Chunked({}).plan(snapshot).prefill == (Chunk(1, 256),)
+    assert Chunked().plan(snapshot).prefill == (Chunk(1, 256),)
 
 
 def test_an_engine_without_mixed_batches_gets_the_chunks_beside_decode() -> None:
-    plan = Chunked({}).plan(moment(waits(1, 5000), rows=12, limits=Limits(8192, 64)))
+    plan = ask_plan(Chunked(), moment(waits(1, 5000), rows=12, limits=Limits(8192, 64)))
     assert (plan.prefill, plan.mode, plan.shares) == ((Chunk(1, 500),), Mode.SPLIT, FULL)
 
 
 @pytest.mark.parametrize("order", ["fcfs", "slack"])
 def test_everybody_is_served(order: str) -> None:
     arrivals = [Arrival(0.01 * n, 100 + 37 * n % 3000, 20, Slo(0.2, 0.04)) for n in range(200)]
-    world = World(Chunked({"order": order}), arrivals, Settings(limits=MIXED))
+    world = World(Chunked(Chunked.Options(order=order)), arrivals, Settings(limits=MIXED))
     assert all(life.end_s is not None for life in world.run())
     assert {plan.mode for _, plan in world.plans} == {Mode.MIXED}
     assert max(sum(chunk.tokens for chunk in plan.prefill) for _, plan in world.plans) <= 512
@@ -69,7 +70,7 @@ def test_everybody_is_served(order: str) -> None:
 
 def test_in_the_kits_world_its_prompts_ride_on_decode_steps() -> None:
     arrivals = [Arrival(0.01 * n, 300, 20) for n in range(60)]
-    world = World(Chunked({}), arrivals, Settings(limits=MIXED))
+    world = World(Chunked(), arrivals, Settings(limits=MIXED))
     world.run()
     steps = world.snapshot().observed.steps
     assert {step.mode for step in steps} == {Mode.MIXED}

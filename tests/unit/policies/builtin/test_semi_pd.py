@@ -95,27 +95,27 @@ class TestPolicy:
         return plan.shares
 
     def test_nothing_changes_before_the_window_is_over(self) -> None:
-        policy = SemiPd({"window": "20"})
+        policy = SemiPd(SemiPd.Options(window=20))
         assert self.shares(policy.plan(moment(1.0, 10, [5.0], [0.01]))) == FULL
         assert self.shares(policy.plan(moment(2.0, 9, [5.0], [0.01]))) == FULL
         assert self.shares(policy.plan(moment(3.0, 1, [5.0], [0.01]))) != FULL
 
     def test_late_first_tokens_move_the_share_to_prefill(self) -> None:
-        got = self.shares(SemiPd({"window": "10"}).plan(moment(1.0, 10, [5.0] * 10, [0.01] * 10)))
+        got = self.shares(SemiPd(SemiPd.Options(window=10)).plan(moment(1.0, 10, [5.0] * 10, [0.01] * 10)))
         assert got == Shares(100, 50)  # ten steps of five percent, for no share meets five times the SLO
 
     def test_only_the_tail_at_the_percentile_counts(self) -> None:
         calm = moment(1.0, 10, [0.1] * 19 + [9.0], [0.01] * 20)
-        assert self.shares(SemiPd({"window": "10"}).plan(calm)) == FULL
-        assert self.shares(SemiPd({"window": "10", "percentile": "99"}).plan(calm)) != FULL
+        assert self.shares(SemiPd(SemiPd.Options(window=10)).plan(calm)) == FULL
+        assert self.shares(SemiPd(SemiPd.Options(window=10, percentile=99)).plan(calm)) != FULL
 
     def test_what_a_window_saw_is_forgotten_by_the_next(self) -> None:
-        policy = SemiPd({"window": "10"})
+        policy = SemiPd(SemiPd.Options(window=10))
         first = self.shares(policy.plan(moment(1.0, 10, [0.1], [0.15])))
         assert first.prefill < first.decode
         assert self.shares(policy.plan(moment(2.0, 10, [0.1], [0.05]))) == first
 
     def test_a_default_slo_is_for_requests_that_name_none(self) -> None:
         slow = moment(1.0, 10, [5.0], [0.01], Slo())
-        assert self.shares(SemiPd({"window": "10"}).plan(slow)) == FULL
-        assert self.shares(SemiPd({"window": "10", "ttft_ms": "1000"}).plan(slow)) != FULL
+        assert self.shares(SemiPd(SemiPd.Options(window=10)).plan(slow)) == FULL
+        assert self.shares(SemiPd(SemiPd.Options(window=10, ttft_ms=1000)).plan(slow)) != FULL
