@@ -149,12 +149,7 @@ class CoordinatorLink:
     def _hear(self, message: gw.ToGateway) -> None:
         match message.WhichOneof("message"):
             case "deltas":
-                mailboxes = self._mailboxes
-                for delta in message.deltas.deltas:
-                    # None: cancelled here while these were on their way.
-                    buffer = mailboxes.get(delta.ticket)
-                    if buffer is not None:
-                        self._deliver(buffer, delta)
+                self._hear_deltas(message.deltas)
             case "admitted":
                 buffer = self._mailboxes.get(message.admitted.ticket)
                 if buffer is not None:
@@ -169,6 +164,14 @@ class CoordinatorLink:
                     future.set_result(message.answer)
             case "state":
                 self._on_state(message.state)
+
+    def _hear_deltas(self, message: gw.Deltas) -> None:
+        buffers = self._mailboxes
+        for delta in message.deltas:
+            # None: cancelled here while these were on their way.
+            buffer = buffers.get(delta.ticket)
+            if buffer is not None:
+                self._deliver(buffer, delta)
 
     def _deliver(self, buffer: ResponseBuffer, delta: gw.Delta) -> None:
         """Whatever goes wrong ends one request, never the reading."""

@@ -232,10 +232,7 @@ def check(profile: Profile, where: str) -> None:
             raise InputError(f"{where}: prefill[{at}]: points: start: must be at least 0")
     _check_mixed(profile.mixed, f"{where}: mixed")
     _check_turns(profile.turns, f"{where}: turns")
-    for name in Buckets.__dataclass_fields__:
-        sizes = getattr(profile.buckets, name)
-        if any(size < 1 for size in sizes) or any(a >= b for a, b in pairwise(sizes)):
-            raise InputError(f"{where}: buckets: {name}: must be above 0 and ascend")
+    _check_buckets(profile.buckets, f"{where}: buckets")
     _check_references(profile, where)
 
 
@@ -253,6 +250,13 @@ def _check_turns(points: Sequence[TurnsPoint], where: str) -> None:
         _positive(where, name, (getattr(p, name) for p in points))
     if len({(p.rows, p.context, p.tokens) for p in points}) < len(points):
         raise InputError(f"{where}: points: one is there twice")
+
+
+def _check_buckets(buckets: Buckets, where: str) -> None:
+    for name in Buckets.__dataclass_fields__:
+        sizes = getattr(buckets, name)
+        if any(size < 1 for size in sizes) or any(a >= b for a, b in pairwise(sizes)):
+            raise InputError(f"{where}: {name}: must be above 0 and ascend")
 
 
 def _check_references(profile: Profile, where: str) -> None:

@@ -23,22 +23,26 @@ def play(account: PageAccount, me: Holder, seed: int, operations: int) -> None:
                 mine.append(account.open(me))
             except NoLease:
                 choice = 1.0
-        if not mine:
-            continue
-        lease = draw.choice(mine)
-        if choice < 0.6:
-            account.take(lease, draw.randint(1, 4), me)
-        elif choice < 0.7:
-            account.truncate(lease, draw.randint(0, 3), me)
-        elif choice < 0.75:
-            account.hand_over(lease, me, me)
-        elif choice >= 0.8:
-            account.release(lease, me, quarantine=choice > 0.97)
-            mine.remove(lease)
-            if choice > 0.97:
-                account.clear_quarantine(me)
+        if mine:
+            change(account, me, mine, choice, draw)
     for lease in mine:
         account.release(lease, me)
+
+
+def change(account: PageAccount, me: Holder, mine: list[int], choice: float, draw: random.Random) -> None:
+    """Does to one of the leases what `choice`, a number from 0 to 1, says."""
+    lease = draw.choice(mine)
+    if choice < 0.6:
+        account.take(lease, draw.randint(1, 4), me)
+    elif choice < 0.7:
+        account.truncate(lease, draw.randint(0, 3), me)
+    elif choice < 0.75:
+        account.hand_over(lease, me, me)
+    elif choice >= 0.8:
+        account.release(lease, me, quarantine=choice > 0.97)
+        mine.remove(lease)
+        if choice > 0.97:
+            account.clear_quarantine(me)
 
 
 def main() -> None:

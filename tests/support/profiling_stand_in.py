@@ -5,36 +5,44 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 
 def main() -> None:
     role, prepared = sys.argv[1], 0.0
     for line in sys.stdin:
         asked = json.loads(line)
-        answer: dict[str, object] = {}
         match asked["do"]:
-            case "open":
-                answer = {"sms": 132}
-            case "alone" if asked.get("rows") == 13:
-                answer = {"error": "ValueError: unlucky"}
-            case "alone" if asked.get("rows") == 666:
-                sys.exit(3)
-            case "alone":
-                answer = {"ms": took(role, asked)}
-            case "turns" if role == "decode":
-                answer = {"step_ms": 2.0 * asked["rows"], "pass_ms": 0.1 * asked["tokens"] + asked["context"]}
             case "prepare" if asked.get("tokens") == 13:
-                answer = {"error": "ValueError: unlucky"}
+                answer: dict[str, object] = {"error": "ValueError: unlucky"}
             case "prepare" if role == "decode" and "seconds" not in asked:
                 sys.exit(4)
             case "prepare":
-                prepared = 2 * took(role, asked)
-            case "buckets":
-                answer = {"decode": [64, 128], "mixed": [256]} if role == "decode" else {"prefill": [512, 1024]}
+                prepared, answer = 2 * took(role, asked), {}
             case "go":
                 early = asked["start"] > time.monotonic() and asked["since"] < asked["until"]
                 answer = {"ms": prepared} if early else {"error": "ValueError: too late"}
+            case _:
+                answer = measured(role, asked)
         print(json.dumps(answer), flush=True)
+
+
+def measured(role: str, asked: dict[str, Any]) -> dict[str, object]:
+    """Answers what needs no preparation."""
+    match asked["do"]:
+        case "open":
+            return {"sms": 132}
+        case "alone" if asked.get("rows") == 13:
+            return {"error": "ValueError: unlucky"}
+        case "alone" if asked.get("rows") == 666:
+            sys.exit(3)
+        case "alone":
+            return {"ms": took(role, asked)}
+        case "turns" if role == "decode":
+            return {"step_ms": 2.0 * asked["rows"], "pass_ms": 0.1 * asked["tokens"] + asked["context"]}
+        case "buckets":
+            return {"decode": [64, 128], "mixed": [256]} if role == "decode" else {"prefill": [512, 1024]}
+    return {}
 
 
 def took(role: str, asked: dict[str, float]) -> float:
