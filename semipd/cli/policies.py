@@ -1,4 +1,4 @@
-"""`semipd policies`: which policies there are, beginning one, and changing a server's."""
+"""`semipd policies`: lists policies, shows the options of one, begins a new one, and changes a server's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def policies(
     """List the policies that are installed here; with --target, those of that server and which one is at work.
 
     A policy decides which requests run when, and on how much of the device: `semipd serve --policy NAME`.
-    `semipd policies new NAME` begins one of your own, `semipd policies use NAME` changes a running server's.
+    `semipd policies show NAME` lists the options of one, `semipd policies new NAME` begins one of your own.
+    `semipd policies use NAME` changes a running server's.
     """
     if context.invoked_subcommand is not None:
         return
@@ -48,6 +49,30 @@ def policies(
         typer.echo(table.as_json(rows))
     else:
         table.show(rows)
+
+
+@policies_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A policy that is installed here.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show the options of a policy: default, unit, allowed values, and what each does.
+
+    Give them as `--policy-option NAME=VALUE` to `semipd serve`, `semipd simulate` or `semipd policies use`.
+    """
+    from semipd.cli import policy_table as table
+    from semipd.cli.terminal import complain
+    from semipd.core.errors import ConfigError
+
+    try:
+        found = table.described(name)
+    except ConfigError as error:
+        complain(str(error))
+        raise typer.Exit(exits.USAGE) from error
+    if as_json:
+        typer.echo(table.description_as_json(found))
+    else:
+        table.show_description(found)
 
 
 @policies_app.command()

@@ -1,16 +1,17 @@
-"""Policies as a table or as JSON."""
+"""Prints policies, or the options of one, as a table or as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semipd.policies.registry import discover
+from semipd.policies.registry import discover, find_policy, policy_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +44,59 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
     (console or Console()).print(table)
     if served:
         (console or Console()).print(Text("● at work", style="dim"))
+
+
+@dataclass(frozen=True, slots=True)
+class OptionRow:
+    name: str
+    default: Any
+    """None: without the option something else decides, as `help` says."""
+    unit: str
+    allowed: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One policy with its options."""
+
+    name: str
+    summary: str
+    package: str
+    options: tuple[OptionRow, ...]
+
+
+def described(name: str) -> Description:
+    """Describes a policy of this environment. Raises ConfigError where there is none or where it can't be loaded."""
+    cls = find_policy(name)
+    entry = discover()[name]
+    options = policy_options(name, cls).values()
+    rows = tuple(OptionRow(o.name, o.default, o.unit, o.allowed, o.help) for o in options)
+    return Description(name, entry.summary, entry.distribution, rows)
+
+
+def description_as_json(found: Description) -> str:
+    return json.dumps(asdict(found), ensure_ascii=False)
+
+
+def show_description(found: Description, console: Console | None = None) -> None:
+    console = console or Console()
+    console.print(Text(found.name, style="bold"), Text(found.package, style="dim"))
+    console.print(Text(found.summary))
+    if not found.options:
+        console.print(Text("It has no options.", style="dim"))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("option", "default", "unit", "allowed", "what it does"):
+        table.add_column(heading, no_wrap=heading in {"option", "default", "unit"})
+    for row in found.options:
+        cells = [_shown(row.default), row.unit, row.allowed, row.help]
+        table.add_row(Text(row.name, style="bold"), *[Text(cell) for cell in cells])
+    console.print()
+    console.print(table)
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "none"
+    return f"{default:g}" if isinstance(default, float) else str(default)

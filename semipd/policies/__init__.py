@@ -6,6 +6,7 @@
 policies that ship, `semipd.policies.registry` finds those that are installed, and `semipd.testing` tests them.
 """
 
+from semipd.core.latency import LatencyModel
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.plan import Admission, Chunk, Plan
 from semipd.core.request import Slo
@@ -32,6 +33,7 @@ __all__ = [
     "Chunk",
     "Completion",
     "FirstToken",
+    "LatencyModel",
     "Limits",
     "Mode",
     "Observed",

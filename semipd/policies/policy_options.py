@@ -7,7 +7,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 from semipd.core.errors import ConfigError
 
@@ -117,8 +117,9 @@ class PolicyOption:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclass(frozen=True)
 class PolicyOptions:
-    """The base of a policy's options. A subclass is a frozen dataclass by itself, without a decorator.
+    """The base of a policy's options. A subclass becomes a frozen dataclass by itself; it takes no decorator.
 
     class MyOptions(PolicyOptions):
         decode: float = option(40.0, "Decode's share of the device.", unit="%", above=0, high=95)
@@ -127,19 +128,12 @@ class PolicyOptions:
     one with a wrong value gets a ConfigError that names the option and what is allowed.
     """
 
-    __semipd_bounds__: ClassVar[Mapping[str, _Bounds]] = {}
-
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "__semipd_bounds__" in cls.__dict__:
-            return  # a decorator made the class once more, as dataclass(slots=True) does
         dataclass(frozen=True, kw_only=True)(cls)
-        found = {}
-        for one in fields(cls):  # type: ignore[arg-type]  # the line above made it a dataclass
+        for one in fields(cls):
             if _BOUNDS not in one.metadata:
                 raise TypeError(f"{cls.__name__}.{one.name}: write it as `{one.name}: TYPE = option(DEFAULT, HELP)`")
-            found[one.name] = one.metadata[_BOUNDS]
-        cls.__semipd_bounds__ = found
 
     def __post_init__(self) -> None:
         for known in options_of(type(self)).values():
@@ -149,13 +143,11 @@ class PolicyOptions:
 def options_of(cls: type[PolicyOptions]) -> Mapping[str, PolicyOption]:
     """Returns the options that a class declares, by name, in its order. Raises TypeError for a type that is none of an
     option's."""
-    if not cls.__semipd_bounds__:
-        return {}
     hints = get_type_hints(cls)
     found = {}
-    for one in fields(cls):  # type: ignore[arg-type]
+    for one in fields(cls):
         kind, optional, choices = _taken_apart(hints[one.name], f"{cls.__name__}.{one.name}")
-        b = cls.__semipd_bounds__[one.name]
+        b: _Bounds = one.metadata[_BOUNDS]
         found[one.name] = PolicyOption(
             one.name, one.default, kind, optional, b.help, b.unit, b.above, b.low, b.high, b.choices or choices
         )

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from semipd.core.errors import ConfigError
 from semipd.policies import former_contract
 from semipd.policies.contract import Policy
-from semipd.policies.policy_options import PolicyOptions, options_of
+from semipd.policies.policy_options import PolicyOption, PolicyOptions, options_of
 
 GROUP = "semipd.policies"
 
@@ -81,7 +81,7 @@ def make_policy(name: str, options: Mapping[str, str]) -> Policy:
     Raises ConfigError, naming the policy or the option and what is allowed.
     """
     cls = find_policy(name)
-    chosen = read_options(name, cls.Options, options)
+    chosen = read_options(name, cls, options)
     try:
         return cls(chosen)
     except ConfigError:
@@ -90,16 +90,21 @@ def make_policy(name: str, options: Mapping[str, str]) -> Policy:
         raise ConfigError(f"policy {name!r} can't be made with the options given: {error!r}") from error
 
 
-def read_options(policy: str, cls: type[PolicyOptions], given: Mapping[str, str]) -> PolicyOptions:
-    """Returns the typed options of a policy. Raises ConfigError for one that it does not have, or a wrong value."""
+def policy_options(policy: str, cls: type[Policy]) -> Mapping[str, PolicyOption]:
+    """Returns the options of a policy, by name. Raises ConfigError where its author declares them wrongly."""
     try:
-        known = options_of(cls)
-    except (TypeError, NameError) as error:  # an author's annotation that is none of an option's
+        return options_of(cls.Options)
+    except (TypeError, NameError) as error:  # an annotation that is none of an option's
         raise ConfigError(f"policy {policy!r} declares its options wrongly: {error}") from error
+
+
+def read_options(policy: str, cls: type[Policy], given: Mapping[str, str]) -> PolicyOptions:
+    """Returns the typed options of a policy. Raises ConfigError for one that it does not have, or a wrong value."""
+    known = policy_options(policy, cls)
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigError(f"policy {policy!r} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
     try:
-        return cls(**{name: known[name].read(text) for name, text in given.items()})
+        return cls.Options(**{name: known[name].read(text) for name, text in given.items()})
     except ConfigError as error:
         raise ConfigError(f"policy {policy!r}, {error}") from error

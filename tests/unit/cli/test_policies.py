@@ -35,6 +35,34 @@ def test_those_of_a_server_and_the_one_at_work(runner: CliRunner, server: FakeSe
     assert [(row["name"], row["active"]) for row in rows] == [("fcfs", False), ("mine", True)]
 
 
+def test_the_options_of_a_policy(runner: CliRunner) -> None:
+    shown = runner.invoke(app, ["policies", "show", "static"], env={"COLUMNS": "200"}).stdout
+    (chunk,) = [line.split() for line in shown.splitlines() if line.startswith("chunk")]
+    assert chunk[:7] == ["chunk", "512", "tokens", "a", "whole", "number,", "at"]
+    (mode,) = [line for line in shown.splitlines() if line.startswith("mode")]
+    assert "one of split, turns" in mode
+
+
+def test_the_options_of_a_policy_as_json(runner: CliRunner) -> None:
+    found = json.loads(runner.invoke(app, ["policies", "show", "adaptive", "--json"]).stdout)
+    assert (found["name"], found["package"]) == ("adaptive", "semipd")
+    margin = next(row for row in found["options"] if row["name"] == "margin")
+    assert (margin["default"], margin["unit"], margin["allowed"]) == (10.0, "%", "a number above 0, at most 90")
+
+
+@pytest.mark.parametrize("name", discover())
+def test_every_option_of_a_built_in_policy_has_help(runner: CliRunner, name: str) -> None:
+    found = json.loads(runner.invoke(app, ["policies", "show", name, "--json"]).stdout)
+    assert found["options"]
+    assert all(row["help"].endswith(".") for row in found["options"])
+
+
+def test_a_policy_that_is_not_there_has_no_options(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["policies", "show", "nobody"])
+    assert result.exit_code == 2
+    assert "installed: adaptive, chunked" in result.stderr
+
+
 def test_no_server_there(runner: CliRunner) -> None:
     assert runner.invoke(app, ["policies", "--port", "1"]).exit_code == 3
 
