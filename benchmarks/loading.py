@@ -32,10 +32,10 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from semipd.core.model import ModelConfig, parse_model_config
-from semipd.engine.checkpoint_mapping import targets
+from semipd.engine.checkpoint_mapping import weight_targets
 from semipd.engine.layout import weight_layout
 from semipd.engine.loading import load_checkpoint
-from semipd.engine.staging import BUFFER_BYTES, Span, Staging
+from semipd.engine.staging import BUFFER_BYTES, FileSpan, Staging
 
 LAYER_BYTES = 436_224_000
 SHAPE: dict[str, Any] = {
@@ -58,7 +58,7 @@ def write_checkpoint(folder: Path, model: ModelConfig) -> list[Path]:
     shapes = {spec.name: spec.shape for spec in weight_layout(model, "bfloat16")}
     files: dict[str, dict[str, torch.Tensor]] = {}
     drawn: dict[str, torch.Tensor] = {}  # all layers have the same numbers: drawing them all would take minutes
-    for name, target in targets(model).items():
+    for name, target in weight_targets(model).items():
         layer = re.search(r"\.layers\.(\d+)\.", name)
         part = layer[1] if layer else "rest"
         kind = name.replace(f".layers.{part}.", ".layers.")
@@ -85,7 +85,7 @@ def forget(files: list[Path]) -> None:
 
 
 @contextmanager
-def opened(files: list[Path]) -> Iterator[list[Span]]:
+def opened(files: list[Path]) -> Iterator[list[FileSpan]]:
     """All bytes of the files, in pieces of a buffer's size."""
     with ExitStack() as stack:
         spans = []
@@ -93,7 +93,7 @@ def opened(files: list[Path]) -> Iterator[list[Span]]:
             fd = os.open(file, os.O_RDONLY)
             stack.callback(os.close, fd)
             size = file.stat().st_size
-            spans += [Span(fd, at, min(BUFFER_BYTES, size - at)) for at in range(0, size, BUFFER_BYTES)]
+            spans += [FileSpan(fd, at, min(BUFFER_BYTES, size - at)) for at in range(0, size, BUFFER_BYTES)]
         yield spans
 
 
@@ -101,7 +101,7 @@ def read_plainly(files: list[Path], threads: int) -> None:
     """Each thread into one buffer of its own, again and again."""
     own = threading.local()
 
-    def read(span: Span) -> None:
+    def read(span: FileSpan) -> None:
         if not hasattr(own, "buffer"):
             own.buffer = bytearray(BUFFER_BYTES)
         assert os.preadv(span.fd, [memoryview(own.buffer)[: span.bytes]], span.offset) == span.bytes

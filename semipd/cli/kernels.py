@@ -12,7 +12,7 @@ import typer
 from semipd.cli import exits
 
 if TYPE_CHECKING:
-    from semipd.engine.flashinfer_build import Progress
+    from semipd.engine.flashinfer_build import BuildProgress
     from semipd.engine.flashinfer_kernels import Capability, Kernel
 
 kernels_app = typer.Typer(
@@ -166,18 +166,17 @@ def _default_jobs() -> int:
 
 
 @contextmanager
-def _bar(kernels: int) -> Iterator[Callable[[Progress], None]]:
+def _bar(kernels: int) -> Iterator[Callable[[BuildProgress], None]]:
     """A progress bar over the kernels; what it gives is to be told of the progress."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from semipd.cli.terminal import messages
 
     count = TextColumn("{task.fields[built]} kernels")
-    with Bar(TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), console=messages()) as bar:
+    with Progress(TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), console=messages()) as bar:
         task = bar.add_task("preparing", total=kernels, built=f"0/{kernels}")
 
-        def show(at: Progress) -> None:
+        def show(at: BuildProgress) -> None:
             built = f"{at.done}/{at.kernels}"
             bar.update(task, description=at.kernel.why, completed=at.done + at.fraction, built=built)
 

@@ -19,7 +19,7 @@ Pages = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TokenSpan:
     """Consecutive new tokens of one sequence: positions start to end - 1, whose pages are in `table`."""
 
     start: int
@@ -40,7 +40,7 @@ class Attention(Protocol):
 
 
 class AttentionBackend(Protocol):
-    def prefill(self, spans: Sequence[Span]) -> Attention:
+    def prefill(self, spans: Sequence[TokenSpan]) -> Attention:
         """For new tokens of several sequences, span after span."""
         ...
 
@@ -53,7 +53,7 @@ class AttentionBackend(Protocol):
         ...
 
 
-class Joined:
+class JoinedAttention:
     """One Attention over the tokens of two: the first `count` are those of `first`, the others those of `rest`."""
 
     def __init__(self, count: int, first: Attention, rest: Attention) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from semipd.core.config import PAGE_SIZE
-from semipd.engine.attention import AttentionBackend, Joined, Pages
+from semipd.engine.attention import AttentionBackend, JoinedAttention, Pages
 from semipd.engine.decoder import Decoder, Pulse
 from semipd.engine.prefill_inputs import (
     PrefillItem,
@@ -22,14 +22,14 @@ from semipd.engine.prefill_inputs import (
     wanted_of,
 )
 from semipd.engine.rope import Rotary
-from semipd.engine.sampling import Sampler, choose
-from semipd.engine.sampling_result import Draw, Failed, Sampled, settle
+from semipd.engine.sampling import SequenceSampler, choose_tokens
+from semipd.engine.sampling_result import SampledToken, SamplingInput, SequenceFailure, TokenOutcome, token_outcome
 
-Rows = slice | npt.NDArray[np.int64]
+RowIndex = slice | npt.NDArray[np.int64]
 
 
-class DecodeBatch:
-    """Rows of columns: a sequence that leaves is replaced by the last row. Made by `Engine.decode_batch`."""
+class CpuDecodeBatch:
+    """RowIndex of columns: a sequence that leaves is replaced by the last row. Made by `CpuEngine.decode_batch`."""
 
     def __init__(self, vocab_size: int, decoder: Decoder, attention: AttentionBackend, rotary: Rotary) -> None:
         self._vocab_size = vocab_size
@@ -40,7 +40,7 @@ class DecodeBatch:
         self._prompt_outcomes: list[PromptOutcomes] = []
         self._row: dict[int, int] = {}
         self._leases: list[int] = []
-        self._samplers: list[Sampler] = []
+        self._samplers: list[SequenceSampler] = []
         self._tokens = np.zeros(16, np.int64)
         """The next token to feed."""
         self._contexts = np.zeros(16, np.int64)
@@ -62,22 +62,32 @@ class DecodeBatch:
         """Tokens in the pool, over the batch."""
         return int(self._contexts[: len(self)].sum())
 
-    def add(self, lease: int, context: int, table: Pages, draw: Draw) -> None:
+    def add(self, lease: int, context: int, table: Pages, sampling: SamplingInput) -> None:
         """A sequence with `context` tokens in the pages of `table` (at least one), and one token more, the last of its
         output, that is fed next. Raises ValueError where it is here already or that can't be.
         """
         if lease in self._row:
             raise ValueError(f"lease {lease} is in the batch")
-        if not draw.output or not 0 < context <= len(table) * PAGE_SIZE:
-            raise ValueError(f"lease {lease}: {context} tokens, {len(table)} pages, {len(draw.output)} output tokens")
+        if not sampling.output or not 0 < context <= len(table) * PAGE_SIZE:
+            raise ValueError(
+                f"lease {lease}: {context} tokens, {len(table)} pages, {len(sampling.output)} output tokens"
+            )
         row = len(self)
         self._make_room(row + 1, len(table))
         self._row[lease] = row
         self._leases.append(lease)
-        self._samplers.append(Sampler(draw.sampling, draw.stopping, draw.prompt, draw.output, self._vocab_size))
-        self._tokens[row] = draw.output[-1]
+        self._samplers.append(
+            SequenceSampler(
+                sampling.params,
+                sampling.stopping,
+                sampling.prompt,
+                sampling.output,
+                self._vocab_size,
+            )
+        )
+        self._tokens[row] = sampling.output[-1]
         self._contexts[row] = context
-        self._positions[row] = len(draw.output)
+        self._positions[row] = len(sampling.output)
         self._pages[row] = len(table)
         self._tables[row] = table[0]
         self._tables[row, : len(table)] = table
@@ -103,7 +113,7 @@ class DecodeBatch:
         left, self._left = self._left, []
         return left
 
-    def drain(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
+    def drain(self, pulse: Pulse) -> list[tuple[int, TokenOutcome]]:
         """Outcomes still to come."""
         return []
 
@@ -129,7 +139,7 @@ class DecodeBatch:
 
     def step(
         self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()
-    ) -> list[tuple[int, Sampled | Failed]]:
+    ) -> list[tuple[int, TokenOutcome]]:
         """One token for each sequence that has room for it. Those that end or fail with it have left the batch.
 
         `prompts`: chunks that are computed in the same forward pass (Sarathi-Serve, arXiv 2403.02310), or alone where
@@ -156,31 +166,34 @@ class DecodeBatch:
                 logits = self._forward_mixed(rows, contexts, prompts, pulse)
             else:
                 logits = self._forward(rows, contexts, pulse)
-            choices = choose(logits, everyone, everywhere) if everyone else []
-        outcomes = [settle(*each) for each in zip(choices, everyone, everywhere, strict=True)]
+            choices = choose_tokens(logits, everyone, everywhere) if everyone else []
+        outcomes = [
+            token_outcome(c.token, at, s.stopping, c.logprob)
+            for c, s, at in zip(choices, everyone, everywhere, strict=True)
+        ]
         count = len(contexts)
         if prompts:
             self._prompt_outcomes.append((prompts, answers_of(prompts, outcomes[count:])))
         answers = list(zip(leases, outcomes[:count], strict=True))
         self._advance(rows, samplers, outcomes[:count])
         for lease, outcome in answers:
-            if isinstance(outcome, Failed) or outcome.end is not None:
+            if isinstance(outcome, SequenceFailure) or outcome.end is not None:
                 self.remove(lease)
         return answers
 
     def prompt_outcomes(self) -> list[PromptOutcomes]:
         """Of each step with prompts whose outcomes are known since the last call, in order: its items, and for each
-        what `Engine.prefill` answers. On a CPU they are known when the step returns."""
+        what `CpuEngine.prefill` answers. On a CPU they are known when the step returns."""
         known, self._prompt_outcomes = self._prompt_outcomes, []
         return known
 
-    def _ready(self) -> Rows:
-        """Rows whose next token has a page."""
+    def _ready(self) -> RowIndex:
+        """RowIndex whose next token has a page."""
         count = len(self)
         room = self._contexts[:count] < self._pages[:count] * PAGE_SIZE
         return slice(0, count) if room.all() else np.flatnonzero(room)
 
-    def _forward(self, rows: Rows, contexts: npt.NDArray[np.int64], pulse: Pulse) -> torch.Tensor:
+    def _forward(self, rows: RowIndex, contexts: npt.NDArray[np.int64], pulse: Pulse) -> torch.Tensor:
         longest = int(contexts.max())
         tables = self._tables[rows, : longest // PAGE_SIZE + 1]
         return self._decoder.forward(
@@ -191,7 +204,7 @@ class DecodeBatch:
         )
 
     def _forward_mixed(
-        self, rows: Rows, contexts: npt.NDArray[np.int64], prompts: Sequence[PrefillItem], pulse: Pulse
+        self, rows: RowIndex, contexts: npt.NDArray[np.int64], prompts: Sequence[PrefillItem], pulse: Pulse
     ) -> torch.Tensor:
         """Logits of the rows, and then those after each prompt with a draw."""
         count = len(contexts)
@@ -205,12 +218,12 @@ class DecodeBatch:
             tokens = np.concatenate((self._tokens[rows], tokens))
             wanted = np.concatenate((np.arange(count), wanted + count))
             tables = self._tables[rows, : longest // PAGE_SIZE + 1]
-            attention = Joined(count, self._attention.decode(tables, contexts), attention)
+            attention = JoinedAttention(count, self._attention.decode(tables, contexts), attention)
         return self._decoder.forward(torch.from_numpy(tokens), (cos, sin), attention, pulse, torch.from_numpy(wanted))
 
-    def _advance(self, rows: Rows, samplers: Sequence[Sampler], outcomes: Sequence[Sampled | Failed]) -> None:
+    def _advance(self, rows: RowIndex, samplers: Sequence[SequenceSampler], outcomes: Sequence[TokenOutcome]) -> None:
         """Each sampled token is the next to feed. A failed row keeps its own; it is about to leave."""
-        tokens = [outcome.token if isinstance(outcome, Sampled) else 0 for outcome in outcomes]
+        tokens = [outcome.token if isinstance(outcome, SampledToken) else 0 for outcome in outcomes]
         self._tokens[rows] = tokens
         self._contexts[rows] += 1
         self._positions[rows] += 1

@@ -14,7 +14,7 @@ NOT_A_WEIGHT = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class WeightTarget:
     """Rows `first` to `first + rows` of our tensor `name`."""
 
     name: str
@@ -22,20 +22,20 @@ class Target:
     rows: int
 
 
-def targets(model: ModelConfig) -> dict[str, Target]:
+def weight_targets(model: ModelConfig) -> dict[str, WeightTarget]:
     """By the checkpoint's names; together they fill every row of `weight_layout` once."""
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
     inner, hidden, vocab = model.intermediate_size, model.hidden_size, model.vocab_size
     found = {
-        "model.embed_tokens.weight": Target(EMBED, 0, vocab),
-        "model.norm.weight": Target(NORM, 0, hidden),
+        "model.embed_tokens.weight": WeightTarget(EMBED, 0, vocab),
+        "model.norm.weight": WeightTarget(NORM, 0, hidden),
     }
     if not model.tied_embeddings:
-        found[TIED_HEAD] = Target(LM_HEAD, 0, vocab)
+        found[TIED_HEAD] = WeightTarget(LM_HEAD, 0, vocab)
     for index in range(model.layers):
         theirs = f"model.layers.{index}."
-        found[f"{theirs}input_layernorm.weight"] = Target(layer(index, "attn_norm"), 0, hidden)
-        found[f"{theirs}post_attention_layernorm.weight"] = Target(layer(index, "mlp_norm"), 0, hidden)
+        found[f"{theirs}input_layernorm.weight"] = WeightTarget(layer(index, "attn_norm"), 0, hidden)
+        found[f"{theirs}post_attention_layernorm.weight"] = WeightTarget(layer(index, "mlp_norm"), 0, hidden)
         for kind, suffix, wanted in (
             ("weight", "", (True, True, True)),
             ("bias", "_bias", (model.qkv_bias, model.o_bias, model.mlp_bias)),
@@ -43,16 +43,16 @@ def targets(model: ModelConfig) -> dict[str, Target]:
             has_qkv, has_o, has_mlp = wanted
             qkv, gate_up = layer(index, f"qkv{suffix}"), layer(index, f"gate_up{suffix}")
             if has_qkv:
-                found[f"{theirs}self_attn.q_proj.{kind}"] = Target(qkv, 0, queries)
-                found[f"{theirs}self_attn.k_proj.{kind}"] = Target(qkv, queries, keys)
-                found[f"{theirs}self_attn.v_proj.{kind}"] = Target(qkv, queries + keys, keys)
+                found[f"{theirs}self_attn.q_proj.{kind}"] = WeightTarget(qkv, 0, queries)
+                found[f"{theirs}self_attn.k_proj.{kind}"] = WeightTarget(qkv, queries, keys)
+                found[f"{theirs}self_attn.v_proj.{kind}"] = WeightTarget(qkv, queries + keys, keys)
             if has_o:
-                found[f"{theirs}self_attn.o_proj.{kind}"] = Target(layer(index, f"o{suffix}"), 0, hidden)
+                found[f"{theirs}self_attn.o_proj.{kind}"] = WeightTarget(layer(index, f"o{suffix}"), 0, hidden)
             if has_mlp:
-                found[f"{theirs}mlp.gate_proj.{kind}"] = Target(gate_up, 0, inner)
-                found[f"{theirs}mlp.up_proj.{kind}"] = Target(gate_up, inner, inner)
-                found[f"{theirs}mlp.down_proj.{kind}"] = Target(layer(index, f"down{suffix}"), 0, hidden)
+                found[f"{theirs}mlp.gate_proj.{kind}"] = WeightTarget(gate_up, 0, inner)
+                found[f"{theirs}mlp.up_proj.{kind}"] = WeightTarget(gate_up, inner, inner)
+                found[f"{theirs}mlp.down_proj.{kind}"] = WeightTarget(layer(index, f"down{suffix}"), 0, hidden)
         if model.qk_norm:
-            found[f"{theirs}self_attn.q_norm.weight"] = Target(layer(index, "q_norm"), 0, model.head_dim)
-            found[f"{theirs}self_attn.k_norm.weight"] = Target(layer(index, "k_norm"), 0, model.head_dim)
+            found[f"{theirs}self_attn.q_norm.weight"] = WeightTarget(layer(index, "q_norm"), 0, model.head_dim)
+            found[f"{theirs}self_attn.k_norm.weight"] = WeightTarget(layer(index, "k_norm"), 0, model.head_dim)
     return found

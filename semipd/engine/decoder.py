@@ -16,7 +16,7 @@ Pulse = Callable[[], None]
 """Called once a layer: there is progress."""
 
 
-class Layer:
+class DecoderLayer:
     """One decoder layer. Holds the model's tensors, not copies."""
 
     def __init__(self, model: ModelConfig, weights: Mapping[str, torch.Tensor], index: int) -> None:
@@ -73,7 +73,7 @@ class Decoder:
         self._embed = weights[EMBED]
         self._norm = weights[NORM]
         self._head = weights[EMBED if model.tied_embeddings else LM_HEAD]
-        self._layers = [Layer(model, weights, index) for index in range(model.layers)]
+        self._layers = [DecoderLayer(model, weights, index) for index in range(model.layers)]
 
     def forward(
         self,

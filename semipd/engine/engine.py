@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 
 from semipd.core.model import ModelConfig
-from semipd.engine.attention import AttentionBackend, Span
-from semipd.engine.batch import DecodeBatch
+from semipd.engine.attention import AttentionBackend, TokenSpan
+from semipd.engine.batch import CpuDecodeBatch
 from semipd.engine.decoder import Decoder, Pulse
 from semipd.engine.layout import pool_shape
-from semipd.engine.paged_cpu import PagedCpu
+from semipd.engine.paged_cpu import CpuPagedAttention
 from semipd.engine.prefill_inputs import (
     PrefillItem,
     answers_of,
@@ -24,25 +24,34 @@ from semipd.engine.prefill_inputs import (
     wanted_of,
 )
 from semipd.engine.rope import Rotary
-from semipd.engine.sampling import choose
-from semipd.engine.sampling_result import Draw, Failed, Sampled, settle
+from semipd.engine.sampling import choose_tokens
+from semipd.engine.sampling_result import SampledToken, SamplingInput, SequenceFailure, TokenOutcome, token_outcome
 
-__all__ = ["DecodeBatch", "Draw", "Engine", "Failed", "Flight", "PrefillItem", "Sampled"]
+__all__ = [
+    "CpuDecodeBatch",
+    "CpuEngine",
+    "PendingPrefill",
+    "PrefillItem",
+    "SampledToken",
+    "SamplingInput",
+    "SequenceFailure",
+    "TokenOutcome",
+]
 
 
-class Flight(Protocol):
+class PendingPrefill(Protocol):
     """Chunks that are being computed, or about to be."""
 
     def launch(self) -> None:
-        """What `Engine.begin_prefill` does at once, and the maker of a prepared flight when it is time."""
+        """What `CpuEngine.begin_prefill` does at once, and the maker of a prepared pending when it is time."""
         ...
 
-    def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
-        """As `Engine.prefill`; once."""
+    def finish(self, pulse: Pulse) -> list[TokenOutcome | None]:
+        """As `CpuEngine.prefill`; once."""
         ...
 
 
-class Engine:
+class CpuEngine:
     """Computes on the CPU. Not for several threads at once. `semipd.engine.cuda.engine` has the same doors on a GPU."""
 
     passes_ahead = 0
@@ -57,10 +66,10 @@ class Engine:
             raise ValueError(f"the pool's shape is {tuple(pool.shape)}, not {pool_shape(model, pool.shape[1])}")
         self._model = model
         self._decoder = Decoder(model, weights)
-        self._attention: AttentionBackend = PagedCpu(model, pool)
+        self._attention: AttentionBackend = CpuPagedAttention(model, pool)
         self._rotary = Rotary(model.rope, model.head_dim, model.max_position_embeddings, pool[:0])
 
-    def prefill(self, items: Sequence[PrefillItem], pulse: Pulse) -> list[Sampled | Failed | None]:
+    def prefill(self, items: Sequence[PrefillItem], pulse: Pulse) -> list[TokenOutcome | None]:
         """All chunks in one forward pass. An item with a `draw` is answered with its next token, others with None.
 
         A lease may occur once.
@@ -69,23 +78,23 @@ class Engine:
             return []
         with torch.inference_mode():
             logits = self._forward(items, pulse)
-            drawing = [item for item in items if item.draw is not None]
+            drawing = [item for item in items if item.sampling is not None]
             return self._sample(items, logits) if drawing else [None] * len(items)
 
-    def begin_prefill(self, items: Sequence[PrefillItem]) -> Flight:
+    def begin_prefill(self, items: Sequence[PrefillItem]) -> PendingPrefill:
         """`prefill` in two parts: what is launched now, and what is waited for."""
-        return Computed(self, items)
+        return CpuPendingPrefill(self, items)
 
-    def prepare_prefill(self, items: Sequence[PrefillItem]) -> Flight:
+    def prepare_prefill(self, items: Sequence[PrefillItem]) -> PendingPrefill:
         """In three: what can be done before the device is free, `launch`, and `finish`."""
-        return Computed(self, items)
+        return CpuPendingPrefill(self, items)
 
-    def decode_batch(self, prompt_tokens: int = 0) -> DecodeBatch:
+    def decode_batch(self, prompt_tokens: int = 0) -> CpuDecodeBatch:
         """An empty one. A worker has one. `prompt_tokens`: of a step, which matters to a GPU's buffers alone."""
-        return DecodeBatch(self._model.vocab_size, self._decoder, self._attention, self._rotary)
+        return CpuDecodeBatch(self._model.vocab_size, self._decoder, self._attention, self._rotary)
 
     def _forward(self, items: Sequence[PrefillItem], pulse: Pulse) -> torch.Tensor:
-        """Logits after each item with a draw, in their order."""
+        """Returns the logits after each item that is sampled after, in their order."""
         spans = spans_of(items)
         return self._decoder.forward(
             torch.from_numpy(tokens_of(items)),
@@ -95,24 +104,30 @@ class Engine:
             torch.from_numpy(wanted_of(items)),
         )
 
-    def _rotation(self, items: Sequence[PrefillItem], spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotation(self, items: Sequence[PrefillItem], spans: Sequence[TokenSpan]) -> tuple[torch.Tensor, torch.Tensor]:
         return rotation_of(items, self._rotary)
 
-    def _sample(self, items: Sequence[PrefillItem], logits: torch.Tensor) -> list[Sampled | Failed | None]:
+    def _sample(self, items: Sequence[PrefillItem], logits: torch.Tensor) -> list[TokenOutcome | None]:
         samplers, positions = samplers_of(items, self._model.vocab_size)
-        choices = choose(logits, samplers, positions)
-        return answers_of(items, [settle(*each) for each in zip(choices, samplers, positions, strict=True)])
+        choices = choose_tokens(logits, samplers, positions)
+        return answers_of(
+            items,
+            [
+                token_outcome(c.token, at, s.stopping, c.logprob)
+                for c, s, at in zip(choices, samplers, positions, strict=True)
+            ],
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
-    """A flight of a CPU, which does nothing beside: it is computed when it is waited for."""
+class CpuPendingPrefill:
+    """A pending of a CPU, which does nothing beside: it is computed when it is waited for."""
 
-    engine: Engine
+    engine: CpuEngine
     items: Sequence[PrefillItem]
 
     def launch(self) -> None:
         """Nothing is computed before it is waited for."""
 
-    def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
+    def finish(self, pulse: Pulse) -> list[TokenOutcome | None]:
         return self.engine.prefill(self.items, pulse)

@@ -38,7 +38,7 @@ TELLING = re.compile(r"\berror\b|Error:|fatal|undefined reference")
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BuildProgress:
     kernel: Kernel
     """The one in hand, or done just now."""
     done: int
@@ -48,7 +48,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class BuildTools:
     nvcc: Path
     ninja: Path
 
@@ -68,7 +68,7 @@ def find_ninja() -> Path | None:
     return _program("ninja") or _program(str(Path(sysconfig.get_path("scripts")) / "ninja"))
 
 
-def find_tools() -> Tools:
+def find_tools() -> BuildTools:
     """Raises KernelError, saying what is missing and how to get it."""
     if flashinfer_version() is None:
         raise KernelError(NOT_INSTALLED)
@@ -79,11 +79,11 @@ def find_tools() -> Tools:
         raise KernelError("no ninja: pip install 'semipd[cuda]' brings it")
     if _program(os.environ.get("CXX", "c++")) is None:
         raise KernelError("no C++ compiler: install g++, or name one in CXX")
-    return Tools(nvcc, ninja)
+    return BuildTools(nvcc, ninja)
 
 
 def build(
-    kernels: Sequence[Kernel], capability: Capability, jobs: int, progress: Callable[[Progress], None]
+    kernels: Sequence[Kernel], capability: Capability, jobs: int, progress: Callable[[BuildProgress], None]
 ) -> list[Path]:
     """Compiles the kernels and puts them into the set; the libraries, in the same order.
 
@@ -98,25 +98,25 @@ def build(
     libraries = []
     with _alone(folder), (folder / "build.log").open("w", encoding="utf-8") as log:
         for done, plan in enumerate(_plans(kernels, environment, log)):
-            told = partial(Progress, plan.kernel, done, len(kernels))
+            told = partial(BuildProgress, plan.kernel, done, len(kernels))
             progress(told(0.0))
             with closing(_compile(plan, [*ninja, str(plan.ninja_file)], environment, log)) as fractions:
                 for fraction in fractions:
                     progress(told(fraction))
             libraries.append(_install(plan.library, folder / plan.kernel.name))
-            progress(Progress(plan.kernel, done + 1, len(kernels), 0.0))
+            progress(BuildProgress(plan.kernel, done + 1, len(kernels), 0.0))
     return libraries
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _BuildPlan:
     kernel: Kernel
     ninja_file: Path
     library: Path
     """What it makes."""
 
 
-def _plans(kernels: Sequence[Kernel], environment: Mapping[str, str], log: IO[str]) -> list[_Plan]:
+def _plans(kernels: Sequence[Kernel], environment: Mapping[str, str], log: IO[str]) -> list[_BuildPlan]:
     command = [sys.executable, "-m", "semipd.engine.flashinfer_specs", *map(argument, kernels)]
     ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
     log.write(ended.stdout)
@@ -130,10 +130,12 @@ def _plans(kernels: Sequence[Kernel], environment: Mapping[str, str], log: IO[st
                 f"semipd doesn't know this version of FlashInfer ({flashinfer_version()}): it names a kernel "
                 f"{answer['name']}, not {kernel.name}"
             )
-    return [_Plan(k, Path(a["ninja"]), Path(a["library"])) for k, a in zip(kernels, answers, strict=True)]
+    return [_BuildPlan(k, Path(a["ninja"]), Path(a["library"])) for k, a in zip(kernels, answers, strict=True)]
 
 
-def _compile(plan: _Plan, command: Sequence[str], environment: Mapping[str, str], log: IO[str]) -> Generator[float]:
+def _compile(
+    plan: _BuildPlan, command: Sequence[str], environment: Mapping[str, str], log: IO[str]
+) -> Generator[float]:
     """The fraction that is done, as it grows."""
     where = plan.ninja_file.parent  # ninja's notes of what it did lie there
     child = subprocess.Popen(

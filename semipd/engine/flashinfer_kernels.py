@@ -80,7 +80,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class KernelFile:
     path: Path
     origin: str
     """"flashinfer-jit-cache", "flashinfer" or "semipd"."""
@@ -125,17 +125,17 @@ def available(kernel: Kernel, capability: Capability) -> bool:
     return find(kernel, capability) is not None
 
 
-def find(kernel: Kernel, capability: Capability) -> Found | None:
+def find(kernel: Kernel, capability: Capability) -> KernelFile | None:
     """Where FlashInfer would load it from without compiling. None also where FlashInfer is not installed."""
     release = flashinfer_version()
     if release is None:
         return None
     package = _package_set()
-    sets = ([package] if package else []) + [Found(kernel_set(release, capability), "semipd")]
+    sets = ([package] if package else []) + [KernelFile(kernel_set(release, capability), "semipd")]
     for each in sets:
         path = each.path / kernel.name / f"{kernel.name}.so"
         if path.is_file():
-            return Found(path, each.origin)
+            return KernelFile(path, each.origin)
     return None
 
 
@@ -191,9 +191,9 @@ def parse_architecture(text: str) -> Capability:
     return int(match.group(1)), int(match.group(2))
 
 
-def _package_set() -> Found | None:
+def _package_set() -> KernelFile | None:
     for package, inside in (("flashinfer_jit_cache", "jit_cache"), ("flashinfer", "data/aot")):
         spec = find_spec(package)
         for folder in spec.submodule_search_locations or () if spec else ():
-            return Found(Path(folder) / inside, package.replace("_", "-"))
+            return KernelFile(Path(folder) / inside, package.replace("_", "-"))
     return None

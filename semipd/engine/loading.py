@@ -14,10 +14,10 @@ import torch
 from semipd.core.errors import CheckpointError
 from semipd.core.fields import Fields
 from semipd.core.model import ModelConfig, parse_eos_token_ids, parse_model_config
-from semipd.engine.checkpoint_mapping import NOT_A_WEIGHT, TIED_HEAD, Target, targets
+from semipd.engine.checkpoint_mapping import NOT_A_WEIGHT, TIED_HEAD, WeightTarget, weight_targets
 from semipd.engine.layout import EMBED
-from semipd.engine.shards import Shard, Stored
-from semipd.engine.staging import ReadFailed, Span, Staging
+from semipd.engine.shards import Shard, StoredTensor
+from semipd.engine.staging import FileSpan, ReadFailed, Staging
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -25,7 +25,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
-Progress = Callable[[int, int], None]
+LoadProgress = Callable[[int, int], None]
 """Told of bytes read and bytes in all."""
 
 
@@ -49,7 +49,7 @@ def load_checkpoint(
     directory: Path,
     model: ModelConfig,
     into: Mapping[str, torch.Tensor],
-    progress: Progress,
+    progress: LoadProgress,
     staging: Staging | None = None,
 ) -> None:
     """Copies every weight to its place in `into` (see `weight_layout`), converted to the types there.
@@ -60,7 +60,7 @@ def load_checkpoint(
     Raises CheckpointError, naming file and tensor, for weights that are missing, unknown, twice there, of a wrong shape
     or type, or not finite, and for files that cannot be read. What `into` holds is then undefined.
     """
-    wanted = targets(model)
+    wanted = weight_targets(model)
     with ExitStack() as opened, torch.inference_mode():
         shards = [Shard(opened, directory / name) for name in weight_files(directory)]
         _check_names(shards, wanted, model)
@@ -121,7 +121,7 @@ def fill_dummy(model: ModelConfig, into: Mapping[str, torch.Tensor], seed: int) 
             place = (place + len(part)) % len(block)
 
 
-def _check_names(shards: list[Shard], wanted: Mapping[str, Target], model: ModelConfig) -> None:
+def _check_names(shards: list[Shard], wanted: Mapping[str, WeightTarget], model: ModelConfig) -> None:
     where: dict[str, str] = {}
     for name, file in _named(shards):
         if name in where:
@@ -144,7 +144,10 @@ def _named(shards: list[Shard]) -> Iterator[tuple[str, str]]:
 
 
 def _copy_all(
-    shards: list[Shard], wanted: Mapping[str, Target], into: Mapping[str, torch.Tensor], progress: Callable[[int], None]
+    shards: list[Shard],
+    wanted: Mapping[str, WeightTarget],
+    into: Mapping[str, torch.Tensor],
+    progress: Callable[[int], None],
 ) -> None:
     done = 0
     for shard in shards:
@@ -154,7 +157,7 @@ def _copy_all(
                 progress(done)
 
 
-def _copy(shard: Shard, name: str, target: Target, into: Mapping[str, torch.Tensor]) -> int:
+def _copy(shard: Shard, name: str, target: WeightTarget, into: Mapping[str, torch.Tensor]) -> int:
     """The bytes read."""
     rows = _rows(target, into)
     read = shard.tensor(name)
@@ -165,7 +168,7 @@ def _copy(shard: Shard, name: str, target: Target, into: Mapping[str, torch.Tens
     return read.nbytes
 
 
-def _rows(target: Target, into: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _rows(target: WeightTarget, into: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return into[target.name][target.first : target.first + target.rows]
 
 
@@ -197,13 +200,13 @@ def _differs(shard: Shard) -> CheckpointError:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _WeightPart:
     """A piece of a stored tensor, and the numbers of ours that it fills, or must equal."""
 
     shard: Shard
     name: str
     dtype: torch.dtype
-    span: Span
+    span: FileSpan
     ours: torch.Tensor
     """[numbers]."""
     fills: bool = True
@@ -222,8 +225,12 @@ class _Part:
 
 
 def _parts_of(
-    shard: Shard, wanted: Mapping[str, Target], into: Mapping[str, torch.Tensor], opened: ExitStack, staging: Staging
-) -> Iterator[_Part]:
+    shard: Shard,
+    wanted: Mapping[str, WeightTarget],
+    into: Mapping[str, torch.Tensor],
+    opened: ExitStack,
+    staging: Staging,
+) -> Iterator[_WeightPart]:
     """Of all its weights; types and shapes are checked on the way."""
     stored = shard.stored(opened)
     for name in shard.names:
@@ -235,7 +242,7 @@ def _parts_of(
 
 def _tied_parts_of(
     shard: Shard, into: Mapping[str, torch.Tensor], opened: ExitStack, staging: Staging
-) -> Iterator[_Part]:
+) -> Iterator[_WeightPart]:
     """Of a stored head that must equal the embedding."""
     if TIED_HEAD in shard.names:
         found = shard.stored(opened)[TIED_HEAD]
@@ -245,19 +252,19 @@ def _tied_parts_of(
 
 
 def _cut(
-    shard: Shard, name: str, stored: Stored, ours: torch.Tensor, staging: Staging, *, fills: bool
-) -> Iterator[_Part]:
+    shard: Shard, name: str, stored: StoredTensor, ours: torch.Tensor, staging: Staging, *, fills: bool
+) -> Iterator[_WeightPart]:
     """Pieces that fit a buffer."""
     assert isinstance(stored.dtype, torch.dtype)
     flat, size = ours.view(-1), stored.dtype.itemsize
     numbers = staging.buffer_bytes // size
     for first in range(0, len(flat), numbers):
         piece = flat[first : first + numbers]
-        span = Span(stored.fd, stored.offset + first * size, len(piece) * size)
-        yield _Part(shard, name, stored.dtype, span, piece, fills)
+        span = FileSpan(stored.fd, stored.offset + first * size, len(piece) * size)
+        yield _WeightPart(shard, name, stored.dtype, span, piece, fills)
 
 
-def _stream_all(parts: list[_Part], staging: Staging, progress: Callable[[int], None]) -> None:
+def _stream_all(parts: list[_WeightPart], staging: Staging, progress: Callable[[int], None]) -> None:
     """Each check leaves a flag on the device; they are read at the end, so that nothing waits for them on the way."""
     well = torch.ones(len(parts), dtype=torch.bool, device=staging.device)
     done = 0

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.model import ModelConfig
-from semipd.engine.attention import Attention, Pages, Span
+from semipd.engine.attention import Attention, Pages, TokenSpan
 
 UNEVEN = 2.0
 """Rows are attended to in groups of like length where one group would gather more than so many times what is needed."""
@@ -24,7 +24,7 @@ SMALL_GROUP_TOKENS = 2048
 """Below so much gathered, splitting costs more than it saves."""
 
 
-class PagedCpu:
+class CpuPagedAttention:
     """AttentionBackend over `pool` [layers, pages, 2, PAGE_SIZE, kv_heads, head_dim]."""
 
     def __init__(self, model: ModelConfig, pool: torch.Tensor) -> None:
@@ -36,11 +36,11 @@ class PagedCpu:
         self.halves = [layer.view(pages * 2, PAGE_SIZE * self.kv_heads * self.head_dim) for layer in pool]
         self.slots = [layer.view(pages * 2 * PAGE_SIZE, self.kv_heads, self.head_dim) for layer in pool]
 
-    def prefill(self, spans: Sequence[Span]) -> Attention:
-        return PrefillAttention(self, spans)
+    def prefill(self, spans: Sequence[TokenSpan]) -> Attention:
+        return CpuPrefillAttention(self, spans)
 
     def decode(self, tables: Pages, contexts: npt.NDArray[np.int64]) -> Attention:
-        return DecodeAttention(self, tables, contexts)
+        return CpuDecodeAttention(self, tables, contexts)
 
     def gather(self, layer: int, halves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, [rows, kv_heads, tokens, head_dim] each (strided). `halves` [2, rows, pages]."""
@@ -73,10 +73,10 @@ def slots_of(pages: Pages, positions: npt.NDArray[np.int64]) -> tuple[torch.Tens
     return torch.from_numpy(keys), torch.from_numpy(keys + PAGE_SIZE)
 
 
-class PrefillAttention:
-    def __init__(self, backend: PagedCpu, spans: Sequence[Span]) -> None:
+class CpuPrefillAttention:
+    def __init__(self, backend: CpuPagedAttention, spans: Sequence[TokenSpan]) -> None:
         self._backend = backend
-        self._chunks: list[Chunk] = []
+        self._chunks: list[SpanAttention] = []
         pages, positions = [], []
         row = 0
         for span in spans:
@@ -85,7 +85,7 @@ class PrefillAttention:
             pages.append(np.asarray(span.table)[at // PAGE_SIZE])
             if span.end % PAGE_SIZE:
                 backend.clear(int(span.table[span.end // PAGE_SIZE]), span.end % PAGE_SIZE)
-            self._chunks.append(Chunk(backend, span, row))
+            self._chunks.append(SpanAttention(backend, span, row))
             row += span.end - span.start
         self._slots = slots_of(np.concatenate(pages), np.concatenate(positions))
 
@@ -97,10 +97,10 @@ class PrefillAttention:
         return out.flatten(1)
 
 
-class Chunk:
+class SpanAttention:
     """One span of a prefill batch: rows `row` onwards."""
 
-    def __init__(self, backend: PagedCpu, span: Span, row: int) -> None:
+    def __init__(self, backend: CpuPagedAttention, span: TokenSpan, row: int) -> None:
         self._backend = backend
         self._span = span
         self._rows = slice(row, row + span.end - span.start)
@@ -139,8 +139,8 @@ class Chunk:
         return self._views[window]
 
 
-class DecodeAttention:
-    def __init__(self, backend: PagedCpu, tables: Pages, contexts: npt.NDArray[np.int64]) -> None:
+class CpuDecodeAttention:
+    def __init__(self, backend: CpuPagedAttention, tables: Pages, contexts: npt.NDArray[np.int64]) -> None:
         self._backend = backend
         rows = np.arange(len(contexts))
         pages = tables[rows, contexts // PAGE_SIZE]
@@ -149,7 +149,7 @@ class DecodeAttention:
         self._slots = slots_of(pages, contexts)
         dtype = backend.pool.dtype
         self._groups = {
-            window: [Group(tables, contexts, window, which, dtype) for which in like_lengths(contexts, window)]
+            window: [RowGroup(tables, contexts, window, which, dtype) for which in like_lengths(contexts, window)]
             for window in set(backend.windows)
         }
 
@@ -169,7 +169,7 @@ class DecodeAttention:
         return out.reshape(len(queries), -1)
 
 
-class Group:
+class RowGroup:
     """Rows of a decode batch that are attended to in one call."""
 
     def __init__(

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.engine.attention import Pages, Span
+from semipd.engine.attention import Pages, TokenSpan
 from semipd.engine.rope import Rotary
-from semipd.engine.sampling import Sampler
-from semipd.engine.sampling_result import Draw, Failed, Sampled
+from semipd.engine.sampling import SequenceSampler
+from semipd.engine.sampling_result import SamplingInput, TokenOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +26,19 @@ class PrefillItem:
     """Tokens of the sequence whose KV is in the pool."""
     table: Pages
     """Page numbers in the order of the tokens, up to start + len(tokens) at least."""
-    draw: Draw | None = None
+    sampling: SamplingInput | None = None
     """Set on the chunk that ends the prompt: sample a token after it."""
     prompt_tokens: int | None = None
     """Length of the whole prompt, without output computed again. Matters to dynamic RoPE scaling beyond the model's
     `max_position_embeddings` alone (see `rope`); None: each token is rotated for the sequence up to it."""
 
 
-PromptOutcomes = tuple[Sequence[PrefillItem], list[Sampled | Failed | None]]
-"""A pass's items, and what `Engine.prefill` answers for them."""
+PromptOutcomes = tuple[Sequence[PrefillItem], list[TokenOutcome | None]]
+"""A pass's items, and what `CpuEngine.prefill` answers for them."""
 
 
-def spans_of(items: Sequence[PrefillItem]) -> list[Span]:
-    return [Span(item.start, item.start + len(item.tokens), item.table) for item in items]
+def spans_of(items: Sequence[PrefillItem]) -> list[TokenSpan]:
+    return [TokenSpan(item.start, item.start + len(item.tokens), item.table) for item in items]
 
 
 def tokens_of(items: Sequence[PrefillItem]) -> npt.NDArray[np.int64]:
@@ -49,7 +49,7 @@ def tokens_of(items: Sequence[PrefillItem]) -> npt.NDArray[np.int64]:
 def wanted_of(items: Sequence[PrefillItem]) -> npt.NDArray[np.int64]:
     """The places, among all tokens, that a token is sampled after."""
     last = np.cumsum([len(item.tokens) for item in items]) - 1
-    return last[[item.draw is not None for item in items]]
+    return last[[item.sampling is not None for item in items]]
 
 
 def rotation_of(items: Sequence[PrefillItem], rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,14 +67,14 @@ def rotation_of(items: Sequence[PrefillItem], rotary: Rotary) -> tuple[torch.Ten
     return cos, sin
 
 
-def samplers_of(items: Sequence[PrefillItem], vocab: int) -> tuple[list[Sampler], list[int]]:
-    """Of the items with a draw, and the output positions that they draw for."""
-    draws = [item.draw for item in items if item.draw is not None]
-    samplers = [Sampler(d.sampling, d.stopping, d.prompt, d.output, vocab) for d in draws]
+def samplers_of(items: Sequence[PrefillItem], vocab: int) -> tuple[list[SequenceSampler], list[int]]:
+    """Of the items to sample after, and the output positions that they draw for."""
+    draws = [item.sampling for item in items if item.sampling is not None]
+    samplers = [SequenceSampler(d.params, d.stopping, d.prompt, d.output, vocab) for d in draws]
     return samplers, [len(d.output) for d in draws]
 
 
-def answers_of(items: Sequence[PrefillItem], drawn: Sequence[Sampled | Failed]) -> list[Sampled | Failed | None]:
-    """An outcome for each item with a draw, in their order; None for the others."""
+def answers_of(items: Sequence[PrefillItem], drawn: Sequence[TokenOutcome]) -> list[TokenOutcome | None]:
+    """An outcome for each item to sample after, in their order; None for the others."""
     outcomes = iter(drawn)
-    return [None if item.draw is None else next(outcomes) for item in items]
+    return [None if item.sampling is None else next(outcomes) for item in items]

@@ -25,7 +25,7 @@ CANDIDATES = 256
 """Of the likeliest tokens, those that are looked at first for a nucleus."""
 
 
-class History:
+class TokenHistory:
     """What the penalties of one sequence need to know: [vocab] each."""
 
     def __init__(self, vocab_size: int, prompt: Sequence[int], output: Sequence[int]) -> None:
@@ -40,7 +40,7 @@ class History:
         self.seen[token] = True
 
 
-class Sampler:
+class SequenceSampler:
     """One sequence's way from logits to tokens; keeps what does not change from draw to draw."""
 
     __slots__ = ("bias", "certain", "history", "params", "plain", "stop_ids", "stopping")
@@ -56,7 +56,7 @@ class Sampler:
         self.params = params
         self.stopping = stopping
         self.certain = params.temperature < CERTAIN_TEMPERATURE
-        self.history = History(vocab_size, prompt, output) if params.penalised else None
+        self.history = TokenHistory(vocab_size, prompt, output) if params.penalised else None
         self.bias: tuple[torch.Tensor, torch.Tensor] | None = None
         if params.logit_bias:
             tokens = torch.tensor(list(params.logit_bias), dtype=torch.int64)
@@ -83,7 +83,7 @@ class Sampler:
         if self.stop_ids is not None and position < self.stopping.min_tokens:
             logits.index_fill_(0, self.stop_ids, -torch.inf)
 
-    def _penalise(self, logits: torch.Tensor, history: History) -> None:
+    def _penalise(self, logits: torch.Tensor, history: TokenHistory) -> None:
         params = self.params
         if params.repetition_penalty != 1.0:
             factor = torch.where(logits > 0, 1 / params.repetition_penalty, params.repetition_penalty)
@@ -104,30 +104,32 @@ class Sampler:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TokenChoice:
     """A row's token; None: its logits are not finite, and no token can be drawn from them."""
 
     token: int | None
     logprob: Logprob | None = None
 
 
-def choose(logits: torch.Tensor, samplers: Sequence[Sampler], positions: Sequence[int]) -> list[Choice]:
+def choose_tokens(
+    logits: torch.Tensor, samplers: Sequence[SequenceSampler], positions: Sequence[int]
+) -> list[TokenChoice]:
     """One token a row. `logits` [rows, vocab]; `positions`: the output position of each row's token, from 0."""
     likeliest = logits.argmax(-1)  # a NaN counts as the greatest
     finite = torch.isfinite(logits.gather(1, likeliest[:, None])[:, 0]).tolist()
     if all(sampler.plain for sampler in samplers):
-        return [Choice(token if ok else None) for token, ok in zip(likeliest.tolist(), finite, strict=True)]
+        return [TokenChoice(token if ok else None) for token, ok in zip(likeliest.tolist(), finite, strict=True)]
     raw = logits.float()
     tokens = _tokens(raw, likeliest, samplers, positions)
     logprobs = _logprobs(raw, tokens, samplers)
     return [
-        Choice(token, logprob) if ok else Choice(None)
+        TokenChoice(token, logprob) if ok else TokenChoice(None)
         for token, logprob, ok in zip(tokens, logprobs, finite, strict=True)
     ]
 
 
 def _tokens(
-    raw: torch.Tensor, likeliest: torch.Tensor, samplers: Sequence[Sampler], positions: Sequence[int]
+    raw: torch.Tensor, likeliest: torch.Tensor, samplers: Sequence[SequenceSampler], positions: Sequence[int]
 ) -> list[int]:
     adjusted = raw
     adjusting = [row for row, sampler in enumerate(samplers) if sampler.adjusts]
@@ -192,7 +194,7 @@ def _least(scaled: torch.Tensor, params: Sequence[SamplingParams], width: int = 
     return least
 
 
-def _logprobs(raw: torch.Tensor, tokens: list[int], samplers: Sequence[Sampler]) -> list[Logprob | None]:
+def _logprobs(raw: torch.Tensor, tokens: list[int], samplers: Sequence[SequenceSampler]) -> list[Logprob | None]:
     """Under the raw distribution, for the rows that want it."""
     answers: list[Logprob | None] = [None] * len(tokens)
     wanting = [row for row, sampler in enumerate(samplers) if sampler.params.logprobs]

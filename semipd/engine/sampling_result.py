@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from semipd.core.request import End, EndReason, Logprob, SamplingParams, StoppingParams
-from semipd.engine.sampling import Choice, Sampler
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SamplingInput:
     """All that decides a sequence's next token, besides its logits."""
 
-    sampling: SamplingParams
+    params: SamplingParams
     stopping: StoppingParams
     prompt: tuple[int, ...]
     """Needed where a penalty is set; may be empty else."""
@@ -21,7 +20,7 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampledToken:
     token: int
     position: int
     """Output position, from 0."""
@@ -31,18 +30,25 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class SequenceFailure:
     """This sequence alone cannot go on."""
 
     error: str
 
 
-def settle(choice: Choice, sampler: Sampler, position: int) -> Sampled | Failed:
-    """The outcome of a row, and whether its sequence ends with it."""
-    token = choice.token
+TokenOutcome = SampledToken | SequenceFailure
+"""What one forward pass gives a sequence that is to be sampled."""
+
+
+def token_outcome(token: int | None, position: int, stopping: StoppingParams, logprob: Logprob | None) -> TokenOutcome:
+    """Returns the outcome of a row, and with it whether its sequence ends.
+
+    `token`: what was sampled; None: nothing can be sampled from the row's logits. `position`: the token's own output
+    position, from 0.
+    """
     if token is None:
-        return Failed("the model's output is not finite")
-    return Sampled(token, position, choice.logprob, end_at(token, position, sampler.stopping))
+        return SequenceFailure("the model's output is not finite")
+    return SampledToken(token, position, logprob, end_at(token, position, stopping))
 
 
 def end_at(token: int, position: int, stopping: StoppingParams) -> End | None:

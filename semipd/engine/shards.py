@@ -33,7 +33,7 @@ TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredTensor:
     """A tensor's place in an open file."""
 
     fd: int
@@ -64,7 +64,7 @@ class Shard:
             raise CheckpointError(f"{self.path.name}: {name} cannot be read: {error}") from error
         return read
 
-    def stored(self, opened: ExitStack) -> dict[str, Stored]:
+    def stored(self, opened: ExitStack) -> dict[str, StoredTensor]:
         """Where its tensors lie; `opened` closes the descriptor. Raises CheckpointError.
 
         safetensors has validated the header when the file was opened; what would be read outside the file if the file
@@ -85,7 +85,7 @@ class Shard:
         return CheckpointError(f"{self.path.name}: cannot be read as safetensors: {error}")
 
 
-def _stored(fd: int, data: int, size: int, entry: dict[str, Any]) -> Stored:
+def _stored(fd: int, data: int, size: int, entry: dict[str, Any]) -> StoredTensor:
     """`data`: where the tensors begin. Raises ValueError, KeyError or TypeError for what is no entry of such a file."""
     shape = tuple(int(n) for n in entry["shape"])
     first, end = (int(place) for place in entry["data_offsets"])
@@ -95,4 +95,4 @@ def _stored(fd: int, data: int, size: int, entry: dict[str, Any]) -> Stored:
         raise ValueError(f"bytes {first} to {end} lie outside the file")
     if isinstance(dtype, torch.dtype) and end - first != prod(shape) * dtype.itemsize:
         raise ValueError(f"{end - first} bytes for {list(shape)} of {name}")
-    return Stored(fd, data + first, shape, dtype)
+    return StoredTensor(fd, data + first, shape, dtype)

@@ -28,7 +28,7 @@ _PORTABLE = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class FileSpan:
     """Bytes of an open file; a buffer's at most."""
 
     fd: int
@@ -58,18 +58,18 @@ class Staging:
         self.device = device
         self.buffer_bytes = buffer_bytes
         self._buffers = buffers or min(16, max(4, os.cpu_count() or 4))
-        self._slots: list[_Slot] = []
-        self._free: SimpleQueue[_Slot] = SimpleQueue()
-        self._lanes: _Lanes | None = None
+        self._slots: list[_Buffer] = []
+        self._free: SimpleQueue[_Buffer] = SimpleQueue()
+        self._streams: _CopyStreams | None = None
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
         """Raises StartError where memory can't be page-locked."""
         with ExitStack() as opened:
             if self.device.type == "cuda":
-                self._lanes = _Lanes(self.device)
+                self._streams = _CopyStreams(self.device)
             for _ in range(self._buffers):
-                slot = _GpuSlot(self.buffer_bytes, self._lanes) if self._lanes else _Slot(self.buffer_bytes)
+                slot = _GpuBuffer(self.buffer_bytes, self._streams) if self._streams else _Buffer(self.buffer_bytes)
                 opened.callback(slot.close)
                 self._slots.append(slot)
                 self._free.put(slot)
@@ -82,22 +82,22 @@ class Staging:
         self._opened.close()
         self._slots.clear()
         self._free = SimpleQueue()
-        self._lanes = None
+        self._streams = None
 
-    def stream(self, spans: Sequence[Span], deliver: Callable[[int, torch.Tensor], None]) -> None:
+    def stream(self, spans: Sequence[FileSpan], deliver: Callable[[int, torch.Tensor], None]) -> None:
         """Reads every span, several at once, and hands `deliver` its index and its bytes, in order.
 
         The bytes are a tensor [bytes] of uint8 on the device, which `deliver` must not keep. On a GPU what it computes
         is queued in a stream of its own, behind what the caller has queued, and is done when `stream` returns. Raises
         ReadFailed.
         """
-        if self._lanes:
-            self._lanes.working.wait_stream(torch.cuda.current_stream())
+        if self._streams:
+            self._streams.working.wait_stream(torch.cuda.current_stream())
         rest = iter(range(len(spans)))
-        reading: deque[tuple[int, _Slot, Future[None]]] = deque()
+        reading: deque[tuple[int, _Buffer, Future[None]]] = deque()
         with ThreadPoolExecutor(len(self._slots)) as readers:
 
-            def read_next(slot: _Slot) -> None:
+            def read_next(slot: _Buffer) -> None:
                 index = next(rest, None)
                 if index is not None:
                     reading.append((index, slot, readers.submit(slot.read, spans[index])))
@@ -112,8 +112,8 @@ class Staging:
                     raise ReadFailed(index, str(error)) from error
                 slot.deliver(index, spans[index].bytes, deliver)
                 read_next(slot)
-        if self._lanes:
-            self._lanes.working.synchronize()
+        if self._streams:
+            self._streams.working.synchronize()
 
     def fetch(self, tensor: torch.Tensor) -> Iterator[memoryview]:
         """The bytes of a contiguous tensor on the host, in pieces; each is valid until the next is asked for.
@@ -129,13 +129,13 @@ class Staging:
             self._free.put(slot)
 
 
-class _Slot:
+class _Buffer:
     """A buffer of host memory that is its own device."""
 
     def __init__(self, size: int) -> None:
         self.host = torch.empty(size, dtype=torch.uint8)
 
-    def read(self, span: Span) -> None:
+    def read(self, span: FileSpan) -> None:
         """Fills the buffer once nobody needs what it holds. Raises OSError; EOFError where the file is too short."""
         self.wait()
         view = self.host.numpy().data[: span.bytes]
@@ -159,7 +159,7 @@ class _Slot:
         pass
 
 
-class _Lanes:
+class _CopyStreams:
     """Streams of the device: copies go on while earlier pieces are worked on."""
 
     def __init__(self, device: torch.device) -> None:
@@ -168,13 +168,13 @@ class _Lanes:
         self.working = torch.cuda.Stream(device)
 
 
-class _GpuSlot(_Slot):
+class _GpuBuffer(_Buffer):
     """A page-locked buffer and its counterpart on the GPU."""
 
-    def __init__(self, size: int, lanes: _Lanes) -> None:
+    def __init__(self, size: int, streams: _CopyStreams) -> None:
         super().__init__(size)
-        self._lanes = lanes
-        self._there = torch.empty(size, dtype=torch.uint8, device=lanes.device)
+        self._streams = streams
+        self._there = torch.empty(size, dtype=torch.uint8, device=streams.device)
         self._done = torch.cuda.Event(blocking=True)
         self._runtime = torch.cuda.cudart()
         code = int(self._runtime.cudaHostRegister(self.host.data_ptr(), size, _PORTABLE))
@@ -185,24 +185,24 @@ class _GpuSlot(_Slot):
         self._done.synchronize()
 
     def deliver(self, index: int, size: int, work: Callable[[int, torch.Tensor], None]) -> None:
-        lanes, there = self._lanes, self._there[:size]
-        with torch.cuda.stream(lanes.copying):
+        streams, there = self._streams, self._there[:size]
+        with torch.cuda.stream(streams.copying):
             there.copy_(self.host[:size], non_blocking=True)
-        lanes.working.wait_stream(lanes.copying)
-        with torch.cuda.stream(lanes.working):
+        streams.working.wait_stream(streams.copying)
+        with torch.cuda.stream(streams.working):
             work(index, there)
-            self._done.record(lanes.working)
+            self._done.record(streams.working)
 
     def fetch(self, part: torch.Tensor) -> memoryview:
         """`part` must be complete behind what this thread's current stream has queued."""
-        lanes, host = self._lanes, self.host[: len(part)]
-        lanes.copying.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(lanes.copying):
+        streams, host = self._streams, self.host[: len(part)]
+        streams.copying.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(streams.copying):
             host.copy_(part, non_blocking=True)
-            self._done.record(lanes.copying)
+            self._done.record(streams.copying)
         self._done.synchronize()
         return host.numpy().data
 
     def close(self) -> None:
-        torch.cuda.synchronize(self._lanes.device)  # after an error, copies may still be under way
+        torch.cuda.synchronize(self._streams.device)  # after an error, copies may still be under way
         self._runtime.cudaHostUnregister(self.host.data_ptr())

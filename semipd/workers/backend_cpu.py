@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from semipd.core.model import ModelConfig
-from semipd.engine.engine import Engine
+from semipd.engine.engine import CpuEngine
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
 from semipd.workers.attach import Attached
@@ -21,7 +21,7 @@ class CpuBackend:
         self._link = link
         self._shares = CpuAffinity(role, model)
         self._shares.compute_on(appoint.cpus)
-        self.engine = Engine(model, attached.weights, attached.pool)
+        self.engine = CpuEngine(model, attached.weights, attached.pool)
 
     def busy(self, work: bool) -> None:
         """The system's scheduler sees it."""

@@ -13,7 +13,7 @@ from semipd.core.model import ModelConfig
 from semipd.core.sms import decode_choices, prefill_choices
 from semipd.engine.cuda.device_wait import GLANCE_S
 from semipd.engine.cuda.engine import CudaEngine
-from semipd.engine.cuda.streams import Side
+from semipd.engine.cuda.streams import SmSide
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
 from semipd.wire.process import sleep_exactly
@@ -56,7 +56,7 @@ class GpuBackend:
             max_batch_tokens=config.max_batch_tokens,
             max_running=config.max_running,
             max_context=context_limit(config, model),
-            side=Side.FIRST if role is Role.DECODE else Side.LAST,
+            side=SmSide.FIRST if role is Role.DECODE else SmSide.LAST,
             sms_choices=choices if config.partition == "green" else (),
         )
         # A share for life is decode's alone: it takes no prompts.

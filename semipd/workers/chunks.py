@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import structlog
 
 from semipd.core.config import PAGE_SIZE
-from semipd.engine.engine import Failed, PrefillItem, Sampled
+from semipd.engine.engine import PrefillItem, SequenceFailure, TokenOutcome
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.memory.errors import StaleLease
-from semipd.workers.sampling_messages import draw_from_wire, sampled_to_wire
+from semipd.workers.sampling_messages import sampled_to_wire, sampling_input_from_wire
 
 log = structlog.get_logger()
 
@@ -30,14 +30,14 @@ class Opened:
     places: list[int]
     """Of the items among the chunks."""
 
-    def fill(self, index: int, outcome: Sampled | Failed | None) -> None:
+    def fill(self, index: int, outcome: TokenOutcome | None) -> None:
         """What came of an item, into its answer."""
         item, place = self.items[index], self.places[index]
         answer = self.answers[place]
         log.debug(
             "prefilled", request_id=self.batch.chunks[place].request_id, start=item.start, tokens=len(item.tokens)
         )
-        if isinstance(outcome, Failed):
+        if isinstance(outcome, SequenceFailure):
             answer.outcome = wk.CHUNK_OUTCOME_FAILED
             answer.error = outcome.error
             return
@@ -46,7 +46,7 @@ class Opened:
         if outcome is not None:
             answer.sampled.CopyFrom(sampled_to_wire(outcome))
 
-    def fill_all(self, outcomes: Sequence[Sampled | Failed | None]) -> None:
+    def fill_all(self, outcomes: Sequence[TokenOutcome | None]) -> None:
         for index, outcome in enumerate(outcomes):
             self.fill(index, outcome)
 
@@ -99,5 +99,5 @@ class Chunks:
         except StaleLease:
             answer.outcome = wk.CHUNK_OUTCOME_GONE
             return None
-        draw = draw_from_wire(chunk.continuation) if chunk.HasField("continuation") else None
-        return PrefillItem(chunk.lease, list(chunk.tokens), chunk.start, table, draw, chunk.prompt_tokens)
+        sampling = sampling_input_from_wire(chunk.continuation) if chunk.HasField("continuation") else None
+        return PrefillItem(chunk.lease, list(chunk.tokens), chunk.start, table, sampling, chunk.prompt_tokens)

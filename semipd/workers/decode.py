@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from semipd.engine.engine import Failed, Sampled
+from semipd.engine.engine import SampledToken, SequenceFailure
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import COORDINATOR, Holder, PageAccount
 from semipd.memory.errors import StaleLease
@@ -21,7 +21,7 @@ from semipd.wire.codec import end_to_wire, logprob_to_wire
 from semipd.workers.backend import Backend, Batch, Outcomes
 from semipd.workers.coordinator_link import HEARTBEAT_S, CoordinatorLink, Pulse
 from semipd.workers.mixed_batches import Prompts, Room
-from semipd.workers.sampling_messages import draw_from_wire
+from semipd.workers.sampling_messages import sampling_input_from_wire
 
 log = structlog.get_logger()
 
@@ -120,7 +120,7 @@ class DecodeWorker:
             self._report.dropped.append(adopt.lease)  # taken back before the message came
             return
         table = self._account.table(adopt.lease)
-        self._batch.add(adopt.lease, adopt.context, table, draw_from_wire(adopt.continuation))
+        self._batch.add(adopt.lease, adopt.context, table, sampling_input_from_wire(adopt.continuation))
         self._standing[adopt.lease] = Standing(adopt.priority, adopt.sequence)
         log.debug("adopted", request_id=adopt.request_id, lease=adopt.lease, context_tokens=adopt.context)
 
@@ -245,7 +245,7 @@ class DecodeWorker:
         tokens: list[int] = []
         positions: list[int] = []
         for lease, outcome in rows:
-            if isinstance(outcome, Failed):
+            if isinstance(outcome, SequenceFailure):
                 self._end(lease)
                 report.failures.append(wk.LeaseFailure(lease=lease, error=outcome.error))
                 continue
@@ -265,7 +265,7 @@ class DecodeWorker:
         if self._ended_s > self._launched_s:  # it was waited for: that is from its own launch to its end
             report.seconds = self._ended_s - self._launched_s
 
-    def _note(self, row: int, outcome: Sampled) -> None:
+    def _note(self, row: int, outcome: SampledToken) -> None:
         if outcome.end is not None:
             self._report.ends.append(wk.RowEnd(row=row, end=end_to_wire(outcome.end)))
         if outcome.logprob is not None:

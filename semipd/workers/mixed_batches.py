@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 import torch
 
-from semipd.engine.engine import Failed, PrefillItem, Sampled
+from semipd.engine.engine import PrefillItem, SequenceFailure, TokenOutcome
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.workers.backend import Batch, Outcomes, Pulse
@@ -41,7 +41,7 @@ class Begun:
     seconds: float = 0.0
     """Of the passes that took part of it along."""
 
-    def fill(self, index: int, outcome: Sampled | Failed | None) -> None:
+    def fill(self, index: int, outcome: TokenOutcome | None) -> None:
         if index in self.left:
             self.left.remove(index)
             self.opened.fill(index, outcome)
@@ -147,7 +147,7 @@ class Prompts:
             return
         log.error("out of memory", error=str(error))
         (failed,) = load.pieces
-        load.begun.fill(failed.index, Failed(TOO_LARGE))
+        load.begun.fill(failed.index, SequenceFailure(TOO_LARGE))
         for later in line.next:
             later.pieces = [piece for piece in later.pieces if piece.index != failed.index]
         line.next = deque(later for later in line.next if later.pieces)
@@ -163,7 +163,7 @@ class Prompts:
             load.begun.seconds += now - max(load.start_s, before_s, self._known_s)
             self._known_s = now
             for piece, outcome in zip(load.pieces, outcomes, strict=True):
-                if piece.last or isinstance(outcome, Failed):
+                if piece.last or isinstance(outcome, SequenceFailure):
                     load.begun.fill(piece.index, outcome)
         told = False
         # Not while a pass with a part of it is on the device: its pages may be others' once it is answered.
@@ -187,7 +187,10 @@ def _spread(items: Sequence[PrefillItem], room: Room) -> Iterator[list[Piece]]:
             count = min(left, end - at)
             last = at + count == end
             part = replace(
-                item, tokens=item.tokens[at : at + count], start=item.start + at, draw=item.draw if last else None
+                item,
+                tokens=item.tokens[at : at + count],
+                start=item.start + at,
+                sampling=item.sampling if last else None,
             )
             pieces.append(Piece(index, part, last))
             at, left = at + count, left - count

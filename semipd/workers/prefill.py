@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from semipd.engine.engine import Failed, Flight, PrefillItem, Sampled
+from semipd.engine.engine import PendingPrefill, PrefillItem, SequenceFailure, TokenOutcome
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.workers.backend import Backend, PrefillEngine
@@ -26,7 +26,7 @@ class Begun:
     """A batch on the device, or next for it."""
 
     opened: Opened
-    flight: Flight | None = None
+    pending: PendingPrefill | None = None
     """None: nothing to compute, or it has to be tried again chunk by chunk."""
     start_s: float = 0.0
     ended: bool = False
@@ -151,42 +151,42 @@ class PrefillWorker:
         begun = Begun(self._chunks.open(batch))
         if begun.opened.items:
             with contextlib.suppress(torch.OutOfMemoryError, MemoryError):
-                begun.flight = self._engine.prepare_prefill(begun.opened.items)
+                begun.pending = self._engine.prepare_prefill(begun.opened.items)
         return begun
 
     def _launch(self, begun: Begun) -> None:
         begun.start_s = time.perf_counter()
-        if begun.flight is not None:
+        if begun.pending is not None:
             self._compute.choose_share()
             try:
-                begun.flight.launch()
+                begun.pending.launch()
             except (torch.OutOfMemoryError, MemoryError):
-                begun.flight = None
+                begun.pending = None
 
     def _finish(self, begun: Begun, pulse: Callable[[], None]) -> None:
         """Answers for all chunks of a batch."""
-        begun.opened.fill_all(self._outcomes(begun.flight, begun.opened.items, pulse))
+        begun.opened.fill_all(self._outcomes(begun.pending, begun.opened.items, pulse))
         now = time.perf_counter()
         # A batch that was begun behind another had the device to itself from that one's end on.
         seconds, self._done_s = now - max(begun.start_s, self._done_s), now
         self._link.send(self._chunks.done(begun.opened, seconds))
 
     def _outcomes(
-        self, flight: Flight | None, items: list[PrefillItem], pulse: Callable[[], None]
-    ) -> list[Sampled | Failed | None]:
+        self, pending: PendingPrefill | None, items: list[PrefillItem], pulse: Callable[[], None]
+    ) -> list[TokenOutcome | None]:
         """Where memory runs out, the chunks are tried one by one, and who does not fit alone fails alone."""
         if not items:
             return []
         try:
-            if flight is None:
+            if pending is None:
                 if self._ready is not None:
                     self._launch_next()
-                flight = self._engine.begin_prefill(items)
-            return flight.finish(pulse)
+                pending = self._engine.begin_prefill(items)
+            return pending.finish(pulse)
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(items) == 1:
                 log.error("out of memory", error=str(error))
-                return [Failed(TOO_LARGE)]
+                return [SequenceFailure(TOO_LARGE)]
         return [outcome for item in items for outcome in self._outcomes(None, [item], self._pulse)]
 
     def _describe(self, beat: wk.Heartbeat) -> None:

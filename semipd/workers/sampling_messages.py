@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from semipd.engine.engine import Draw, Sampled
+from semipd.engine.engine import SampledToken, SamplingInput
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.wire.codec import end_to_wire, logprob_to_wire, sampling_from_wire, stopping_from_wire
 
 
-def draw_from_wire(m: wk.Continuation) -> Draw:
-    return Draw(
-        sampling=sampling_from_wire(m.sampling),
+def sampling_input_from_wire(m: wk.Continuation) -> SamplingInput:
+    return SamplingInput(
+        params=sampling_from_wire(m.sampling),
         stopping=stopping_from_wire(m.stopping),
         prompt=tuple(m.prompt),
         output=tuple(m.output),
     )
 
 
-def sampled_to_wire(s: Sampled) -> wk.Sampled:
+def sampled_to_wire(s: SampledToken) -> wk.Sampled:
     return wk.Sampled(
         token=s.token,
         position=s.position,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from semipd.core.request import SamplingParams, StoppingParams
-from semipd.engine.engine import Draw, Engine, Failed, PrefillItem
+from semipd.engine.engine import CpuEngine, PrefillItem, SamplingInput, SequenceFailure
 from support.device_rig import CAPTURE_S, Answer
 from support.reference import random_tokens
 from support.wish import GREEDY, Wish
@@ -36,7 +36,7 @@ class Mixed:
         self.made = made
         engine = made.engine
         if made.device.type != "cuda":
-            engine = Engine(made.model, made.weights, made.pool)
+            engine = CpuEngine(made.model, made.weights, made.pool)
         self.batch = engine.decode_batch(prompt_tokens=PROMPT_TOKENS)
         self.replayed = []
         """Buckets of the steps with prompts that ran as graphs."""
@@ -114,8 +114,12 @@ class Mixed:
     def _item(self, lease, start, end):
         wish = self.answers[lease].wish
         tokens = [*wish.prompt, *wish.output]
-        draw = Draw(wish.sampling, wish.stopping, tuple(wish.prompt), wish.output) if end == len(tokens) else None
-        return PrefillItem(lease, tokens[start:end], start, self.made.take(lease, end), draw, len(wish.prompt))
+        sampling_input = (
+            SamplingInput(wish.sampling, wish.stopping, tuple(wish.prompt), wish.output) if end == len(tokens) else None
+        )
+        return PrefillItem(
+            lease, tokens[start:end], start, self.made.take(lease, end), sampling_input, len(wish.prompt)
+        )
 
     def _note(self, outcomes):
         for lease, outcome in outcomes:
@@ -123,8 +127,8 @@ class Mixed:
                 self._write(lease, outcome)
         for items, found in self.batch.prompt_outcomes():
             for item, outcome in zip(items, found, strict=True):
-                assert (outcome is None) == (item.draw is None)
-                if item.draw is not None:
+                assert (outcome is None) == (item.sampling is None)
+                if item.sampling is not None:
                     self._join(item, outcome)
         for lease in self.batch.quiet():
             self.made.release(lease)
@@ -136,14 +140,14 @@ class Mixed:
             self.made.release(item.lease)
             return
         context = item.start + len(item.tokens)
-        draw = replace(item.draw, output=(*item.draw.output, outcome.token))
-        self.batch.add(item.lease, context, self.made.take(item.lease, context), draw)
+        sampling_input = replace(item.sampling, output=(*item.sampling.output, outcome.token))
+        self.batch.add(item.lease, context, self.made.take(item.lease, context), sampling_input)
 
     def _write(self, lease, outcome):
         answer = self.answers[lease]
         assert not answer.ended
         answer.steps.append(outcome)
-        assert not isinstance(outcome, Failed)
+        assert not isinstance(outcome, SequenceFailure)
         assert outcome.position == len(answer.wish.output) + len(answer.tokens)
         answer.tokens.append(outcome.token)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from semipd.core.request import EndReason, SamplingParams, StoppingParams
-from semipd.engine.engine import Failed, Sampled
-from semipd.engine.sampling import Sampler, choose
+from semipd.engine.engine import SampledToken, SequenceFailure
+from semipd.engine.sampling import SequenceSampler, choose_tokens
 from support.reference import random_tokens
 from support.wish import Wish
 
@@ -76,8 +76,8 @@ def test_draws_as_the_cpu_does_from_the_same_logits(dtype, rig):
         for lease in order:
             wish, tokens = made.answers[lease].wish, made.answers[lease].tokens
             output = (*wish.output, *tokens[:step])
-            samplers.append(Sampler(wish.sampling, wish.stopping, wish.prompt, output, made.model.vocab_size))
-        chosen = choose(logits[: len(order)], samplers, [1 + step] * len(order))
+            samplers.append(SequenceSampler(wish.sampling, wish.stopping, wish.prompt, output, made.model.vocab_size))
+        chosen = choose_tokens(logits[: len(order)], samplers, [1 + step] * len(order))
         for lease, choice in zip(order, chosen, strict=True):
             agreed[kinds[lease]].append(choice.token == made.answers[lease].tokens[step])
     rates = {kind: sum(each) / len(each) for kind, each in agreed.items()}
@@ -243,9 +243,9 @@ def test_a_row_that_is_not_finite_fails_alone(kind, dtype, rig):
     made.settle()
 
     for failed in (made.answers[bad].steps, bad_prompt.steps):
-        assert [type(step) for step in failed] == [Failed]
+        assert [type(step) for step in failed] == [SequenceFailure]
         assert "finite" in failed[0].error
-    assert all(isinstance(step, Sampled) for answer in answers for step in answer.steps)
+    assert all(isinstance(step, SampledToken) for answer in answers for step in answer.steps)
     if dtype is torch.float32:  # in bfloat16 another batch size may round a draw to the neighbour
         assert [answer.tokens for answer in answers] == expected
     assert [len(answer.tokens) for answer in answers] == [100, 100, 100]
@@ -259,4 +259,6 @@ def test_failures_among_many_prompts_of_one_pass(rig):
 
     answers = made.admit([Wish(prompt, stopping=StoppingParams(1)) for prompt in prompts])
 
-    assert [isinstance(answer.steps[0], Failed) for answer in answers] == [token % 3 == 0 for token in range(12)]
+    assert [isinstance(answer.steps[0], SequenceFailure) for answer in answers] == [
+        token % 3 == 0 for token in range(12)
+    ]

@@ -18,7 +18,7 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.request import SamplingParams, StoppingParams
-from semipd.engine.engine import Draw, Failed, PrefillItem, Sampled
+from semipd.engine.engine import PrefillItem, SampledToken, SamplingInput, SequenceFailure, TokenOutcome
 from semipd.engine.layout import pool_shape, weight_layout
 from semipd.engine.loading import load_checkpoint, read_model_config
 from support.late_engine import LateEngine
@@ -31,14 +31,14 @@ CAPTURE_S = 60.0
 class Answer:
     wish: Wish
     tokens: list[int] = field(default_factory=list)
-    steps: list[Sampled | Failed] = field(default_factory=list)
+    steps: list[TokenOutcome] = field(default_factory=list)
     left: bool = False
     """It was made to leave: what is still said of it doesn't count."""
 
     @property
     def ended(self) -> bool:
         last = self.steps[-1] if self.steps else None
-        return isinstance(last, Failed) or (last is not None and last.end is not None)
+        return isinstance(last, SequenceFailure) or (last is not None and last.end is not None)
 
     def rest(self) -> Wish:
         """What is left of it, as a preempted sequence is taken up again."""
@@ -140,7 +140,7 @@ class Rig:
             for items in self._passes([self._item(lease, at, turn) for lease, at in done.items()]):
                 for item, outcome in zip(items, self.engine.prefill(items, self.pulse), strict=True):
                     done[item.lease] += len(item.tokens)
-                    if item.draw is None:
+                    if item.sampling is None:
                         assert outcome is None
                     else:
                         self._begin(item, done.pop(item.lease), outcome)
@@ -172,7 +172,7 @@ class Rig:
         self.logits({lease: tokens})
         self.answers[lease] = Answer(Wish(tokens, sampling, stopping, (fed,)))
         self.batch.add(
-            lease, len(tokens), self.take(lease, len(tokens)), Draw(sampling, stopping, tuple(tokens), (fed,))
+            lease, len(tokens), self.take(lease, len(tokens)), SamplingInput(sampling, stopping, tuple(tokens), (fed,))
         )
         return lease
 
@@ -224,22 +224,26 @@ class Rig:
         tokens = [*wish.prompt, *wish.output]
         chunk = tokens[at : at + self._chunk(wish.chunks, turn)]
         end = at + len(chunk)
-        draw = Draw(wish.sampling, wish.stopping, tuple(wish.prompt), wish.output) if end == len(tokens) else None
-        return PrefillItem(lease, chunk, at, self.take(lease, end), draw, len(wish.prompt))
+        sampling_input = (
+            SamplingInput(wish.sampling, wish.stopping, tuple(wish.prompt), wish.output) if end == len(tokens) else None
+        )
+        return PrefillItem(lease, chunk, at, self.take(lease, end), sampling_input, len(wish.prompt))
 
-    def _begin(self, item: PrefillItem, context: int, outcome: Sampled | Failed | None) -> None:
+    def _begin(self, item: PrefillItem, context: int, outcome: TokenOutcome | None) -> None:
         assert outcome is not None
-        assert item.draw is not None
+        assert item.sampling is not None
         answer = self.answers[item.lease]
         _write_down(answer, outcome)
         if answer.ended:
             self.release(item.lease)
             return
-        assert isinstance(outcome, Sampled)
-        draw = Draw(item.draw.sampling, item.draw.stopping, item.draw.prompt, (*item.draw.output, outcome.token))
-        self.batch.add(item.lease, context, self.take(item.lease, context), draw)
+        assert isinstance(outcome, SampledToken)
+        sampling_input = SamplingInput(
+            item.sampling.params, item.sampling.stopping, item.sampling.prompt, (*item.sampling.output, outcome.token)
+        )
+        self.batch.add(item.lease, context, self.take(item.lease, context), sampling_input)
 
-    def _note(self, outcomes: Sequence[tuple[int, Sampled | Failed]]) -> list[int]:
+    def _note(self, outcomes: Sequence[tuple[int, TokenOutcome]]) -> list[int]:
         for lease, outcome in outcomes:
             if not self.answers[lease].left:
                 _write_down(self.answers[lease], outcome)
@@ -252,10 +256,10 @@ class Rig:
         return sum(map(len, self._held.values()))
 
 
-def _write_down(answer: Answer, outcome: Sampled | Failed) -> None:
+def _write_down(answer: Answer, outcome: TokenOutcome) -> None:
     assert not answer.ended, "an outcome after the last"
     answer.steps.append(outcome)
-    if isinstance(outcome, Sampled):
+    if isinstance(outcome, SampledToken):
         assert outcome.position == len(answer.wish.output) + len(answer.tokens)
         answer.tokens.append(outcome.token)
 

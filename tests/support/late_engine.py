@@ -17,18 +17,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from semipd.engine.attention import Span
-from semipd.engine.batch import DecodeBatch
+from semipd.engine.attention import TokenSpan
+from semipd.engine.batch import CpuDecodeBatch
 from semipd.engine.decoder import Pulse
-from semipd.engine.engine import Engine, Failed, PrefillItem, Sampled
+from semipd.engine.engine import CpuEngine, PrefillItem, SequenceFailure, TokenOutcome
 
-Outcomes = list[tuple[int, Sampled | Failed]]
+Outcomes = list[tuple[int, TokenOutcome]]
 
 
-class LateEngine(Engine):
+class LateEngine(CpuEngine):
     def logits(self, items: Sequence[PrefillItem]) -> torch.Tensor:
         with torch.inference_mode():
-            spans = [Span(item.start, item.start + len(item.tokens), item.table) for item in items]
+            spans = [TokenSpan(item.start, item.start + len(item.tokens), item.table) for item in items]
             tokens = torch.from_numpy(np.concatenate([np.asarray(item.tokens, np.int64) for item in items]))
             rotation = self._rotation(items, spans)
             return self._decoder.forward(tokens, rotation, self._attention.prefill(spans), lambda: None).float()
@@ -38,7 +38,7 @@ class LateEngine(Engine):
         return LateBatch(inner)
 
 
-class _Remembering(DecodeBatch):
+class _Remembering(CpuDecodeBatch):
     logits = torch.empty(0)
 
     def _forward(self, *arguments: object) -> torch.Tensor:
@@ -81,7 +81,7 @@ class LateBatch:
 
     def _land(self) -> Outcomes:
         answers, self._under_way = self._under_way, []
-        ended = [lease for lease, outcome in answers if isinstance(outcome, Failed) or outcome.end is not None]
+        ended = [lease for lease, outcome in answers if isinstance(outcome, SequenceFailure) or outcome.end is not None]
         self._quiet += self._touched + ended
         self._touched = []
         return answers

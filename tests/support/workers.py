@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from semipd.core.config import PAGE_SIZE
 from semipd.core.request import End, EndReason, SamplingParams, StoppingParams
 from semipd.engine.attention import Pages
-from semipd.engine.engine import Draw, Failed, PrefillItem, Sampled
+from semipd.engine.engine import PrefillItem, SampledToken, SamplingInput, SequenceFailure, TokenOutcome
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.wire.codec import sampling_to_wire, stopping_to_wire
@@ -141,7 +141,7 @@ class LateBatch:
         self._rows: dict[int, Row] = {}
         self._left: list[Row] = []
         self._flying: deque[Pass] = deque()
-        self._known: list[tuple[Sequence[PrefillItem], list[Sampled | Failed | None]]] = []
+        self._known: list[tuple[Sequence[PrefillItem], list[TokenOutcome | None]]] = []
         self._launched = self._collected = 0
         self.ends: dict[int, int] = {}
         self.fails: set[int] = set()
@@ -162,10 +162,10 @@ class LateBatch:
     def context_tokens(self) -> int:
         return sum(row.context for row in self._rows.values())
 
-    def add(self, lease: int, context: int, table: Pages, draw: Draw) -> None:
+    def add(self, lease: int, context: int, table: Pages, sampling: SamplingInput) -> None:
         assert lease not in self._rows
-        left = draw.stopping.max_tokens - len(draw.output)
-        self._rows[lease] = Row(lease, context, len(draw.output), left, len(table))
+        left = sampling.stopping.max_tokens - len(sampling.output)
+        self._rows[lease] = Row(lease, context, len(sampling.output), left, len(table))
 
     def remove(self, lease: int) -> None:
         self._left.append(self._rows.pop(lease))
@@ -206,7 +206,7 @@ class LateBatch:
             found += self._collect()
         return found
 
-    def prompt_outcomes(self) -> list[tuple[Sequence[PrefillItem], list[Sampled | Failed | None]]]:
+    def prompt_outcomes(self) -> list[tuple[Sequence[PrefillItem], list[TokenOutcome | None]]]:
         known, self._known = self._known, []
         return known
 
@@ -224,22 +224,25 @@ class LateBatch:
         self._collected = over.number
         if over.prompts:
             self.prompts += over.prompts
-            outcomes = [None if i.draw is None else Sampled(7, len(i.draw.output), None, None) for i in over.prompts]
+            outcomes = [
+                None if i.sampling is None else SampledToken(7, len(i.sampling.output), None, None)
+                for i in over.prompts
+            ]
             self._known.append((over.prompts, list(outcomes)))
         return [self._outcome(row, position) for row, position in over.rows if row.lease in self._rows]
 
-    def _outcome(self, row: Row, position: int) -> tuple[int, Sampled | Failed]:
+    def _outcome(self, row: Row, position: int) -> tuple[int, TokenOutcome]:
         end: End | None = None
         if row.lease in self.fails:
             self.remove(row.lease)
-            return row.lease, Failed("the model's output is not finite")
+            return row.lease, SequenceFailure("the model's output is not finite")
         if self.ends.get(row.lease) == position:
             end = End(EndReason.STOP_TOKEN, 2)
         elif row.left == 0 and row.position == position + 1:
             end = End(EndReason.LENGTH)
         if end is not None:
             self.remove(row.lease)
-        return row.lease, Sampled(100 + position, position, None, end)
+        return row.lease, SampledToken(100 + position, position, None, end)
 
 
 def continuation(output: int = 1, max_tokens: int = 100) -> wk.Continuation:
@@ -296,22 +299,22 @@ class PlayedEngine:
         self.glances = 0
         """So often a pass is looked at before it is over."""
 
-    def begin_prefill(self, items: Sequence[PrefillItem]) -> PlayedFlight:
-        flight = self.prepare_prefill(items)
-        flight.launch()
-        return flight
+    def begin_prefill(self, items: Sequence[PrefillItem]) -> PlayedPrefill:
+        pending = self.prepare_prefill(items)
+        pending.launch()
+        return pending
 
-    def prepare_prefill(self, items: Sequence[PrefillItem]) -> PlayedFlight:
-        flight = PlayedFlight(self, items)
-        flight.note("prepare")
-        return flight
+    def prepare_prefill(self, items: Sequence[PrefillItem]) -> PlayedPrefill:
+        pending = PlayedPrefill(self, items)
+        pending.note("prepare")
+        return pending
 
     def done(self) -> list[str]:
         """Without what is told of preparing."""
         return [line for line in self.log if not line.startswith("prepare")]
 
 
-class PlayedFlight:
+class PlayedPrefill:
     def __init__(self, engine: PlayedEngine, items: Iterable[PrefillItem]) -> None:
         self._engine = engine
         self._items = list(items)
@@ -326,10 +329,13 @@ class PlayedFlight:
         self._engine.on_launch()
         self.note("launch")
 
-    def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
+    def finish(self, pulse: Pulse) -> list[TokenOutcome | None]:
         for _ in range(self._engine.glances):
             getattr(pulse, "report", pulse)()
         self.note("finish")
         pulse()
         self._engine.items += self._items
-        return [None if item.draw is None else Sampled(7, len(item.draw.output), None, None) for item in self._items]
+        return [
+            None if item.sampling is None else SampledToken(7, len(item.sampling.output), None, None)
+            for item in self._items
+        ]

@@ -25,11 +25,11 @@ from semipd.core.model import ModelConfig
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
-from semipd.engine.cuda.graphs import Graphs
-from semipd.engine.cuda.streams import Side
+from semipd.engine.cuda.graphs import BucketGraphs
+from semipd.engine.cuda.streams import SmSide
 from semipd.engine.engine import PrefillItem
 from semipd.engine.layout import pool_shape, weight_layout
-from semipd.engine.sampling_result import Draw
+from semipd.engine.sampling_result import SamplingInput
 
 WARM_S, COUNTED_S = 0.25, 0.25
 """Of work without a pause: before anything counts, and what counts at least."""
@@ -44,7 +44,7 @@ FASTEST_S = 0.0004
 SURELY = 0.8
 """Of the fastest probe's time, what no step falls below."""
 
-Ends = tuple[torch.cuda.Event, ...]
+RoundEnds = tuple[torch.cuda.Event, ...]
 """Of one round, a step or a pass or both: when each part ended on the device."""
 
 SPARE_BYTES = 8 << 30
@@ -63,7 +63,7 @@ def open_engine(
     max_batch_tokens: int,
     dtype: str = "bfloat16",
     pool_tokens: int = 600_000,
-    side: Side = Side.FIRST,
+    side: SmSide = SmSide.FIRST,
     sms_choices: Sequence[int] = (),
 ) -> Iterator[CudaEngine]:
     """Random weights and a pool of so many tokens with random keys and values, or of what the device has, in this
@@ -104,7 +104,7 @@ def decode_step_ms(engine: CudaEngine, rows: int, context: int, sms: int = 0) ->
     """Median time on the device from one step's end to the next one's, `rows` sequences at about `context` tokens each,
     greedy."""
 
-    def begin(first: int, grown: int) -> Callable[[], Ends]:
+    def begin(first: int, grown: int) -> Callable[[], RoundEnds]:
         batch, _ = fill_batch(engine, rows, first, grown)
         engine.use_sms(sms)
         capture_step(engine, batch, rows)
@@ -118,7 +118,7 @@ def mixed_step_ms(engine: CudaEngine, rows: int, context: int, tokens: int, sms:
     """As `decode_step_ms`, with a prompt in each step: so many tokens of it, after `start` that are in the pool; its
     next token is sampled."""
 
-    def begin(first: int, grown: int) -> Callable[[], Ends]:
+    def begin(first: int, grown: int) -> Callable[[], RoundEnds]:
         batch, free = fill_batch(engine, rows, first, grown, start + tokens)
         engine.use_sms(sms)
         prompts = [prompt_item(engine, tokens, start, free, lease=rows)]
@@ -135,7 +135,7 @@ def turns_ms(engine: CudaEngine, rows: int, context: int, tokens: int) -> tuple[
     """Medians of a decode step and of a prefill pass over one prompt, one of each by turns on the whole device: from
     the end of the one to the end of the other."""
 
-    def begin(first: int, grown: int) -> Callable[[], Ends]:
+    def begin(first: int, grown: int) -> Callable[[], RoundEnds]:
         batch, free = fill_batch(engine, rows, first, grown, tokens)
         capture_step(engine, batch, rows)
         capture_pass(engine, tokens)
@@ -167,8 +167,8 @@ def prefill_ms(engine: CudaEngine, tokens: int, sms: int = 0, start: int = 0) ->
 
 
 def _sustained(
-    engine: CudaEngine, rows: int, context: int, begin: Callable[[int, int], Callable[[], Ends]], counted_s: float
-) -> list[Ends]:
+    engine: CudaEngine, rows: int, context: int, begin: Callable[[int, int], Callable[[], RoundEnds]], counted_s: float
+) -> list[RoundEnds]:
     """The rounds that count. `begin(context, grown)` fills the batch, whose sequences may grow so far, and answers with
     what launches a round, a decode step among others.
 
@@ -176,7 +176,7 @@ def _sustained(
     where they can't grow so far, and where some leave the batch because what the model computes is not finite.
     """
 
-    def run(first: int, rounds: int) -> list[Ends]:
+    def run(first: int, rounds: int) -> list[RoundEnds]:
         if rounds >= engine.max_context:
             raise ValueError(
                 f"{rounds} steps for a measurement, and a sequence has {engine.max_context} tokens at most"
@@ -208,46 +208,46 @@ def steps_within(engine: CudaEngine, rows: int, context: int, sms: int, seconds:
         empty_batch(engine)
 
 
-def _fastest_s(probes: Sequence[Ends]) -> float:
+def _fastest_s(probes: Sequence[RoundEnds]) -> float:
     fastest_ms: float = min(a[-1].elapsed_time(b[-1]) for a, b in pairwise(probes))
     return max(FASTEST_S, fastest_ms / 1e3)
 
 
-def _rounds(probes: Sequence[Ends], counted_s: float) -> tuple[int, int]:
+def _rounds(probes: Sequence[RoundEnds], counted_s: float) -> tuple[int, int]:
     """How many of them are to warm the device up, and how many then to count. Under load they take longer than the
     probes do, and so more time in all."""
     fastest_s = _fastest_s(probes)
     return ceil(WARM_S / fastest_s), max(FEWEST, ceil(counted_s / fastest_s))
 
 
-def _launched(launch: Callable[[], Ends], rounds: int) -> list[Ends]:
+def _launched(launch: Callable[[], RoundEnds], rounds: int) -> list[RoundEnds]:
     """Waits for the device in the end."""
     ends = [launch() for _ in range(rounds)]
     torch.cuda.synchronize()
     return ends
 
 
-def _medians(ends: Sequence[Ends]) -> list[float]:
+def _medians(ends: Sequence[RoundEnds]) -> list[float]:
     """Milliseconds of each part of a round, from the end of the part before; the first round is but where it begins."""
     rounds = [[a.elapsed_time(b) for a, b in pairwise((before[-1], *now))] for before, now in pairwise(ends)]
     return [median(part) for part in zip(*rounds, strict=True)]
 
 
-def _step(engine: CudaEngine, batch: CudaDecodeBatch, prompts: Sequence[PrefillItem] = ()) -> Ends:
+def _step(engine: CudaEngine, batch: CudaDecodeBatch, prompts: Sequence[PrefillItem] = ()) -> RoundEnds:
     """Launches one and waits for the one before."""
     batch.step(_nothing, prompts=prompts)
     return (_mark(engine),)
 
 
-def _passes(engine: CudaEngine, item: PrefillItem) -> Callable[[], Ends]:
+def _passes(engine: CudaEngine, item: PrefillItem) -> Callable[[], RoundEnds]:
     """What launches one and waits for the one before, as the worker does."""
-    flights = deque[Any]()
+    pending = deque[Any]()
 
-    def launch() -> Ends:
-        flights.append(engine.begin_prefill([item]))
+    def launch() -> RoundEnds:
+        pending.append(engine.begin_prefill([item]))
         end = _mark(engine)
-        if len(flights) > engine.passes_ahead:
-            flights.popleft().finish(_nothing)
+        if len(pending) > engine.passes_ahead:
+            pending.popleft().finish(_nothing)
         return (end,)
 
     return launch
@@ -256,7 +256,7 @@ def _passes(engine: CudaEngine, item: PrefillItem) -> Callable[[], Ends]:
 def _mark(engine: CudaEngine) -> torch.cuda.Event:
     """When all that was launched is done."""
     event = torch.cuda.Event(enable_timing=True)
-    event.record(engine.lanes.stream)
+    event.record(engine.streams.stream)
     return event
 
 
@@ -281,8 +281,8 @@ def fill_batch(
     fed = np.resize(random.permutation(engine.vocab_size), rows).tolist()
     batch = bench_batch(engine)
     for row in range(rows):
-        draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=1 << 20), (), (fed[row],))
-        batch.add(row, context, order[row * each : (row + 1) * each], draw)
+        sampling = SamplingInput(SamplingParams(temperature=0.0), StoppingParams(max_tokens=1 << 20), (), (fed[row],))
+        batch.add(row, context, order[row * each : (row + 1) * each], sampling)
     return batch, order[rows * each : needed]
 
 
@@ -312,9 +312,9 @@ def prompt_item(
     engine: CudaEngine, tokens: int, start: int, table: npt.NDArray[np.int32], lease: int = 0
 ) -> PrefillItem:
     """The last so many tokens of a prompt, random ones, after `start` others; its next token is sampled."""
-    draw = Draw(SamplingParams(temperature=0.0), StoppingParams(max_tokens=100), (), ())
+    sampling = SamplingInput(SamplingParams(temperature=0.0), StoppingParams(max_tokens=100), (), ())
     ids = np.random.default_rng(2).integers(0, engine.vocab_size, tokens).tolist()
-    return PrefillItem(lease, ids, start, table, draw, start + tokens)
+    return PrefillItem(lease, ids, start, table, sampling, start + tokens)
 
 
 def any_pages(engine: CudaEngine, tokens: int) -> npt.NDArray[np.int32]:
@@ -335,15 +335,15 @@ def capture_pass(engine: CudaEngine, tokens: int) -> None:
     _capture(engine, engine.open_prefill().graphs, tokens)
 
 
-def _capture(engine: CudaEngine, graphs: Graphs, size: int) -> None:
+def _capture(engine: CudaEngine, graphs: BucketGraphs, size: int) -> None:
     _capture_whole(engine, graphs)
     bucket = graphs.bucket(size)
     if bucket is not None:
-        graphs.capture_one(bucket, engine.lanes.current)
+        graphs.capture_one(bucket, engine.streams.current)
 
 
-def _capture_whole(engine: CudaEngine, graphs: Graphs) -> None:
+def _capture_whole(engine: CudaEngine, graphs: BucketGraphs) -> None:
     """Every one on the whole device, as a server has them: which of them a size takes depends on the times of all."""
     for bucket, sms in graphs.missing():
-        if sms == engine.lanes.all:
+        if sms == engine.streams.all:
             graphs.capture_one(bucket, sms)

@@ -16,14 +16,14 @@ CHANGES = 4096
 """Words that one command carries; more take another."""
 
 
-class Tables:
+class BlockTables:
     """`pages` [slots, width] int32 and `fed` [slots] int32. A sampled token is written to `fed` by the step itself."""
 
     def __init__(self, slots: int, width: int, device: torch.device) -> None:
         self._words = torch.zeros(slots * width + slots, dtype=torch.int32, device=device)
         self.pages = self._words[: slots * width].view(slots, width)
         self.fed = self._words[slots * width :]
-        self._command = LaunchArgs({"where": ((CHANGES,), np.int32), "words": ((CHANGES,), np.int32)}, device)
+        self._args = LaunchArgs({"where": ((CHANGES,), np.int32), "words": ((CHANGES,), np.int32)}, device)
         self._changes: list[tuple[int, npt.NDArray[np.int32]]] = []
 
     def put_pages(self, slot: int, first: int, pages: Sequence[int] | Pages) -> None:
@@ -54,9 +54,9 @@ class Tables:
         self._tell(np.empty(0, np.int32), np.empty(0, np.int32))
 
     def _tell(self, where: npt.NDArray[np.int32], words: npt.NDArray[np.int32]) -> None:
-        say = self._command.next()
-        say["where"][: len(where)] = where
-        say["where"][len(where) :] = -1
-        say["words"][: len(words)] = words
-        self._command.send()
-        feeding.update(self._words, self._command.device["where"], self._command.device["words"])
+        host = self._args.next()
+        host["where"][: len(where)] = where
+        host["where"][len(where) :] = -1
+        host["words"][: len(words)] = words
+        self._args.send()
+        feeding.update(self._words, self._args.device["where"], self._args.device["words"])

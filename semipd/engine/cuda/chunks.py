@@ -12,17 +12,17 @@ import torch
 from semipd.core.config import PAGE_SIZE
 from semipd.core.request import Logprob
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
-from semipd.engine.cuda.forward import Attend, Forward, Rotation, halves
+from semipd.engine.cuda.forward import AttendFunction, ForwardPass, Rotation, halves
 from semipd.engine.cuda.kernels import prefill_attention
-from semipd.engine.cuda.launch_args import Fields
-from semipd.engine.cuda.sampler import Rules, chances, columns, outcome
+from semipd.engine.cuda.launch_args import ArgFields
+from semipd.engine.cuda.sampler import SamplingRules, chances, columns, sampled
 from semipd.engine.prefill_inputs import PrefillItem
 from semipd.engine.rope import Rotary
-from semipd.engine.sampling_result import Failed, Sampled
+from semipd.engine.sampling_result import TokenOutcome, token_outcome
 
-Given = Mapping[str, torch.Tensor]
+DeviceArgs = Mapping[str, torch.Tensor]
 """A command's arrays on the device."""
-Said = dict[str, npt.NDArray[Any]]
+HostArgs = dict[str, npt.NDArray[Any]]
 """A command's arrays on the host."""
 
 NO_ROWS = np.empty(0, np.int64)
@@ -36,7 +36,7 @@ FEW_TOKENS = 256
 """Fewer than these count as so many: launches would take longer than any attention."""
 
 
-class Chunks:
+class PrefillChunks:
     """For passes of at most so many tokens, prompts and pages.
 
     Beside `fields`, a command has "tokens", "positions" and "slots" for each token of the pass.
@@ -44,7 +44,7 @@ class Chunks:
 
     def __init__(
         self,
-        forward: Forward,
+        forward: ForwardPass,
         rotary: Rotary,
         flashinfer: FlashInferPrefill | None,
         most_tokens: int,
@@ -54,7 +54,7 @@ class Chunks:
         self._forward, self._rotary, self._flashinfer = forward, rotary, flashinfer
         blocks = most_tokens // prefill_attention.QUERY_BLOCK + most_prompts  # each prompt may end with one of its own
         self.most_tokens, self.most_prompts, self.most_pages = most_tokens, most_prompts, most_pages
-        self.fields: Fields = {
+        self.fields: ArgFields = {
             "count": ((1,), np.int32),
             "blocks": ((prefill_attention.BLOCK_FIELDS, blocks), np.int32),
             # Page numbers, prompt after prompt. To be the command's last field: it is sent as far as it is filled.
@@ -63,7 +63,7 @@ class Chunks:
 
     # --- what the device is told ------------------------------------------------------------------------------------
 
-    def fill(self, say: Said, items: Sequence[PrefillItem], begin: int = 0) -> tuple[int, list[int]]:
+    def fill(self, host: HostArgs, items: Sequence[PrefillItem], begin: int = 0) -> tuple[int, list[int]]:
         """Their tokens lie from place `begin` of the pass on. How many page numbers there are, and the places of the
         tokens that are sampled after."""
         own_rotation = self._needs_own_rotation(items)
@@ -74,28 +74,28 @@ class Chunks:
             mine = slice(begin + first, begin + first + count)
             at = np.arange(start, start + count)
             table = np.asarray(item.table, np.int32)[: -(-(start + count) // PAGE_SIZE)]
-            say["tokens"][mine] = item.tokens
-            say["positions"][mine] = np.arange(mine.start, mine.stop) if own_rotation else at
-            say["slots"][mine] = table[at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE
-            say["pages"][pages : pages + len(table)] = table
+            host["tokens"][mine] = item.tokens
+            host["positions"][mine] = np.arange(mine.start, mine.stop) if own_rotation else at
+            host["slots"][mine] = table[at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE
+            host["pages"][pages : pages + len(table)] = table
             for offset in range(0, count, prefill_attention.QUERY_BLOCK):
                 size = min(prefill_attention.QUERY_BLOCK, count - offset)
-                say["blocks"][:4, blocks] = mine.start + offset, size, start + offset, pages
+                host["blocks"][:4, blocks] = mine.start + offset, size, start + offset, pages
                 blocks += 1
             pages += len(table)
             first += count
-            if item.draw is not None:
+            if item.sampling is not None:
                 wanted.append(begin + first - 1)
-        say["count"][0] = blocks
+        host["count"][0] = blocks
         return pages, wanted
 
     # --- how they are computed --------------------------------------------------------------------------------------
 
-    def attention(self, items: Sequence[PrefillItem], given: Given, begin: int = 0) -> Attend:
+    def attention(self, items: Sequence[PrefillItem], args: DeviceArgs, begin: int = 0) -> AttendFunction:
         """For the items' queries, from place `begin` of the pass on and to its end."""
         if self._flashinfer is None:
-            return self._triton(sum(-(-len(item.tokens) // prefill_attention.QUERY_BLOCK) for item in items), given)
-        own = self._flashinfer.plan(items, given["pages"], self._forward.pool)
+            return self._triton(sum(-(-len(item.tokens) // prefill_attention.QUERY_BLOCK) for item in items), args)
+        own = self._flashinfer.plan(items, args["pages"], self._forward.pool)
         if not begin:
             return own
         return lambda index, queries, out: own(index, queries[begin:], out[begin:])
@@ -107,20 +107,20 @@ class Chunks:
         few = len(items) <= GRAPH_PROMPTS and attended <= GRAPH_CONTEXT * max(tokens, FEW_TOKENS)
         return few and not self._needs_own_rotation(items)
 
-    def captured_attention(self, tokens: int, given: Given) -> Attend:
+    def captured_attention(self, tokens: int, args: DeviceArgs) -> AttendFunction:
         """The same launches for any items that are `capturable` and of so many tokens at most, wherever in the pass
         they lie."""
-        return self._triton(tokens // prefill_attention.QUERY_BLOCK + min(tokens, GRAPH_PROMPTS), given)
+        return self._triton(tokens // prefill_attention.QUERY_BLOCK + min(tokens, GRAPH_PROMPTS), args)
 
-    def _triton(self, most_blocks: int, given: Given) -> Attend:
+    def _triton(self, most_blocks: int, args: DeviceArgs) -> AttendFunction:
         """At most so many blocks. Where each lies in the pass, the command says."""
         forward = self._forward
-        tables = given["pages"].view(-1, 1)  # a block names the place of its prompt's first page
+        tables = args["pages"].view(-1, 1)  # a block names the place of its prompt's first page
 
         def attend(index: int, queries: torch.Tensor, out: torch.Tensor) -> None:
             window = forward.model.windows[index]
             prefill_attention.attend(
-                queries, forward.pool[index], tables, given["blocks"], given["count"], window, most_blocks, out
+                queries, forward.pool[index], tables, args["blocks"], args["count"], window, most_blocks, out
             )
 
         return attend
@@ -146,23 +146,27 @@ class Chunks:
         return halves((cos, sin), self._forward.pool.device)
 
 
-def fill_draws(say: Said, begin: int, draws: Sequence[PrefillItem], rules: Sequence[Rules]) -> None:
+def fill_sampling_columns(
+    host: HostArgs, begin: int, draws: Sequence[PrefillItem], rules: Sequence[SamplingRules]
+) -> None:
     """The columns of the sampled places from `begin` on, which have no row."""
     mine = slice(begin, begin + len(draws))
     seeds, positions = np.zeros(len(draws), np.uint64), np.zeros(len(draws), np.int64)
     for at, (item, each) in enumerate(zip(draws, rules, strict=True)):
-        assert item.draw is not None
-        for name, value in columns(item.draw, each.history).items():
-            say[name][begin + at] = value
-        seeds[at], positions[at] = item.draw.sampling.seed, len(item.draw.output)
-    say["rows"][begin:] = -1
-    say["chance"][mine] = chances(say["temperature"][mine], seeds, positions)
+        assert item.sampling is not None
+        for name, value in columns(item.sampling, each.history).items():
+            host[name][begin + at] = value
+        seeds[at], positions[at] = item.sampling.params.seed, len(item.sampling.output)
+    host["rows"][begin:] = -1
+    host["chance"][mine] = chances(host["temperature"][mine], seeds, positions)
 
 
-def special_draws(draws: Sequence[PrefillItem], rules: Sequence[Rules], begin: int = 0) -> list[tuple[int, int, Rules]]:
+def special_places(
+    draws: Sequence[PrefillItem], rules: Sequence[SamplingRules], begin: int = 0
+) -> list[tuple[int, int, SamplingRules]]:
     """Those of which `DeviceSampler.draw` is to be told more than their columns."""
     return [
-        (begin + at, len(item.draw.output) if item.draw else 0, each)
+        (begin + at, len(item.sampling.output) if item.sampling else 0, each)
         for at, (item, each) in enumerate(zip(draws, rules, strict=True))
         if not each.plain
     ]
@@ -170,15 +174,15 @@ def special_draws(draws: Sequence[PrefillItem], rules: Sequence[Rules], begin: i
 
 def prompt_outcomes(
     items: Sequence[PrefillItem], tokens: Sequence[int], logprobs: Mapping[int, Logprob], begin: int = 0
-) -> list[Sampled | Failed | None]:
+) -> list[TokenOutcome | None]:
     """An item with a draw is answered with its token, others with None. Theirs are the places from `begin` on."""
-    answers: list[Sampled | Failed | None] = []
+    answers: list[TokenOutcome | None] = []
     place = begin
     for item in items:
-        if item.draw is None:
+        if item.sampling is None:
             answers.append(None)
             continue
-        position = len(item.draw.output)
-        answers.append(outcome(tokens[place], position, item.draw.stopping, logprobs.get(place)))
+        position = len(item.sampling.output)
+        answers.append(token_outcome(sampled(tokens[place]), position, item.sampling.stopping, logprobs.get(place)))
         place += 1
     return answers

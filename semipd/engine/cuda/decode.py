@@ -18,20 +18,20 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.engine.attention import Pages
-from semipd.engine.cuda.block_tables import Tables
-from semipd.engine.cuda.chunks import Chunks, prompt_outcomes
-from semipd.engine.cuda.decode_rows import Row, Rows
+from semipd.engine.cuda.block_tables import BlockTables
+from semipd.engine.cuda.chunks import PrefillChunks, prompt_outcomes
+from semipd.engine.cuda.decode_rows import DecodeRow, DecodeRows
 from semipd.engine.cuda.device_wait import wait_for
-from semipd.engine.cuda.forward import Fed, Forward, Rotation
-from semipd.engine.cuda.graphs import Capture, Graphs
+from semipd.engine.cuda.forward import ForwardPass, PassInputs, Rotation
+from semipd.engine.cuda.graphs import BucketGraphs, GraphCapture
 from semipd.engine.cuda.kernels import decode_attention
 from semipd.engine.cuda.launch_args import LaunchArgs
 from semipd.engine.cuda.mixed import MixedSteps
-from semipd.engine.cuda.sampler import COLUMNS, DeviceSampler, Drawn, Rules, columns, outcome
+from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules, columns, sampled
 from semipd.engine.cuda.streams import Streams
 from semipd.engine.decoder import Pulse
 from semipd.engine.prefill_inputs import PrefillItem, PromptOutcomes
-from semipd.engine.sampling_result import Draw, Failed, Sampled
+from semipd.engine.sampling_result import SamplingInput, SequenceFailure, TokenOutcome, token_outcome
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Rows of a captured step. Further apart where a step costs more than the rows that pad it."""
@@ -48,62 +48,62 @@ def buckets_for(most_rows: int) -> list[int]:
 
 
 @dataclass(slots=True)
-class Step:
+class LaunchedStep:
     number: int
-    rows: list[Row]
+    rows: list[DecodeRow]
     positions: list[int]
     prompts: Sequence[PrefillItem]
-    rules: list[Rules]
+    rules: list[SamplingRules]
     """Of what is drawn: the rows, then the prompts with a draw."""
-    drawn: Drawn | None
+    drawn: PendingTokens | None
     """None: nothing is."""
     done: torch.cuda.Event
 
 
 class CudaDecodeBatch:
-    """Like `semipd.engine.batch.DecodeBatch`, but `step` answers for the step before, and see `quiet`."""
+    """Like `semipd.engine.batch.CpuDecodeBatch`, but `step` answers for the step before, and see `quiet`."""
 
     def __init__(
         self,
-        forward: Forward,
+        forward: ForwardPass,
         rotation: Rotation,
-        lanes: Streams,
+        streams: Streams,
         most_rows: int,
         most_context: int,
-        chunks: Chunks | None = None,
+        chunks: PrefillChunks | None = None,
     ) -> None:
         """`chunks`: of the prompts that steps may have; the forward pass is for their tokens and draws, too."""
         model, device = forward.model, forward.pool.device
-        self._forward, self._rotation, self._lanes = forward, rotation, lanes
+        self._forward, self._rotation, self._streams = forward, rotation, streams
         self._most_rows = most_rows
         slots = SLOTS * most_rows
-        self._tables = Tables(slots, -(-most_context // PAGE_SIZE) + 1, device)
-        self._device_rows = Rows(forward, self._tables, most_rows, decode_attention.PROGRAMS_AN_SM * lanes.all)
-        self._command = LaunchArgs(
+        self._tables = BlockTables(slots, -(-most_context // PAGE_SIZE) + 1, device)
+        self._device_rows = DecodeRows(forward, self._tables, most_rows, decode_attention.PROGRAMS_AN_SM * streams.all)
+        self._args = LaunchArgs(
             {
                 "rows": ((most_rows,), np.int32),
-                **{name: ((most_rows,), kind) for name, kind in COLUMNS.items()},
+                **{name: ((most_rows,), kind) for name, kind in SAMPLING_COLUMNS.items()},
                 **self._device_rows.fields,
             },
             device,
         )
         self._tokens = torch.zeros(most_rows, dtype=torch.int32, device=device)
         self._slots_fed = torch.full((most_rows,), -1, dtype=torch.int32, device=device)
-        self._drawer = DeviceSampler(model.vocab_size, forward.rows, device)
-        self.graphs = Graphs(lanes, buckets_for(most_rows), self._launch_forward, self._say_nothing)
+        self._sampler = DeviceSampler(model.vocab_size, forward.rows, device)
+        self.graphs = BucketGraphs(streams, buckets_for(most_rows), self._launch_forward, self._send_padding)
         """Of steps without prompts."""
         kinds = [self.graphs]
         self.mixed: MixedSteps | None = None
         if chunks is not None:
             rows = self._device_rows
-            self.mixed = MixedSteps(forward, rotation, lanes, rows, chunks, self._tables, self._drawer, most_rows)
+            self.mixed = MixedSteps(forward, rotation, streams, rows, chunks, self._tables, self._sampler, most_rows)
             kinds.append(self.mixed.graphs)
-        # Those of mixed passes come before the lanes that share the device: they are few, and more launches are saved.
-        self.capture = Capture(kinds)
+        # Graphs of mixed passes come before those of the green contexts: they are few, and save more launches.
+        self.capture = GraphCapture(kinds)
         self._prompt_outcomes: list[PromptOutcomes] = []
         self._free_slots = list(range(slots))[::-1]
-        self._row: dict[int, Row] = {}
-        self._rows: list[Row] = []
+        self._row: dict[int, DecodeRow] = {}
+        self._rows: list[DecodeRow] = []
         self._columns: dict[str, npt.NDArray[Any]] = {
             "slot": np.zeros(most_rows, np.int32),
             "context": np.zeros(most_rows, np.int64),
@@ -111,14 +111,14 @@ class CudaDecodeBatch:
             "pages": np.zeros(most_rows, np.int64),
             "left": np.zeros(most_rows, np.int64),
             "seed": np.zeros(most_rows, np.uint64),
-            **{name: np.zeros(most_rows, kind) for name, kind in COLUMNS.items() if name != "chance"},
+            **{name: np.zeros(most_rows, kind) for name, kind in SAMPLING_COLUMNS.items() if name != "chance"},
         }
         self._prepared: tuple[npt.NDArray[np.intp], int] | None = None
         """Places and bucket of a step that the device has been told of."""
         self._steps = 0
         self._collected = 0
-        self._flying: deque[Step] = deque()
-        self._leaving: list[Row] = []
+        self._flying: deque[LaunchedStep] = deque()
+        self._leaving: list[DecodeRow] = []
 
     # --- who is in it -----------------------------------------------------------------------------------------------
 
@@ -137,34 +137,36 @@ class CudaDecodeBatch:
         """Steps on the device whose outcomes are not fetched, those of prompts alone, too."""
         return len(self._flying)
 
-    def add(self, lease: int, context: int, table: Pages, draw: Draw) -> None:
-        """As `DecodeBatch.add`. Raises ValueError also where the batch is full."""
+    def add(self, lease: int, context: int, table: Pages, sampling: SamplingInput) -> None:
+        """As `CpuDecodeBatch.add`. Raises ValueError also where the batch is full."""
         if lease in self._row:
             raise ValueError(f"lease {lease} is in the batch")
-        if not draw.output or not 0 < context <= len(table) * PAGE_SIZE or len(table) > self._tables.pages.shape[1]:
-            raise ValueError(f"lease {lease}: {context} tokens, {len(table)} pages, {len(draw.output)} output tokens")
+        if not sampling.output or not 0 < context <= len(table) * PAGE_SIZE or len(table) > self._tables.pages.shape[1]:
+            raise ValueError(
+                f"lease {lease}: {context} tokens, {len(table)} pages, {len(sampling.output)} output tokens"
+            )
         if len(self) >= self._most_rows or not self._free_slots:
             raise ValueError(f"lease {lease}: the batch has {len(self)} of {self._most_rows} rows")
-        with self._lanes.on():
-            history = self._drawer.remember(draw)
-            rules = Rules(draw, self._forward.model.vocab_size, self._forward.pool.device, history)
-        row = Row(lease, self._free_slots.pop(), draw, rules)
+        with self._streams.on():
+            history = self._sampler.remember(sampling)
+            rules = SamplingRules(sampling, self._forward.model.vocab_size, self._forward.pool.device, history)
+        row = DecodeRow(lease, self._free_slots.pop(), sampling, rules)
         row.place = len(self._rows)
         self._rows.append(row)
         self._row[lease] = row
         values = {
             "slot": row.slot,
             "context": context,
-            "position": len(draw.output),
+            "position": len(sampling.output),
             "pages": len(table),
-            "left": draw.stopping.max_tokens - len(draw.output),
-            "seed": draw.sampling.seed,
-            **columns(draw, history),
+            "left": sampling.stopping.max_tokens - len(sampling.output),
+            "seed": sampling.params.seed,
+            **columns(sampling, history),
         }
         for name, value in values.items():
             self._columns[name][row.place] = value
         self._tables.put_pages(row.slot, 0, table)
-        self._tables.put_token(row.slot, draw.output[-1])
+        self._tables.put_token(row.slot, sampling.output[-1])
         self._prepared = None
 
     def remove(self, lease: int) -> None:
@@ -187,7 +189,7 @@ class CudaDecodeBatch:
             self._leaving = [row for row in self._leaving if row.last_step > self._collected]
             for row in done:
                 self._free_slots.append(row.slot)
-                self._drawer.forget(row.rules.history)
+                self._sampler.forget(row.rules.history)
         return [row.lease for row in done]
 
     def wanting_pages(self) -> list[int]:
@@ -208,8 +210,8 @@ class CudaDecodeBatch:
 
     def step(
         self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()
-    ) -> list[tuple[int, Sampled | Failed]]:
-        """Launches a step of all that have room, and answers for the one before, as `DecodeBatch.step` does.
+    ) -> list[tuple[int, TokenOutcome]]:
+        """Launches a step of all that have room, and answers for the one before, as `CpuDecodeBatch.step` does.
 
         `prompts`: as there; their pages are the device's until `prompt_outcomes` has told of them. Raises ValueError,
         with nothing launched, also where the batch is made for fewer tokens of prompts, there are more of them than
@@ -225,11 +227,11 @@ class CudaDecodeBatch:
         return found
 
     def prompt_outcomes(self) -> list[PromptOutcomes]:
-        """As `DecodeBatch.prompt_outcomes`; known are those of steps that are fetched, mostly one step later."""
+        """As `CpuDecodeBatch.prompt_outcomes`; known are those of steps that are fetched, mostly one step later."""
         known, self._prompt_outcomes = self._prompt_outcomes, []
         return known
 
-    def drain(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
+    def drain(self, pulse: Pulse) -> list[tuple[int, TokenOutcome]]:
         """The outcomes of all steps on the device."""
         found = []
         while self._flying:
@@ -247,10 +249,10 @@ class CudaDecodeBatch:
         if self._prepared is None:
             places = self._ready()
             if len(places):
-                with self._lanes.on():
+                with self._streams.on():
                     self._tables.send()
                     self._prepared = places, self._fill(places)
-                    self._command.send()
+                    self._args.send()
 
     def _ready(self) -> npt.NDArray[np.intp]:
         """Places of the rows that have room, and tokens to come."""
@@ -262,11 +264,11 @@ class CudaDecodeBatch:
         if self._prepared is None:
             return False
         (places, bucket), self._prepared = self._prepared, None
-        given, count = self._command.device, len(places)
-        with self._lanes.on():
+        args, count = self._args.device, len(places)
+        with self._streams.on():
             self.graphs.run(bucket)
             logits = self._forward.logits[:count]
-            drawn = self._drawer.draw(logits, given["rows"][:count], given, self._special(places), self._tables.fed)
+            drawn = self._sampler.draw(logits, args["rows"][:count], args, self._special(places), self._tables.fed)
             self._fly(places, drawn)
         return True
 
@@ -279,14 +281,14 @@ class CudaDecodeBatch:
         self.mixed.check(prompts)
         self._prepared = None
         places = self._ready()
-        with self._lanes.on():
+        with self._streams.on():
             self._tables.send()
             drawn, rules = self.mixed.launch(self._columns, places, self._special(places), prompts)
             self._fly(places, drawn, prompts, rules)
         return True
 
-    def _special(self, places: npt.NDArray[np.intp]) -> list[tuple[int, int, Rules]]:
-        """Of the rows at these places, those that want more of the drawer than their columns say."""
+    def _special(self, places: npt.NDArray[np.intp]) -> list[tuple[int, int, SamplingRules]]:
+        """Of the rows at these places, those that want more of the sampler than their columns say."""
         positions = self._columns["position"]
         rows = ((at, place, self._rows[place].rules) for at, place in enumerate(places.tolist()))
         return [(at, int(positions[place]), rules) for at, place, rules in rows if not rules.plain]
@@ -294,9 +296,9 @@ class CudaDecodeBatch:
     def _fly(
         self,
         places: npt.NDArray[np.intp],
-        drawn: Drawn | None,
+        drawn: PendingTokens | None,
         prompts: Sequence[PrefillItem] = (),
-        rules: Sequence[Rules] = (),
+        rules: Sequence[SamplingRules] = (),
     ) -> None:
         """Notes who takes part in what was launched. `rules`: of the prompts with a draw."""
         done = torch.cuda.Event()
@@ -307,7 +309,7 @@ class CudaDecodeBatch:
             row.last_step = self._steps
         positions: list[int] = c["position"][places].tolist()
         all_rules = [*(row.rules for row in rows), *rules]
-        self._flying.append(Step(self._steps, rows, positions, prompts, all_rules, drawn, done))
+        self._flying.append(LaunchedStep(self._steps, rows, positions, prompts, all_rules, drawn, done))
         c["context"][places] += 1
         c["position"][places] += 1
         c["left"][places] -= 1
@@ -317,38 +319,38 @@ class CudaDecodeBatch:
         count = len(places)
         bucket = self.graphs.bucket(count)
         assert bucket is not None, "the batch has no more rows than its greatest bucket"
-        self._device_rows.fill(self._command.next(), self._columns, places)
+        self._device_rows.fill(self._args.next(), self._columns, places)
         return bucket
 
     def _launch_forward(self, bucket: int) -> None:
         """What is captured: from the command to logits, for the first `bucket` places."""
-        given = self._command.device
+        args = self._args.device
         tokens, slots = self._tokens[:bucket], self._slots_fed[:bucket]
-        self._device_rows.feed(given, tokens, slots)
-        fed = Fed(tokens, given["contexts"][:bucket], slots)
-        self._forward.run(fed, self._rotation, self._device_rows.attention(given, bucket))
+        self._device_rows.feed(args, tokens, slots)
+        fed = PassInputs(tokens, args["contexts"][:bucket], slots)
+        self._forward.run(fed, self._rotation, self._device_rows.attention(args, bucket))
 
     def warm(self) -> None:
         """Compiles and loads what a step launches beside its graph. Touches no sequence."""
-        self._say_nothing()
-        with self._lanes.on():
-            given = self._command.device
+        self._send_padding()
+        with self._streams.on():
+            args = self._args.device
             self._tables.warm()
             self.graphs.run(self.graphs.least)
-            self._drawer.draw(self._forward.logits[:1], given["rows"][:1], given, [], self._tables.fed)
+            self._sampler.draw(self._forward.logits[:1], args["rows"][:1], args, [], self._tables.fed)
             if self.mixed is not None:
                 self.mixed.warm()
-            self._lanes.stream.synchronize()
+            self._streams.stream.synchronize()
 
-    def _say_nothing(self) -> None:
+    def _send_padding(self) -> None:
         """A command of padding alone: what is launched to warm up and to capture touches no sequence."""
-        self._device_rows.fill_nothing(self._command.next())
-        with self._lanes.on():
-            self._command.send()
+        self._device_rows.fill_nothing(self._args.next())
+        with self._streams.on():
+            self._args.send()
 
     # --- outcomes ---------------------------------------------------------------------------------------------------
 
-    def _collect(self, pulse: Pulse) -> list[tuple[int, Sampled | Failed]]:
+    def _collect(self, pulse: Pulse) -> list[tuple[int, TokenOutcome]]:
         step = self._flying.popleft()
         wait_for(step.done, pulse)
         self._collected = step.number
@@ -357,12 +359,12 @@ class CudaDecodeBatch:
         if step.prompts:
             outcomes = prompt_outcomes(step.prompts, tokens, logprobs, len(step.rows))
             self._prompt_outcomes.append((step.prompts, outcomes))
-        answers: list[tuple[int, Sampled | Failed]] = []
+        answers: list[tuple[int, TokenOutcome]] = []
         for at, (row, position) in enumerate(zip(step.rows, step.positions, strict=True)):
             if row.gone:
                 continue
-            found = outcome(tokens[at], position, row.draw.stopping, logprobs.get(at))
-            if isinstance(found, Failed) or found.end is not None:
+            found = token_outcome(sampled(tokens[at]), position, row.sampling.stopping, logprobs.get(at))
+            if isinstance(found, SequenceFailure) or found.end is not None:
                 self.remove(row.lease)
             answers.append((row.lease, found))
         return answers

@@ -9,31 +9,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.engine.cuda.block_tables import Tables
-from semipd.engine.cuda.forward import Attend, Forward
+from semipd.engine.cuda.block_tables import BlockTables
+from semipd.engine.cuda.forward import AttendFunction, ForwardPass
 from semipd.engine.cuda.kernels import decode_attention, feeding
-from semipd.engine.cuda.launch_args import Fields
-from semipd.engine.cuda.sampler import COLUMNS, Rules, chances
-from semipd.engine.sampling_result import Draw
+from semipd.engine.cuda.launch_args import ArgFields
+from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, SamplingRules, chances
+from semipd.engine.sampling_result import SamplingInput
 
 
-class Row:
+class DecodeRow:
     """A sequence in the batch. `slot`: its row in the tables on the device."""
 
-    __slots__ = ("draw", "gone", "last_step", "lease", "place", "rules", "slot")
+    __slots__ = ("gone", "last_step", "lease", "place", "rules", "sampling", "slot")
 
-    def __init__(self, lease: int, slot: int, draw: Draw, rules: Rules) -> None:
-        self.lease, self.slot, self.draw, self.rules = lease, slot, draw, rules
+    def __init__(self, lease: int, slot: int, sampling: SamplingInput, rules: SamplingRules) -> None:
+        self.lease, self.slot, self.sampling, self.rules = lease, slot, sampling, rules
         self.place = 0
         self.gone = False
         self.last_step = 0
         """The last step that it is part of."""
 
 
-class Rows:
-    """For steps of at most so many rows. Beside `fields`, a command has "rows" and COLUMNS for each sampled place."""
+class DecodeRows:
+    """Beside `fields`, the launch arguments have "rows" and SAMPLING_COLUMNS for each sampled place."""
 
-    def __init__(self, forward: Forward, tables: Tables, most_rows: int, programs: int) -> None:
+    def __init__(self, forward: ForwardPass, tables: BlockTables, most_rows: int, programs: int) -> None:
         model = forward.model
         self._forward, self._tables, self._programs = forward, tables, programs
         self._windows = sorted(set(model.windows), key=lambda w: w or 0)
@@ -41,7 +41,7 @@ class Rows:
             most_rows, model.heads, model.kv_heads, model.head_dim, programs, forward.pool.device
         )
         kinds, items = len(self._windows), self._scratch.items
-        self.fields: Fields = {
+        self.fields: ArgFields = {
             "contexts": ((most_rows,), np.int32),
             "counts": ((kinds, 1), np.int32),
             "begins": ((kinds, most_rows + 1), np.int32),
@@ -51,63 +51,63 @@ class Rows:
 
     def fill(
         self,
-        say: dict[str, npt.NDArray[Any]],
+        host: dict[str, npt.NDArray[Any]],
         columns: Mapping[str, npt.NDArray[Any]],
         places: npt.NDArray[np.intp],
     ) -> None:
         """The rows at these places of `columns`, the batch's; behind them, padding."""
         count = len(places)
         contexts = columns["context"][places]
-        say["rows"][:count] = columns["slot"][places]
-        say["rows"][count:] = -1
-        say["contexts"][:count] = contexts
-        say["contexts"][count:] = 0
-        for name in COLUMNS:
+        host["rows"][:count] = columns["slot"][places]
+        host["rows"][count:] = -1
+        host["contexts"][:count] = contexts
+        host["contexts"][count:] = 0
+        for name in SAMPLING_COLUMNS:
             if name != "chance":
-                say[name][:count] = columns[name][places]
-        say["chance"][:count] = chances(
-            say["temperature"][:count], columns["seed"][places], columns["position"][places]
+                host[name][:count] = columns[name][places]
+        host["chance"][:count] = chances(
+            host["temperature"][:count], columns["seed"][places], columns["position"][places]
         )
         if count:
             for kind, window in enumerate(self._windows):
-                self._cut(say, kind, contexts, window)
+                self._cut(host, kind, contexts, window)
         else:
-            self.fill_nothing(say)
+            self.fill_nothing(host)
 
-    def fill_nothing(self, say: dict[str, npt.NDArray[Any]]) -> None:
+    def fill_nothing(self, host: dict[str, npt.NDArray[Any]]) -> None:
         """Padding alone: nothing is read or written for it."""
-        say["rows"][:] = -1
+        host["rows"][:] = -1
         for name in ("contexts", "counts", "begins"):
-            say[name][:] = 0
+            host[name][:] = 0
 
     def _cut(
-        self, say: dict[str, npt.NDArray[Any]], kind: int, contexts: npt.NDArray[np.int64], window: int | None
+        self, host: dict[str, npt.NDArray[Any]], kind: int, contexts: npt.NDArray[np.int64], window: int | None
     ) -> None:
         items, begins = decode_attention.cut(contexts, window, self._forward.model.kv_heads, self._programs)
         number = items.shape[1]
-        say["counts"][kind] = number
-        say["items"][kind, :, :number] = items
-        say["alone"][kind, :number] = np.diff(begins)[items[0]] == 1
-        say["begins"][kind, : len(begins)] = begins
-        say["begins"][kind, len(begins) :] = begins[-1]
+        host["counts"][kind] = number
+        host["items"][kind, :, :number] = items
+        host["alone"][kind, :number] = np.diff(begins)[items[0]] == 1
+        host["begins"][kind, : len(begins)] = begins
+        host["begins"][kind, len(begins) :] = begins[-1]
 
     def feed(
-        self, given: Mapping[str, torch.Tensor], tokens: torch.Tensor, slots: torch.Tensor, *, pad: bool = True
+        self, args: Mapping[str, torch.Tensor], tokens: torch.Tensor, slots: torch.Tensor, *, pad: bool = True
     ) -> None:
         """Each row's token, and where in the pool its keys and values go: [places] int32 each. Not `pad`: places
         without a row are left as they are."""
         places = len(tokens)
-        rows, contexts = given["rows"][:places], given["contexts"][:places]
+        rows, contexts = args["rows"][:places], args["contexts"][:places]
         feeding.feed(rows, contexts, self._tables.fed, self._tables.pages, tokens, slots, pad=pad)
 
-    def attention(self, given: Mapping[str, torch.Tensor], places: int) -> Attend:
-        rows = given["rows"][:places]
+    def attention(self, args: Mapping[str, torch.Tensor], places: int) -> AttendFunction:
+        rows = args["rows"][:places]
         windows, pool = self._forward.model.windows, self._forward.pool
         kinds = {window: kind for kind, window in enumerate(self._windows)}
 
         def attend(index: int, queries: torch.Tensor, out: torch.Tensor) -> None:
             kind = kinds[windows[index]]
-            cuts = given["items"][kind], given["counts"][kind], given["alone"][kind], given["begins"][kind]
+            cuts = args["items"][kind], args["counts"][kind], args["alone"][kind], args["begins"][kind]
             decode_attention.attend(queries, pool[index], self._tables.pages, rows, cuts, self._scratch, out)
 
         return attend

@@ -1,4 +1,4 @@
-"""The engine's doors on a GPU: those of `semipd.engine.engine`, and what a GPU adds: lanes, graphs, passes ahead."""
+"""The engine's doors on a GPU: those of `semipd.engine.engine`, and what a GPU adds: streams, graphs, passes ahead."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 from semipd.core.config import MIXED_PROMPTS, PAGE_SIZE
 from semipd.core.model import ModelConfig
-from semipd.engine.cuda.chunks import GRAPH_PROMPTS, Chunks
+from semipd.engine.cuda.chunks import GRAPH_PROMPTS, PrefillChunks
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
-from semipd.engine.cuda.forward import Forward, rotation_table
+from semipd.engine.cuda.forward import ForwardPass, rotation_table
 from semipd.engine.cuda.prefill import CudaPrefill
-from semipd.engine.cuda.streams import Side, Streams
+from semipd.engine.cuda.streams import SmSide, Streams
 from semipd.engine.decoder import Pulse
 from semipd.engine.flashinfer_kernels import Kernel, KernelError, load, ready_kernel
 from semipd.engine.prefill_inputs import PrefillItem
 from semipd.engine.rope import Rotary
-from semipd.engine.sampling_result import Failed, Sampled
+from semipd.engine.sampling_result import TokenOutcome
 
 log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ class CudaEngine:
         max_batch_tokens: int,
         max_running: int,
         max_context: int,
-        side: Side = Side.FIRST,
+        side: SmSide = SmSide.FIRST,
         sms_choices: Iterable[int] = (),
     ) -> None:
         """`sms_choices`: numbers of SMs that `use_sms` may be asked for, on that side of the device, besides all.
@@ -53,10 +53,10 @@ class CudaEngine:
         """
         self._model, self._weights, self._pool = model, weights, pool
         self._max_batch_tokens, self._max_running, self._max_context = max_batch_tokens, max_running, max_context
-        self.lanes = Streams(pool.device, side, list(sms_choices), urgent=side is Side.FIRST)
+        self.streams = Streams(pool.device, side, list(sms_choices), urgent=side is SmSide.FIRST)
         self._rotation = rotation_table(model, max_context + 1, pool.device)
         self._prefill: CudaPrefill | None = None
-        Forward(model, weights, pool, 1, 1)  # checks the tensors now, not at the first request
+        ForwardPass(model, weights, pool, 1, 1)  # checks the tensors now, not at the first request
         # Everything above was made on torch's own stream, which nothing else waits for.
         torch.cuda.synchronize(pool.device)
 
@@ -77,29 +77,29 @@ class CudaEngine:
     # --- SMs --------------------------------------------------------------------------------------------------------
 
     def sms_choices(self) -> tuple[int, ...]:
-        return self.lanes.choices()
+        return self.streams.choices()
 
     def use_sms(self, sms: int) -> int:
         """What is launched from now on runs on so many SMs, or the nearest choice; that. 0: all."""
-        chosen = self.lanes.nearest(sms)
-        self.lanes.use(chosen)
+        chosen = self.streams.nearest(sms)
+        self.streams.use(chosen)
         return chosen
 
     # --- prefill ----------------------------------------------------------------------------------------------------
 
-    def prefill(self, items: Sequence[PrefillItem], pulse: Pulse) -> list[Sampled | Failed | None]:
-        """As `Engine.prefill`: begun, and waited for."""
+    def prefill(self, items: Sequence[PrefillItem], pulse: Pulse) -> list[TokenOutcome | None]:
+        """As `CpuEngine.prefill`: begun, and waited for."""
         return self.begin_prefill(items).finish(pulse)
 
-    def begin_prefill(self, items: Sequence[PrefillItem]) -> Flight:
-        """Launches the chunks and returns at once. One flight ahead of another may be begun, not more."""
-        flight = self.prepare_prefill(items)
-        flight.launch()
-        return flight
+    def begin_prefill(self, items: Sequence[PrefillItem]) -> CudaPendingPrefill:
+        """Launches the chunks and returns at once. One pending ahead of another may be begun, not more."""
+        pending = self.prepare_prefill(items)
+        pending.launch()
+        return pending
 
-    def prepare_prefill(self, items: Sequence[PrefillItem]) -> Flight:
+    def prepare_prefill(self, items: Sequence[PrefillItem]) -> CudaPendingPrefill:
         """As far as can be before the device is free. To be launched before another is prepared."""
-        return Flight(self.open_prefill(), list(self._parts(items)))
+        return CudaPendingPrefill(self.open_prefill(), list(self._parts(items)))
 
     def logits(self, items: Sequence[PrefillItem]) -> torch.Tensor:
         """[tokens, vocab] float32: what the model says after each token of the items (teacher forcing)."""
@@ -108,11 +108,11 @@ class CudaEngine:
     def open_prefill(self) -> CudaPrefill:
         if self._prefill is None:
             tokens = self._max_batch_tokens
-            forward = Forward(self._model, self._weights, self._pool, tokens, min(MOST_DRAWS, tokens))
+            forward = ForwardPass(self._model, self._weights, self._pool, tokens, min(MOST_DRAWS, tokens))
             # Each prompt of a pass may be of one token; only few can be long ones.
             pages = tokens * 2 + GRAPH_PROMPTS * self._widest
             chunks = self._chunks(forward, tokens, tokens, pages)
-            self._prefill = CudaPrefill(forward, self._rotation, chunks, self.lanes)
+            self._prefill = CudaPrefill(forward, self._rotation, chunks, self.streams)
             torch.cuda.synchronize(self._pool.device)
         return self._prefill
 
@@ -121,7 +121,7 @@ class CudaEngine:
         """Pages of a sequence, at most."""
         return -(-self._max_context // PAGE_SIZE) + 1
 
-    def _chunks(self, forward: Forward, tokens: int, prompts: int, pages: int) -> Chunks:
+    def _chunks(self, forward: ForwardPass, tokens: int, prompts: int, pages: int) -> PrefillChunks:
         model, pool = self._model, self._pool
         rotary = Rotary(model.rope, model.head_dim, model.max_position_embeddings, torch.empty(0))
         capability = torch.cuda.get_device_capability(pool.device)
@@ -129,7 +129,7 @@ class CudaEngine:
         kernel = ready_kernel(model, str(pool.dtype).removeprefix("torch."), capability)
         if kernel is not None:
             flashinfer = self._flashinfer(kernel, capability)
-        return Chunks(forward, rotary, flashinfer, tokens, prompts, pages)
+        return PrefillChunks(forward, rotary, flashinfer, tokens, prompts, pages)
 
     def _flashinfer(self, kernel: Kernel, capability: tuple[int, int]) -> FlashInferPrefill | None:
         """None: the kernel's file is of no use, and our own takes its part."""
@@ -161,14 +161,14 @@ class CudaEngine:
         """An empty one. A worker has one. `prompt_tokens`: of the prompts of a step, at most; 0: it takes none."""
         rows = self._max_running
         prompts = min(MIXED_PROMPTS, prompt_tokens)
-        forward = Forward(self._model, self._weights, self._pool, rows + prompt_tokens, rows + prompts)
+        forward = ForwardPass(self._model, self._weights, self._pool, rows + prompt_tokens, rows + prompts)
         chunks = self._chunks(forward, prompt_tokens, prompts, prompts * self._widest) if prompts else None
-        batch = CudaDecodeBatch(forward, self._rotation, self.lanes, rows, self._max_context, chunks)
+        batch = CudaDecodeBatch(forward, self._rotation, self.streams, rows, self._max_context, chunks)
         torch.cuda.synchronize(self._pool.device)
         return batch
 
 
-class Flight:
+class CudaPendingPrefill:
     """Chunks that the device knows of; those that are too many for one pass take several."""
 
     def __init__(self, prefill: CudaPrefill, parts: Sequence[Sequence[PrefillItem]]) -> None:
@@ -182,6 +182,6 @@ class Flight:
                 self._passes.append(self._prefill.prepare(part))
             self._prefill.launch(self._passes[number])
 
-    def finish(self, pulse: Pulse) -> list[Sampled | Failed | None]:
+    def finish(self, pulse: Pulse) -> list[TokenOutcome | None]:
         """Waits; an item with a `draw` is answered with its next token, others with None."""
         return [outcome for flown in self._passes for outcome in self._prefill.finish(flown, pulse)]

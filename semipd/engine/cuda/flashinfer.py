@@ -10,7 +10,7 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.model import ModelConfig
-from semipd.engine.cuda.forward import Attend
+from semipd.engine.cuda.forward import AttendFunction
 from semipd.engine.prefill_inputs import PrefillItem
 
 WORKSPACE_BYTES = 128 << 20
@@ -29,7 +29,7 @@ class FlashInferPrefill:
         ]
         self._turn = 0
 
-    def plan(self, items: Sequence[PrefillItem], pages: torch.Tensor, pool: torch.Tensor) -> Attend:
+    def plan(self, items: Sequence[PrefillItem], pages: torch.Tensor, pool: torch.Tensor) -> AttendFunction:
         """On the current stream. `pages`: the prompts' page numbers one after another, on the device."""
         self._turn ^= 1
         wrapper = self._wrappers[self._turn]

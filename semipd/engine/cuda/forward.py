@@ -15,7 +15,7 @@ from semipd.engine.rope import Rotary
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine, [positions, head_dim / 2] float32 each."""
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor], None]
+AttendFunction = Callable[[int, torch.Tensor, torch.Tensor], None]
 """(layer, queries, out), [tokens, heads, head_dim] each; the layer's keys and values are in the pool."""
 
 
@@ -24,7 +24,7 @@ MLP_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Fed:
+class PassInputs:
     """The tokens of a pass, [tokens] int32 each: ids, positions, and where in the pool their keys and values go."""
 
     tokens: torch.Tensor
@@ -32,7 +32,7 @@ class Fed:
     slots: torch.Tensor
 
 
-class Layer:
+class LayerWeights:
     """One layer's tensors, not copies; projections transposed, as a product from the left wants them."""
 
     def __init__(self, model: ModelConfig, weights: Mapping[str, torch.Tensor], index: int) -> None:
@@ -50,7 +50,7 @@ class Layer:
         self.norms = (of("q_norm"), of("k_norm")) if model.qk_norm else None
 
 
-class Forward:
+class ForwardPass:
     """Not for two passes at once: they share the buffers, so passes on several streams must be ordered."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Forward:
             raise ValueError(f"the pool's shape is {tuple(pool.shape)}, not {pool_shape(model, pool.shape[1])}")
         self.model, self.pool = model, pool
         self.most_tokens, self.rows = most_tokens, rows
-        self.layers = [Layer(model, weights, index) for index in range(model.layers)]
+        self.layers = [LayerWeights(model, weights, index) for index in range(model.layers)]
         self._embed, self._norm = weights[EMBED], weights[NORM]
         self._head = weights[EMBED if model.tied_embeddings else LM_HEAD].t()
 
@@ -92,9 +92,9 @@ class Forward:
 
     def run(
         self,
-        fed: Fed,
+        fed: PassInputs,
         rotation: Rotation,
-        attend: Attend,
+        attend: AttendFunction,
         wanted: torch.Tensor | None = None,
         logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -105,7 +105,7 @@ class Forward:
         self.begin(fed, rotation, attend)
         return self.end(len(fed.tokens), wanted, logits)
 
-    def begin(self, fed: Fed, rotation: Rotation, attend: Attend) -> None:
+    def begin(self, fed: PassInputs, rotation: Rotation, attend: AttendFunction) -> None:
         """The pass up to its last attention: all in which tokens need one another. To be followed by `end`."""
         count = len(fed.tokens)
         x, attended = self._x[:count], self._attended[:count]
@@ -132,7 +132,13 @@ class Forward:
         return out
 
     def _attend(
-        self, index: int, x: torch.Tensor, fed: Fed, rotation: Rotation, attend: Attend, attended: torch.Tensor
+        self,
+        index: int,
+        x: torch.Tensor,
+        fed: PassInputs,
+        rotation: Rotation,
+        attend: AttendFunction,
+        attended: torch.Tensor,
     ) -> None:
         """Fills `attended` [tokens, heads, head_dim], and the pool with the tokens' keys and values."""
         of, count, eps = self.layers[index], len(x), self.model.rms_norm_eps
@@ -153,7 +159,7 @@ class Forward:
             rows = slice(start, start + self._mlp_rows)
             self._mlp(of, x[rows], normed[rows])
 
-    def _mlp(self, of: Layer, x: torch.Tensor, normed: torch.Tensor) -> None:
+    def _mlp(self, of: LayerWeights, x: torch.Tensor, normed: torch.Tensor) -> None:
         gate_up, inner = self._gate_up[: len(x)], self._inner[: len(x)]
         torch.mm(normed, of.gate_up, out=gate_up)
         if of.gate_up_bias is not None:

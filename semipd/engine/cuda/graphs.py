@@ -11,7 +11,7 @@ import torch
 
 from semipd.engine.cuda.streams import Streams
 
-Progress = Callable[[int, int], None]
+CaptureProgress = Callable[[int, int], None]
 """Told of graphs captured and graphs in all."""
 
 ROUNDS, MORE_ROUNDS = 3, 6
@@ -21,27 +21,27 @@ CLEARLY, CLEARLY_MS = 0.03, 0.05
 """A larger bucket is taken where it saves that part of the time and so many ms: less than either is noise."""
 
 
-class Graphs:
+class BucketGraphs:
     """`work(bucket)` launches a pass of that size on the current stream, reading and writing fixed addresses alone."""
 
     def __init__(
         self,
-        lanes: Streams,
+        streams: Streams,
         buckets: Sequence[int],
         work: Callable[[int], None],
-        say_nothing: Callable[[], None],
+        send_padding: Callable[[], None],
         choices: Sequence[int] | None = None,
     ) -> None:
-        """`say_nothing` sends a command of padding alone: what is launched to warm up and to capture touches no
-        sequence. `choices`: SMs of the lanes that they are for; None: of all lanes."""
-        self._lanes = lanes
+        """`send_padding` sends a command of padding alone: what is launched to warm up and to capture touches no
+        sequence. `choices`: SMs of the streams that they are for; None: of all streams."""
+        self._streams = streams
         self._buckets = sorted(buckets)
         self._chosen = self._buckets
         self._times_ms: dict[int, float] = {}
         """Of graphs on the whole device."""
         self._work = work
-        self._say_nothing = say_nothing
-        self._choices = sorted(lanes.choices() if choices is None else choices, reverse=True)
+        self._send_padding = send_padding
+        self._choices = sorted(streams.choices() if choices is None else choices, reverse=True)
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._warm: set[tuple[int, int]] = set()
 
@@ -49,7 +49,7 @@ class Graphs:
         """Of those that hold so many, the smallest that no larger one is clearly faster than; None: none holds them.
 
         Products of some sizes are slow: which ones is a matter of the GPU, its libraries and the model. So it is by
-        times on the whole device, for all lanes. What is not captured there counts as fast.
+        times on the whole device, for all streams. What is not captured there counts as fast.
         """
         at = bisect.bisect_left(self._buckets, size)
         return self._chosen[at] if at < len(self._buckets) else None
@@ -66,11 +66,11 @@ class Graphs:
 
     def ready(self, bucket: int) -> bool:
         """Whether it is captured for the current lane."""
-        return (bucket, self._lanes.current) in self._graphs
+        return (bucket, self._streams.current) in self._graphs
 
     def run(self, bucket: int) -> None:
         """On the current lane, in its stream."""
-        graph = self._graphs.get((bucket, self._lanes.current))
+        graph = self._graphs.get((bucket, self._streams.current))
         if graph is None:
             self._work(bucket)
         else:
@@ -78,7 +78,7 @@ class Graphs:
 
     @property
     def total(self) -> int:
-        """Less as buckets turn out to be slow: on the other lanes they are not wanted."""
+        """Less as buckets turn out to be slow: on the other streams they are not wanted."""
         return len(self._graphs.keys() | set(self._wanted()))
 
     @property
@@ -91,49 +91,51 @@ class Graphs:
 
     def _wanted(self) -> list[tuple[int, int]]:
         order, chosen = self._buckets[::-1][::2] + self._buckets[::-1][1::2], set(self._chosen)
-        return [(b, sms) for sms in self._choices for b in order if sms == self._lanes.all or b in chosen]
+        return [(b, sms) for sms in self._choices for b in order if sms == self._streams.all or b in chosen]
 
     def capture_one(self, bucket: int, sms: int) -> None:
         """That one, where it is not captured and is one of these; on the whole device it is timed, too. No other work
         of this process may be on the device."""
         if sms not in self._choices or (bucket, sms) in self._graphs:
             return
-        self._say_nothing()
-        back = self._lanes.current
-        self._lanes.use(sms)
-        with self._lanes.on():
+        self._send_padding()
+        back = self._streams.current
+        self._streams.use(sms)
+        with self._streams.on():
             # Kernels load and libraries take their workspaces with the first launch, which a capture forbids.
-            for kind in ((bucket, self._lanes.all), (0, sms)):
+            for kind in ((bucket, self._streams.all), (0, sms)):
                 if kind not in self._warm:
                     self._work(bucket)
                     self._warm.add(kind)
-            self._lanes.stream.synchronize()
-            self._graphs[bucket, sms] = record(lambda: self._work(bucket))
-            if sms == self._lanes.all:
+            self._streams.stream.synchronize()
+            self._graphs[bucket, sms] = record_graph(lambda: self._work(bucket))
+            if sms == self._streams.all:
                 self._time([bucket, *[b for b in sorted(self._times_ms) if b > bucket][:1]], ROUNDS)
                 self._choose()
-        self._lanes.use(back)
+        self._streams.use(back)
 
     def _choose(self) -> None:
         """By the times as they are now. What would be passed over from now on is timed once more, beside what is
         faster."""
-        for bucket, chosen in zip(self._buckets, choose(self._buckets, self._times_ms), strict=True):
+        for bucket, chosen in zip(self._buckets, choose_buckets(self._buckets, self._times_ms), strict=True):
             if chosen != bucket and bucket in self._chosen:
                 faster = min((b for b in self._times_ms if b > bucket), key=self._times_ms.__getitem__)
                 self._time([bucket, faster], MORE_ROUNDS)
-        self._chosen = choose(self._buckets, self._times_ms)
+        self._chosen = choose_buckets(self._buckets, self._times_ms)
 
     def _time(self, buckets: Sequence[int], rounds: int) -> None:
         """Their graphs on the whole device, which is the current lane; the least ever measured counts."""
-        found = replays_ms([self._graphs[bucket, self._lanes.all] for bucket in buckets], rounds, self._lanes.stream)
+        found = replays_ms(
+            [self._graphs[bucket, self._streams.all] for bucket in buckets], rounds, self._streams.stream
+        )
         for bucket, ms in zip(buckets, found, strict=True):
             self._times_ms[bucket] = min(ms, self._times_ms.get(bucket, ms))
 
 
-class Capture:
+class GraphCapture:
     """The capture of several kinds of passes, in one order: what runs on the whole device first, kind after kind."""
 
-    def __init__(self, kinds: Sequence[Graphs]) -> None:
+    def __init__(self, kinds: Sequence[BucketGraphs]) -> None:
         self._kinds = kinds
 
     @property
@@ -144,7 +146,7 @@ class Capture:
     def captured(self) -> int:
         return sum(graphs.captured for graphs in self._kinds)
 
-    def run(self, budget_s: float, progress: Progress = lambda done, total: None) -> None:
+    def run(self, budget_s: float, progress: CaptureProgress = lambda done, total: None) -> None:
         """As many as fit into so many seconds. No other work of this process may be on the device."""
         until = time.monotonic() + budget_s
         while time.monotonic() < until:
@@ -156,7 +158,7 @@ class Capture:
             progress(self.captured, self.total)
 
 
-def choose(buckets: Sequence[int], times_ms: Mapping[int, float]) -> list[int]:
+def choose_buckets(buckets: Sequence[int], times_ms: Mapping[int, float]) -> list[int]:
     """For each bucket, in ascending order, the one to run in its place: itself, unless it is clearly slower than a
     larger one; then the next larger that is timed and stays itself, which is faster, too."""
     chosen: list[int] = []
@@ -194,7 +196,7 @@ def replays_ms(graphs: Sequence[torch.cuda.CUDAGraph], rounds: int, stream: torc
     return least
 
 
-def record(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def record_graph(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """What `work` launches on the current stream, none of which is run."""
     enabled = gc.isenabled()
     gc.disable()  # a collection while a stream is captured could free device memory, which ends the capture

@@ -13,14 +13,14 @@ DEPTH = 8
 """Host buffers in turn. A pass takes two at most and is begun when one other is on the device: none is overwritten
 unread."""
 
-Fields = Mapping[str, tuple[tuple[int, ...], type[np.int32] | type[np.float32]]]
+ArgFields = Mapping[str, tuple[tuple[int, ...], type[np.int32] | type[np.float32]]]
 """Shape and type by name; the last field may be sent in part."""
 
 
 class LaunchArgs:
     """Named arrays of 4-byte numbers at fixed addresses on the device, which a captured graph may read."""
 
-    def __init__(self, fields: Fields, device: torch.device) -> None:
+    def __init__(self, fields: ArgFields, device: torch.device) -> None:
         sizes = [int(np.prod(shape)) for shape, _ in fields.values()]
         ends = np.cumsum([-(-size // 4) * 4 for size in sizes])  # 16-byte alignment
         starts = [0, *ends[:-1].tolist()]

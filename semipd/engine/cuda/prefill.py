@@ -15,16 +15,22 @@ import numpy.typing as npt
 import torch
 
 from semipd.core.config import PAGE_SIZE
-from semipd.engine.cuda.chunks import GRAPH_PROMPTS, Chunks, fill_draws, prompt_outcomes, special_draws
+from semipd.engine.cuda.chunks import (
+    GRAPH_PROMPTS,
+    PrefillChunks,
+    fill_sampling_columns,
+    prompt_outcomes,
+    special_places,
+)
 from semipd.engine.cuda.device_wait import wait_for
-from semipd.engine.cuda.forward import Attend, Fed, Forward, Rotation
-from semipd.engine.cuda.graphs import Capture, Graphs
+from semipd.engine.cuda.forward import AttendFunction, ForwardPass, PassInputs, Rotation
+from semipd.engine.cuda.graphs import BucketGraphs, GraphCapture
 from semipd.engine.cuda.launch_args import LaunchArgs
-from semipd.engine.cuda.sampler import COLUMNS, DeviceSampler, Drawn, Rules
+from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules
 from semipd.engine.cuda.streams import Streams
 from semipd.engine.decoder import Pulse
 from semipd.engine.prefill_inputs import PrefillItem
-from semipd.engine.sampling_result import Failed, Sampled
+from semipd.engine.sampling_result import TokenOutcome
 
 BUCKETS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Tokens of a captured pass."""
@@ -32,44 +38,44 @@ WARM_TOKENS = 2048
 
 
 @dataclass(slots=True)
-class Pass:
+class PrefillPass:
     """A pass. `draws`: the items that are sampled after, in the order of their rows."""
 
     items: Sequence[PrefillItem]
     draws: list[PrefillItem]
-    rules: list[Rules]
+    rules: list[SamplingRules]
     tokens: int
     bucket: int | None
     """Of the captured pass; None: launch by launch."""
     rotation: Rotation
-    drawn: Drawn | None = None
+    drawn: PendingTokens | None = None
     done: torch.cuda.Event | None = None
     """None: not launched."""
 
 
 class CudaPrefill:
-    def __init__(self, forward: Forward, rotation: Rotation, chunks: Chunks, lanes: Streams) -> None:
-        self._forward, self._rotation, self._chunks, self._lanes = forward, rotation, chunks, lanes
+    def __init__(self, forward: ForwardPass, rotation: Rotation, chunks: PrefillChunks, streams: Streams) -> None:
+        self._forward, self._rotation, self._chunks, self._streams = forward, rotation, chunks, streams
         self._device = forward.pool.device
         tokens, rows = forward.most_tokens, forward.rows
-        self._command = LaunchArgs(
+        self._args = LaunchArgs(
             {
                 "tokens": ((tokens,), np.int32),
                 "positions": ((tokens,), np.int32),
                 "slots": ((tokens,), np.int32),
                 "wanted": ((rows,), np.int32),
                 "rows": ((rows,), np.int32),
-                **{name: ((rows,), kind) for name, kind in COLUMNS.items()},
+                **{name: ((rows,), kind) for name, kind in SAMPLING_COLUMNS.items()},
                 **chunks.fields,
             },
             self._device,
         )
-        self._drawer = DeviceSampler(forward.model.vocab_size, rows, self._device)
+        self._sampler = DeviceSampler(forward.model.vocab_size, rows, self._device)
         largest = min(BUCKETS[-1], tokens)
-        self.graphs = Graphs(
-            lanes, sorted({b for b in BUCKETS if b < largest} | {largest}), self._launch_captured, self._say_nothing
+        self.graphs = BucketGraphs(
+            streams, sorted({b for b in BUCKETS if b < largest} | {largest}), self._launch_captured, self._send_padding
         )
-        self.capture = Capture([self.graphs])
+        self.capture = GraphCapture([self.graphs])
 
     @property
     def most_pages(self) -> int:
@@ -78,21 +84,21 @@ class CudaPrefill:
 
     # --- a pass -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, items: Sequence[PrefillItem]) -> Pass:
+    def prepare(self, items: Sequence[PrefillItem]) -> PrefillPass:
         """Tells the device of a pass: at most the forward's tokens and rows, and `most_pages`. To be launched before
         another is prepared; may be prepared while one is on the device."""
-        draws = [item for item in items if item.draw is not None]
+        draws = [item for item in items if item.sampling is not None]
         tokens = sum(len(item.tokens) for item in items)
-        with self._lanes.on():
+        with self._streams.on():
             rules = [self._rules(item) for item in draws]
             rotation = self._chunks.own_rotation(items)
             bucket = self.graphs.bucket(tokens) if self._chunks.capturable(items) else None
-            pages = self._fill(self._command.next(), items, draws, rules, bucket or tokens)
-            self._command.send(pages)
-        return Pass(items, draws, rules, tokens, bucket, rotation or self._rotation)
+            pages = self._fill(self._args.next(), items, draws, rules, bucket or tokens)
+            self._args.send(pages)
+        return PrefillPass(items, draws, rules, tokens, bucket, rotation or self._rotation)
 
-    def launch(self, flown: Pass) -> None:
-        with self._lanes.on():
+    def launch(self, flown: PrefillPass) -> None:
+        with self._streams.on():
             draws = len(flown.draws)
             if flown.bucket is not None:
                 self.graphs.run(flown.bucket)
@@ -103,9 +109,9 @@ class CudaPrefill:
             flown.done = torch.cuda.Event()
             flown.done.record()
         for each in flown.rules:
-            self._drawer.forget(each.history)  # the next pass comes after this one on the device
+            self._sampler.forget(each.history)  # the next pass comes after this one on the device
 
-    def finish(self, flown: Pass, pulse: Pulse) -> list[Sampled | Failed | None]:
+    def finish(self, flown: PrefillPass, pulse: Pulse) -> list[TokenOutcome | None]:
         """Waits for it. An item with a draw is answered with its token, others with None."""
         assert flown.done is not None, "a pass is launched before it is waited for"
         wait_for(flown.done, pulse)
@@ -117,88 +123,92 @@ class CudaPrefill:
     def logits(self, items: Sequence[PrefillItem]) -> torch.Tensor:
         """[tokens, vocab] after every token, in float32; waits for the device."""
         tokens = sum(len(item.tokens) for item in items)
-        with self._lanes.on():
-            pages = self._fill(self._command.next(), items, [], [], tokens)
-            self._command.send(pages)
+        with self._streams.on():
+            pages = self._fill(self._args.next(), items, [], [], tokens)
+            self._args.send(pages)
             kind = self._forward.logits.dtype
             out = torch.empty((tokens, self._forward.model.vocab_size), dtype=kind, device=self._device)
             rotation = self._chunks.own_rotation(items) or self._rotation
-            self._run(tokens, rotation, self._chunks.attention(items, self._command.device), None, out)
+            self._run(tokens, rotation, self._chunks.attention(items, self._args.device), None, out)
             found = out.float()
-            self._lanes.stream.synchronize()
+            self._streams.stream.synchronize()
         return found
 
     def warm(self) -> None:
         """Compiles and loads what a pass launches, captured or not. Touches no sequence."""
-        self._say_nothing()
+        self._send_padding()
         tokens = min(self._forward.most_tokens, WARM_TOKENS)
         nobody = PrefillItem(0, [0] * tokens, 0, np.zeros(-(-tokens // PAGE_SIZE), np.int32))
-        with self._lanes.on():
+        with self._streams.on():
             self._launch([nobody], tokens, 1, self._rotation)  # reads page 0, and writes nowhere
-            given = self._command.device
-            self._drawer.draw(self._forward.logits[:1], given["rows"][:1], given, [], self._drawer.fed)
-            self._lanes.stream.synchronize()
+            args = self._args.device
+            self._sampler.draw(self._forward.logits[:1], args["rows"][:1], args, [], self._sampler.fed)
+            self._streams.stream.synchronize()
 
-    def _say_nothing(self) -> None:
+    def _send_padding(self) -> None:
         """A command of padding alone: what is launched to warm up and to capture touches no sequence."""
-        say = self._command.next()
+        host = self._args.next()
         for name in ("tokens", "positions", "wanted", "count", "pages"):
-            say[name][:] = 0
-        say["slots"][:] = -1
-        say["rows"][:] = -1
-        with self._lanes.on():
-            self._command.send()
+            host[name][:] = 0
+        host["slots"][:] = -1
+        host["rows"][:] = -1
+        with self._streams.on():
+            self._args.send()
 
     # --- what the device is told ------------------------------------------------------------------------------------
 
     def _fill(
         self,
-        say: dict[str, npt.NDArray[Any]],
+        host: dict[str, npt.NDArray[Any]],
         items: Sequence[PrefillItem],
         draws: Sequence[PrefillItem],
-        rules: Sequence[Rules],
+        rules: Sequence[SamplingRules],
         padded: int,
     ) -> int:
         """The command for a pass padded to so many tokens; how many page numbers it has."""
-        pages, lasts = self._chunks.fill(say, items)
+        pages, lasts = self._chunks.fill(host, items)
         tokens, rows = sum(len(item.tokens) for item in items), len(draws)
         for name, nothing in (("tokens", 0), ("positions", 0), ("slots", -1)):
-            say[name][tokens:padded] = nothing
-        say["wanted"][:rows] = lasts[:rows]
-        say["wanted"][rows:] = 0
-        fill_draws(say, 0, draws, rules)
+            host[name][tokens:padded] = nothing
+        host["wanted"][:rows] = lasts[:rows]
+        host["wanted"][rows:] = 0
+        fill_sampling_columns(host, 0, draws, rules)
         return pages
 
-    def _rules(self, item: PrefillItem) -> Rules:
-        assert item.draw is not None
-        return Rules(item.draw, self._forward.model.vocab_size, self._device, self._drawer.remember(item.draw))
+    def _rules(self, item: PrefillItem) -> SamplingRules:
+        assert item.sampling is not None
+        return SamplingRules(
+            item.sampling, self._forward.model.vocab_size, self._device, self._sampler.remember(item.sampling)
+        )
 
-    def _draw(self, logits: torch.Tensor, draws: Sequence[PrefillItem], rules: Sequence[Rules]) -> Drawn:
-        given = self._command.device
-        special = special_draws(draws, rules)
-        return self._drawer.draw(logits, given["rows"][: len(draws)], given, special, self._drawer.fed)
+    def _draw(
+        self, logits: torch.Tensor, draws: Sequence[PrefillItem], rules: Sequence[SamplingRules]
+    ) -> PendingTokens:
+        args = self._args.device
+        special = special_places(draws, rules)
+        return self._sampler.draw(logits, args["rows"][: len(draws)], args, special, self._sampler.fed)
 
     # --- how it is computed -----------------------------------------------------------------------------------------
 
     def _launch_captured(self, bucket: int) -> None:
         """What is captured: from the command to the logits of `wanted`."""
-        wanted = self._command.device["wanted"][: min(bucket, GRAPH_PROMPTS, self._forward.rows)]
-        attend = self._chunks.captured_attention(bucket, self._command.device)
+        wanted = self._args.device["wanted"][: min(bucket, GRAPH_PROMPTS, self._forward.rows)]
+        attend = self._chunks.captured_attention(bucket, self._args.device)
         self._run(bucket, self._rotation, attend, wanted)
 
     def _launch(self, items: Sequence[PrefillItem], tokens: int, draws: int, rotation: Rotation) -> torch.Tensor:
         # One row is computed where nothing is sampled: the last layer has nothing else to do with the others.
-        wanted = self._command.device["wanted"][: max(1, draws)]
-        return self._run(tokens, rotation, self._chunks.attention(items, self._command.device), wanted)
+        wanted = self._args.device["wanted"][: max(1, draws)]
+        return self._run(tokens, rotation, self._chunks.attention(items, self._args.device), wanted)
 
     def _run(
         self,
         tokens: int,
         rotation: Rotation,
-        attend: Attend,
+        attend: AttendFunction,
         wanted: torch.Tensor | None,
         logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        given = self._command.device
-        fed = Fed(given["tokens"][:tokens], given["positions"][:tokens], given["slots"][:tokens])
+        args = self._args.device
+        fed = PassInputs(args["tokens"][:tokens], args["positions"][:tokens], args["slots"][:tokens])
         return self._forward.run(fed, rotation, attend, wanted, logits)

@@ -48,7 +48,7 @@ from semipd.engine.cuda.bench import (
     turns_ms,
 )
 from semipd.engine.cuda.engine import CudaEngine
-from semipd.engine.cuda.streams import Side
+from semipd.engine.cuda.streams import SmSide
 from semipd.engine.engine import PrefillItem
 
 FEWEST = 3
@@ -59,7 +59,7 @@ def _nothing() -> None:
     return
 
 
-class Phase(Protocol):
+class MeasuredPhase(Protocol):
     """What this process measures."""
 
     def alone(self, asked: dict[str, Any]) -> float:
@@ -79,7 +79,7 @@ class Phase(Protocol):
         """Sizes that captured passes are padded to: rows of "decode", tokens of "prefill", both of "mixed"."""
 
 
-class Decode:
+class DecodeMeasurements:
     def __init__(self, engine: CudaEngine) -> None:
         self._engine = engine
 
@@ -118,7 +118,7 @@ class Decode:
         return found | ({"mixed": batch.mixed.graphs.useful} if batch.mixed is not None else {})
 
 
-class Prefill:
+class PrefillMeasurements:
     def __init__(self, engine: CudaEngine) -> None:
         self._engine = engine
         self._item: PrefillItem | None = None
@@ -139,14 +139,14 @@ class Prefill:
     def go(self, until_s: float) -> list[float]:
         """One pass ahead of the device, as the worker."""
         assert self._item is not None
-        flights, ends = deque[Any](), []
+        pending, ends = deque[Any](), []
         while time.monotonic() < until_s:
-            flights.append(self._engine.begin_prefill([self._item]))
-            if len(flights) > 1:
-                flights.popleft().finish(_nothing)
+            pending.append(self._engine.begin_prefill([self._item]))
+            if len(pending) > 1:
+                pending.popleft().finish(_nothing)
                 ends.append(time.monotonic())
-        for flight in flights:
-            flight.finish(_nothing)
+        for one in pending:
+            one.finish(_nothing)
         return ends
 
     def forget(self) -> None:
@@ -165,7 +165,7 @@ def open_phase(role: str, asked: dict[str, Any]) -> AbstractContextManager[CudaE
         max_batch_tokens=asked["max_batch_tokens"],
         dtype=asked["dtype"],
         pool_tokens=asked["pool_tokens"],
-        side=Side.FIRST if role == "decode" else Side.LAST,
+        side=SmSide.FIRST if role == "decode" else SmSide.LAST,
         sms_choices=decode_choices(total) if role == "decode" else prefill_choices(total),
     )
 
@@ -178,7 +178,7 @@ def between_ms(ends: Sequence[float], since_s: float, until_s: float) -> float:
     return median(counted)
 
 
-def answer(phase: Phase, asked: dict[str, Any]) -> dict[str, Any]:
+def answer(phase: MeasuredPhase, asked: dict[str, Any]) -> dict[str, Any]:
     """Raises ValueError for what can't be done, and torch.OutOfMemoryError."""
     match asked["do"]:
         case "alone":
@@ -218,8 +218,8 @@ def main() -> None:
 
     asked = json.loads(sys.stdin.readline())
     with open_phase(role, asked) as engine:
-        phase: Phase = Decode(engine) if role == "decode" else Prefill(engine)
-        say({"sms": engine.lanes.all})
+        phase: MeasuredPhase = DecodeMeasurements(engine) if role == "decode" else PrefillMeasurements(engine)
+        say({"sms": engine.streams.all})
         for line in sys.stdin:
             try:
                 say(answer(phase, json.loads(line)))

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.core.request import Logprob, StoppingParams
+from semipd.core.request import Logprob
 from semipd.engine.counter_rng import uniforms
-from semipd.engine.cuda.kernels import sampling
+from semipd.engine.cuda.kernels import sampling as kernels
 from semipd.engine.sampling import CERTAIN_TEMPERATURE
-from semipd.engine.sampling_result import Draw, Failed, Sampled, end_at
+from semipd.engine.sampling_result import SamplingInput
 
 FIRST_HISTORIES = 16
 
-COLUMNS: Mapping[str, type[np.int32] | type[np.float32]] = {
+SAMPLING_COLUMNS: Mapping[str, type[np.int32] | type[np.float32]] = {
     "temperature": np.float32,
     "top_k": np.int32,
     "top_p": np.float32,
@@ -32,14 +32,14 @@ COLUMNS: Mapping[str, type[np.int32] | type[np.float32]] = {
 """What a command says of each place, beside its row."""
 
 
-class Rules:
+class SamplingRules:
     """One sequence's rules on the device. `history`: its slot among the histories, -1 without penalties."""
 
-    __slots__ = ("banned", "bias", "draw", "history", "logprobs", "top_logprobs", "until")
+    __slots__ = ("banned", "bias", "history", "logprobs", "sampling", "top_logprobs", "until")
 
-    def __init__(self, draw: Draw, vocab: int, device: torch.device, history: int) -> None:
-        params, stopping = draw.sampling, draw.stopping
-        self.draw = draw
+    def __init__(self, sampling: SamplingInput, vocab: int, device: torch.device, history: int) -> None:
+        params, stopping = sampling.params, sampling.stopping
+        self.sampling = sampling
         self.history = history
         self.bias: tuple[torch.Tensor, torch.Tensor] | None = None
         if params.logit_bias:
@@ -60,9 +60,9 @@ class Rules:
         return self.history < 0 and self.bias is None and self.banned is None and not self.logprobs
 
 
-def columns(draw: Draw, history: int) -> dict[str, float]:
-    """Of COLUMNS, those that stay the same from token to token."""
-    p = draw.sampling
+def columns(sampling: SamplingInput, history: int) -> dict[str, float]:
+    """Of SAMPLING_COLUMNS, those that stay the same from token to token."""
+    p = sampling.params
     return {
         "temperature": 0.0 if p.temperature < CERTAIN_TEMPERATURE else p.temperature,
         "top_k": p.top_k,
@@ -85,7 +85,7 @@ def chances(
 
 
 @dataclass(slots=True)
-class Drawn:
+class PendingTokens:
     """On its way to the host: read it when the pass's event has come."""
 
     tokens: torch.Tensor
@@ -94,7 +94,7 @@ class Drawn:
     own: torch.Tensor | None = None
     top: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def logprobs(self, rules: Sequence[Rules]) -> dict[int, Logprob]:
+    def logprobs(self, rules: Sequence[SamplingRules]) -> dict[int, Logprob]:
         """By place, of those that asked for them. `rules`: of every place."""
         if self.own is None or self.top is None:
             return {}
@@ -107,11 +107,9 @@ class Drawn:
         return found
 
 
-def outcome(token: int, position: int, stopping: StoppingParams, logprob: Logprob | None) -> Sampled | Failed:
-    """What a drawn token means; `position`: its own in the output."""
-    if token == sampling.NOT_FINITE:
-        return Failed("the model's output is not finite")
-    return Sampled(token, position, logprob, end_at(token, position, stopping))
+def sampled(token: int) -> int | None:
+    """Returns what `token_outcome` takes: None where the kernel could sample nothing."""
+    return None if token == kernels.NOT_FINITE else token
 
 
 class DeviceSampler:
@@ -128,17 +126,17 @@ class DeviceSampler:
 
     # --- histories --------------------------------------------------------------------------------------------------
 
-    def remember(self, draw: Draw) -> int:
+    def remember(self, sampling: SamplingInput) -> int:
         """A history slot with prompt and output counted, or -1 where no penalty needs one. On the current stream."""
-        if not draw.sampling.penalised:
+        if not sampling.params.penalised:
             return -1
         if not self._free:
             self._more_histories()
         slot = self._free.pop()
         assert self._histories is not None
         words = np.zeros(self._vocab, np.int32)
-        np.add.at(words, np.asarray(draw.output, np.int64), 1)
-        words[np.asarray(draw.prompt, np.int64)] |= sampling.SEEN_IN_PROMPT
+        np.add.at(words, np.asarray(sampling.output, np.int64), 1)
+        words[np.asarray(sampling.prompt, np.int64)] |= kernels.SEEN_IN_PROMPT
         self._histories[slot].copy_(torch.from_numpy(words))
         return slot
 
@@ -161,11 +159,11 @@ class DeviceSampler:
         self,
         logits: torch.Tensor,
         rows: torch.Tensor,
-        given: Mapping[str, torch.Tensor],
-        special: Sequence[tuple[int, int, Rules]],
+        args: Mapping[str, torch.Tensor],
+        special: Sequence[tuple[int, int, SamplingRules]],
         fed: torch.Tensor,
-    ) -> Drawn:
-        """On the current stream. logits [places, vocab]; `given`: COLUMNS on the device.
+    ) -> PendingTokens:
+        """On the current stream. logits [places, vocab]; `args`: SAMPLING_COLUMNS on the device.
 
         `special`: place, output position and rules of each place that wants more than its columns say.
         """
@@ -174,14 +172,14 @@ class DeviceSampler:
         adjusted = logits
         penalised = any(rules.history >= 0 for _, _, rules in special)
         if any(r.history >= 0 or r.bias is not None or (r.banned is not None and at < r.until) for _, at, r in special):
-            adjusted = self._adjusted(logits, given, special, penalised=penalised)
+            adjusted = self._adjusted(logits, args, special, penalised=penalised)
         temperature, top_k, top_p, min_p, chance = (
-            given[name][:places] for name in ("temperature", "top_k", "top_p", "min_p", "chance")
+            args[name][:places] for name in ("temperature", "top_k", "top_p", "min_p", "chance")
         )
-        sampling.sample(adjusted, rows, temperature, top_k, top_p, min_p, chance, tokens, fed)
+        kernels.sample(adjusted, rows, temperature, top_k, top_p, min_p, chance, tokens, fed)
         if penalised and self._histories is not None:
-            sampling.count(self._histories, given["history"][:places], tokens)
-        drawn = Drawn(self._to_host(tokens))
+            kernels.count(self._histories, args["history"][:places], tokens)
+        drawn = PendingTokens(self._to_host(tokens))
         wanting = [(place, rules) for place, _, rules in special if rules.logprobs]
         if wanting:
             self._logprobs(logits, tokens, wanting, drawn)
@@ -190,8 +188,8 @@ class DeviceSampler:
     def _adjusted(
         self,
         logits: torch.Tensor,
-        given: Mapping[str, torch.Tensor],
-        special: Sequence[tuple[int, int, Rules]],
+        args: Mapping[str, torch.Tensor],
+        special: Sequence[tuple[int, int, SamplingRules]],
         *,
         penalised: bool,
     ) -> torch.Tensor:
@@ -208,9 +206,9 @@ class DeviceSampler:
                     work[place].index_add_(0, ids, amounts)
         if penalised and self._histories is not None:
             slots, repetition, frequency, presence = (
-                given[name][:places] for name in ("history", "repetition", "frequency", "presence")
+                args[name][:places] for name in ("history", "repetition", "frequency", "presence")
             )
-            sampling.penalise(biased, self._histories, slots, repetition, frequency, presence, work)
+            kernels.penalise(biased, self._histories, slots, repetition, frequency, presence, work)
         elif biased is logits:
             work.copy_(logits)
         for place, position, rules in special:
@@ -220,7 +218,11 @@ class DeviceSampler:
         return work
 
     def _logprobs(
-        self, logits: torch.Tensor, tokens: torch.Tensor, wanting: Sequence[tuple[int, Rules]], drawn: Drawn
+        self,
+        logits: torch.Tensor,
+        tokens: torch.Tensor,
+        wanting: Sequence[tuple[int, SamplingRules]],
+        drawn: PendingTokens,
     ) -> None:
         drawn.logprob_places = tuple(place for place, _ in wanting)
         at = torch.tensor(drawn.logprob_places, dtype=torch.int64)

@@ -17,7 +17,7 @@ import torch
 MOST_PRIORITY = -5
 
 
-class Side(Enum):
+class SmSide(Enum):
     """Which of the device's SMs a share is of: phases at different ends don't touch where there is room for both."""
 
     FIRST = "first"
@@ -27,7 +27,9 @@ class Side(Enum):
 class Streams:
     """`all` is the number of SMs of the device, and the lane of that name has no green context."""
 
-    def __init__(self, device: torch.device, side: Side, choices: Sequence[int] = (), *, urgent: bool = False) -> None:
+    def __init__(
+        self, device: torch.device, side: SmSide, choices: Sequence[int] = (), *, urgent: bool = False
+    ) -> None:
         """Streams for as many SMs as `choices` say, on that side of the device, and for all.
 
         `urgent`: its kernels come before those of other processes where the device has a choice. Raises RuntimeError
@@ -71,15 +73,15 @@ class Streams:
         with torch.cuda.stream(self._streams[self._current]):
             yield
 
-    def _green(self, count: int, side: Side) -> torch.cuda.Stream:
+    def _green(self, count: int, side: SmSide) -> torch.cuda.Stream:
         from cuda.bindings import driver  # noqa: PLC0415  not there without a GPU
 
         torch.cuda.init()
         device = _done(driver.cuDeviceGet(self.device.index or 0))
         whole = _done(driver.cuDeviceGetDevResource(device, driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM))
-        group = count if side is Side.FIRST else self.all - count
+        group = count if side is SmSide.FIRST else self.all - count
         parts, _, rest = _done(driver.cuDevSmResourceSplitByCount(1, whole, 0, group))
-        description = _done(driver.cuDevResourceGenerateDesc([parts[0] if side is Side.FIRST else rest], 1))
+        description = _done(driver.cuDevResourceGenerateDesc([parts[0] if side is SmSide.FIRST else rest], 1))
         context = _done(
             driver.cuGreenCtxCreate(description, device, driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM)
         )

@@ -10,7 +10,7 @@ from semipd.cli import exits
 from semipd.cli.main import app
 from semipd.engine import flashinfer_build
 from semipd.engine import flashinfer_kernels as fk
-from semipd.engine.flashinfer_kernels import Capability, Found, Kernel, KernelError
+from semipd.engine.flashinfer_kernels import Capability, Kernel, KernelError, KernelFile
 
 HOPPER = ["--arch", "9.0a"]
 CONFIG = {
@@ -30,8 +30,8 @@ def there(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
     """Kernels that are found; empty at first, what is built comes to them."""
     kernels: list[Kernel] = []
 
-    def find(kernel: Kernel, capability: Capability) -> Found | None:
-        return Found(Path("/set") / kernel.name / f"{kernel.name}.so", "semipd") if kernel in kernels else None
+    def find(kernel: Kernel, capability: Capability) -> KernelFile | None:
+        return KernelFile(Path("/set") / kernel.name / f"{kernel.name}.so", "semipd") if kernel in kernels else None
 
     def build(todo: list[Kernel], capability: Capability, jobs: int, progress: object) -> list[Path]:
         kernels.extend(todo)

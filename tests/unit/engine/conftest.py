@@ -14,7 +14,7 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.model import ModelConfig
-from semipd.engine.engine import Draw, Engine, Failed, PrefillItem, Sampled
+from semipd.engine.engine import CpuEngine, PrefillItem, SampledToken, SamplingInput, SequenceFailure, TokenOutcome
 from semipd.engine.layout import pool_shape, weight_layout
 from semipd.engine.loading import load_checkpoint, read_model_config
 from support.families import FAMILIES, random_model
@@ -47,7 +47,7 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConf
 @dataclass
 class Answer:
     tokens: list[int] = field(default_factory=list)
-    steps: list[Sampled | Failed] = field(default_factory=list)
+    steps: list[TokenOutcome] = field(default_factory=list)
 
 
 class Rig:
@@ -56,7 +56,7 @@ class Rig:
     def __init__(self, directory: Path, pages: int = 64, dtype: torch.dtype = torch.float32) -> None:
         self.model, self.weights = load(directory, dtype)
         self.pool = torch.full(pool_shape(self.model, pages), torch.nan, dtype=dtype)
-        self.engine = Engine(self.model, self.weights, self.pool)
+        self.engine = CpuEngine(self.model, self.weights, self.pool)
         self.batch = self.engine.decode_batch()
         self.pulses = 0
         self._random = random.Random(3)
@@ -107,30 +107,34 @@ class Rig:
             items = [self._item(lease, due[lease], at, turn) for lease, at in done.items()]
             for item, outcome in zip(items, self.engine.prefill(items, self.pulse), strict=True):
                 done[item.lease] += len(item.tokens)
-                if item.draw is None:
+                if item.sampling is None:
                     assert outcome is None
                     continue
                 assert outcome is not None
                 context = done.pop(item.lease)
                 self._note(item.lease, outcome, answers[item.lease])
-                if isinstance(outcome, Sampled) and outcome.end is None:
-                    output = (*item.draw.output, outcome.token)
-                    draw = Draw(item.draw.sampling, item.draw.stopping, item.draw.prompt, output)
-                    self.batch.add(item.lease, context, self.take(item.lease, context), draw)
+                if isinstance(outcome, SampledToken) and outcome.end is None:
+                    output = (*item.sampling.output, outcome.token)
+                    sampling_input = SamplingInput(
+                        item.sampling.params, item.sampling.stopping, item.sampling.prompt, output
+                    )
+                    self.batch.add(item.lease, context, self.take(item.lease, context), sampling_input)
             turn += 1
 
     def _item(self, lease: int, wish: Wish, at: int, turn: int) -> PrefillItem:
         tokens = [*wish.prompt, *wish.output]
         chunk = tokens[at : at + wish.chunks[turn % len(wish.chunks)]]
         end = at + len(chunk)
-        draw = Draw(wish.sampling, wish.stopping, tuple(wish.prompt), wish.output) if end == len(tokens) else None
-        return PrefillItem(lease, chunk, at, self.take(lease, end), draw, len(wish.prompt))
+        sampling_input = (
+            SamplingInput(wish.sampling, wish.stopping, tuple(wish.prompt), wish.output) if end == len(tokens) else None
+        )
+        return PrefillItem(lease, chunk, at, self.take(lease, end), sampling_input, len(wish.prompt))
 
-    def _note(self, lease: int, outcome: Sampled | Failed, answer: Answer) -> None:
+    def _note(self, lease: int, outcome: TokenOutcome, answer: Answer) -> None:
         answer.steps.append(outcome)
-        if isinstance(outcome, Sampled):
+        if isinstance(outcome, SampledToken):
             answer.tokens.append(outcome.token)
-        if isinstance(outcome, Failed) or outcome.end is not None:
+        if isinstance(outcome, SequenceFailure) or outcome.end is not None:
             self.release(lease)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semipd.core.request import EndReason, SamplingParams, StoppingParams
-from semipd.engine.engine import Draw, Engine, Failed, PrefillItem, Sampled
+from semipd.engine.engine import CpuEngine, PrefillItem, SampledToken, SamplingInput, SequenceFailure
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = (5, 9, 120, 33, 7)
@@ -22,9 +22,9 @@ def adopt(rig, lease, prompt=PROMPT, stopping=None, sampling=GREEDY, tokens_of_r
     """Prefills a sequence and puts it into the batch, with pages for its prompt or for so many tokens."""
     stopping = stopping or StoppingParams(max_tokens=100)
     table = rig.take(lease, tokens_of_room or len(prompt))
-    draw = Draw(sampling, stopping, tuple(prompt), ())
-    (first,) = rig.engine.prefill([PrefillItem(lease, prompt, 0, table, draw)], rig.pulse)
-    rig.batch.add(lease, len(prompt), table, Draw(sampling, stopping, tuple(prompt), (first.token,)))
+    sampling_input = SamplingInput(sampling, stopping, tuple(prompt), ())
+    (first,) = rig.engine.prefill([PrefillItem(lease, prompt, 0, table, sampling_input)], rig.pulse)
+    rig.batch.add(lease, len(prompt), table, SamplingInput(sampling, stopping, tuple(prompt), (first.token,)))
     return first
 
 
@@ -93,8 +93,8 @@ def test_a_sequence_can_leave_and_come_back(rig, wish):
     assert made.batch.leases() == [8]
     made.batch.step(no_pulse)
 
-    draw = Draw(GREEDY, StoppingParams(100), (), tuple(tokens))
-    made.batch.add(7, len(PROMPT) + 4, made.take(7, 32), draw)
+    sampling_input = SamplingInput(GREEDY, StoppingParams(100), (), tuple(tokens))
+    made.batch.add(7, len(PROMPT) + 4, made.take(7, 32), sampling_input)
     for _ in range(4):
         tokens += [s.token for lease, s in made.batch.step(no_pulse) if lease == 7]
 
@@ -113,14 +113,14 @@ def test_more_sequences_than_the_first_columns_hold(rig, wish):
 def test_refuses_what_cannot_be(rig):
     made = rig()
     adopt(made, 1)
-    draw = Draw(GREEDY, StoppingParams(9), (), (4,))
+    sampling_input = SamplingInput(GREEDY, StoppingParams(9), (), (4,))
 
     with pytest.raises(ValueError, match="is in the batch"):
-        made.batch.add(1, 5, made.take(1, 5), draw)
+        made.batch.add(1, 5, made.take(1, 5), sampling_input)
     with pytest.raises(ValueError, match="17 tokens, 1 pages"):
-        made.batch.add(2, 17, made.take(2, 16), draw)
+        made.batch.add(2, 17, made.take(2, 16), sampling_input)
     with pytest.raises(ValueError, match="0 output tokens"):
-        made.batch.add(2, 5, made.take(2, 16), Draw(GREEDY, StoppingParams(9), (), ()))
+        made.batch.add(2, 5, made.take(2, 16), SamplingInput(GREEDY, StoppingParams(9), (), ()))
     with pytest.raises(KeyError):
         made.batch.remove(2)
 
@@ -129,9 +129,9 @@ def test_refuses_a_pool_and_weights_of_another_shape(rig):
     made = rig()
 
     with pytest.raises(ValueError, match="the pool's shape"):
-        Engine(made.model, made.weights, made.pool[:1])
+        CpuEngine(made.model, made.weights, made.pool[:1])
     with pytest.raises(ValueError, match=r"layers\.1\.qkv"):
-        Engine(made.model, {k: v for k, v in made.weights.items() if k != "layers.1.qkv"}, made.pool)
+        CpuEngine(made.model, {k: v for k, v in made.weights.items() if k != "layers.1.qkv"}, made.pool)
 
 
 # --- ends -----------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_a_sequence_that_is_not_finite_fails_alone_and_taints_no_page(rig, wish)
     made.pool[:, page, 0, :3] = math.nan
 
     outcomes = dict(made.batch.step(no_pulse))
-    assert isinstance(outcomes[2], Failed)
+    assert isinstance(outcomes[2], SequenceFailure)
     assert "finite" in outcomes[2].error
     got.append(outcomes[1].token)
     assert made.batch.leases() == [1]
@@ -203,16 +203,16 @@ def test_a_prompt_that_is_not_finite_fails_alone(rig, wish):
     expected = rig().run([wish(PROMPT)])[0].tokens
     made = rig()
     made.weights["embed"][77] = math.nan
-    draw = Draw(GREEDY, StoppingParams(9), (), ())
+    sampling_input = SamplingInput(GREEDY, StoppingParams(9), (), ())
     items = [
-        PrefillItem(1, (3, 77, 4), 0, made.take(1, 3), draw),
-        PrefillItem(2, PROMPT, 0, made.take(2, 5), draw),
+        PrefillItem(1, (3, 77, 4), 0, made.take(1, 3), sampling_input),
+        PrefillItem(2, PROMPT, 0, made.take(2, 5), sampling_input),
     ]
 
     bad, good = made.engine.prefill(items, made.pulse)
 
-    assert isinstance(bad, Failed)
-    assert isinstance(good, Sampled)
+    assert isinstance(bad, SequenceFailure)
+    assert isinstance(good, SampledToken)
     assert good.token == expected[0]
 
 
@@ -244,9 +244,9 @@ def test_tables_may_be_longer_than_the_context(rig, wish):
     expected = rig().run([wish(PROMPT)])[0].tokens
     made = rig()
     table = np.concatenate((made.take(1, 5), made.take(2, 64)))
-    draw = Draw(GREEDY, StoppingParams(100), (), ())
-    (first,) = made.engine.prefill([PrefillItem(1, PROMPT, 0, table, draw)], made.pulse)
-    made.batch.add(1, 5, table, Draw(GREEDY, StoppingParams(100), (), (first.token,)))
+    sampling_input = SamplingInput(GREEDY, StoppingParams(100), (), ())
+    (first,) = made.engine.prefill([PrefillItem(1, PROMPT, 0, table, sampling_input)], made.pulse)
+    made.batch.add(1, 5, table, SamplingInput(GREEDY, StoppingParams(100), (), (first.token,)))
 
     tokens = [first.token] + [made.batch.step(no_pulse)[0][1].token for _ in range(20)]
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from semipd.core.request import SamplingParams, StoppingParams
-from semipd.engine.engine import Draw, Failed, PrefillItem, Sampled
+from semipd.engine.engine import PrefillItem, SampledToken, SamplingInput, SequenceFailure
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = (5, 9, 120, 33, 7)
@@ -40,13 +40,15 @@ def run_mixed(made, wishes):
         for item, outcome in zip(items, known[0][1] if items else (), strict=True):
             done[item.lease] += len(item.tokens)
             turn[item.lease] += 1
-            assert (outcome is None) == (item.draw is None)
-            if item.draw is not None:
+            assert (outcome is None) == (item.sampling is None)
+            if item.sampling is not None:
                 context = done.pop(item.lease)
                 made._note(item.lease, outcome, answers[item.lease])
-                if isinstance(outcome, Sampled) and outcome.end is None:
-                    draw = Draw(item.draw.sampling, item.draw.stopping, item.draw.prompt, (outcome.token,))
-                    made.batch.add(item.lease, context, made.take(item.lease, context), draw)
+                if isinstance(outcome, SampledToken) and outcome.end is None:
+                    sampling_input = SamplingInput(
+                        item.sampling.params, item.sampling.stopping, item.sampling.prompt, (outcome.token,)
+                    )
+                    made.batch.add(item.lease, context, made.take(item.lease, context), sampling_input)
         step += 1
     return answers
 
@@ -78,17 +80,17 @@ def test_equal_to_separate_passes(family, rig, wish):
 def test_a_prompt_that_is_not_finite_fails_alone(rig, wish):
     expected = rig().run([wish(PROMPT)])[0].tokens
     made = rig()
-    draw = Draw(GREEDY, StoppingParams(9), (), ())
-    made.batch.step(made.pulse, prompts=[PrefillItem(1, PROMPT, 0, made.take(1, 5), draw)])
+    sampling_input = SamplingInput(GREEDY, StoppingParams(9), (), ())
+    made.batch.step(made.pulse, prompts=[PrefillItem(1, PROMPT, 0, made.take(1, 5), sampling_input)])
     [(_, [first])] = made.batch.prompt_outcomes()
-    made.batch.add(1, 5, made.take(1, 32), Draw(GREEDY, StoppingParams(9), (), (first.token,)))
+    made.batch.add(1, 5, made.take(1, 32), SamplingInput(GREEDY, StoppingParams(9), (), (first.token,)))
     # The embedding of a token that only the bad prompt has.
     made.weights["embed"][77] = float("nan")
 
-    answers = made.batch.step(made.pulse, prompts=[PrefillItem(2, (3, 77, 4), 0, made.take(2, 3), draw)])
+    answers = made.batch.step(made.pulse, prompts=[PrefillItem(2, (3, 77, 4), 0, made.take(2, 3), sampling_input)])
 
     [(_, [bad])] = made.batch.prompt_outcomes()
-    assert isinstance(bad, Failed)
+    assert isinstance(bad, SequenceFailure)
     assert [first.token, *(s.token for _, s in answers)] == expected[:2]
 
 
@@ -107,7 +109,7 @@ def test_a_lease_of_the_batch_is_no_prompt(rig):
     made = rig()
     table = made.take(1, 32)
     made.engine.prefill([PrefillItem(1, PROMPT, 0, table)], made.pulse)
-    made.batch.add(1, 5, table, Draw(GREEDY, StoppingParams(9), (), (4,)))
+    made.batch.add(1, 5, table, SamplingInput(GREEDY, StoppingParams(9), (), (4,)))
     pulses = made.pulses
 
     with pytest.raises(ValueError, match="lease 1 is in the batch"):

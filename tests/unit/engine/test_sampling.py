@@ -10,7 +10,7 @@ import torch
 
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.counter_rng import uniforms
-from semipd.engine.sampling import Sampler, choose, draw
+from semipd.engine.sampling import SequenceSampler, choose_tokens, draw
 
 VOCAB = 50
 DRAWS = 4000
@@ -21,7 +21,7 @@ def logits_of(rows=1, seed=0):
 
 
 def sampler(prompt=(), output=(), stopping=None, **params):
-    return Sampler(SamplingParams(**params), stopping or StoppingParams(100), prompt, output, VOCAB)
+    return SequenceSampler(SamplingParams(**params), stopping or StoppingParams(100), prompt, output, VOCAB)
 
 
 def frequencies(row, **params):
@@ -179,9 +179,9 @@ def test_penalties_know_the_tokens_sampled_since():
     row = torch.zeros(1, VOCAB)
     row[0, 7], row[0, 8] = 0.9, 0.5
 
-    first = choose(row, [sequence], [1])[0].token
+    first = choose_tokens(row, [sequence], [1])[0].token
     sequence.took(first)
-    second = choose(row, [sequence], [2])[0].token
+    second = choose_tokens(row, [sequence], [2])[0].token
 
     assert (first, second) == (7, 8)
 
@@ -189,7 +189,7 @@ def test_penalties_know_the_tokens_sampled_since():
 def test_greedy_takes_the_likeliest_after_bias():
     row = logits_of()
 
-    chosen = choose(
+    chosen = choose_tokens(
         row.repeat(2, 1), [sampler(temperature=0.0), sampler(temperature=0.0, logit_bias={3: 100.0})], [0, 0]
     )
 
@@ -202,7 +202,7 @@ def test_stop_tokens_cannot_be_drawn_before_min_tokens():
     stopping = StoppingParams(100, min_tokens=3, stop_token_ids=frozenset({6}))
 
     for params in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 5}):
-        tokens = [choose(row, [sampler(stopping=stopping, **params)], [at])[0].token for at in range(4)]
+        tokens = [choose_tokens(row, [sampler(stopping=stopping, **params)], [at])[0].token for at in range(4)]
         assert [token == 6 for token in tokens] == [False, False, False, True]
 
 
@@ -212,7 +212,7 @@ def test_logprobs_are_of_the_raw_distribution():
     wants = sampler(temperature=0.5, logit_bias={11: 100.0}, logprobs=True, top_logprobs=3)
     plain = sampler(temperature=0.0)
 
-    got, none = choose(row.repeat(2, 1), [wants, plain], [0, 0])
+    got, none = choose_tokens(row.repeat(2, 1), [wants, plain], [0, 0])
 
     assert none.logprob is None
     assert got.logprob.token == got.token == 11
@@ -226,10 +226,10 @@ def test_logprobs_are_of_the_raw_distribution():
 def test_a_row_that_is_not_finite_fails_alone(bad, temperature):
     rows = logits_of(3)
     params = {"temperature": temperature, "seed": 1, "top_p": 0.9}
-    alone = [choose(rows[i : i + 1], [sampler(**params)], [0])[0].token for i in (0, 2)]
+    alone = [choose_tokens(rows[i : i + 1], [sampler(**params)], [0])[0].token for i in (0, 2)]
     rows[1, 17] = bad
 
-    chosen = choose(rows, [sampler(**params) for _ in range(3)], [0, 0, 0])
+    chosen = choose_tokens(rows, [sampler(**params) for _ in range(3)], [0, 0, 0])
 
     assert chosen[1].token is None
     assert [chosen[0].token, chosen[2].token] == alone
@@ -237,11 +237,11 @@ def test_a_row_that_is_not_finite_fails_alone(bad, temperature):
 
 def test_a_seeded_draw_depends_on_seed_and_position_alone():
     row = logits_of(seed=8)
-    alone = [choose(row, [sampler(seed=99)], [at])[0].token for at in range(20)]
+    alone = [choose_tokens(row, [sampler(seed=99)], [at])[0].token for at in range(20)]
     others = [sampler(seed=s, top_k=s + 1) for s in range(5)]
 
     batched = [
-        choose(torch.cat((logits_of(5, at), row)), [*others, sampler(seed=99)], [3] * 5 + [at])[-1].token
+        choose_tokens(torch.cat((logits_of(5, at), row)), [*others, sampler(seed=99)], [3] * 5 + [at])[-1].token
         for at in range(20)
     ]
 
@@ -252,7 +252,7 @@ def test_a_seeded_draw_depends_on_seed_and_position_alone():
 def test_the_tiniest_temperature_is_greedy():
     row = logits_of()
 
-    assert choose(row, [sampler(temperature=1e-300)], [0])[0].token == int(row.argmax())
+    assert choose_tokens(row, [sampler(temperature=1e-300)], [0])[0].token == int(row.argmax())
 
 
 def test_uniforms_are_uniform_over_seeds_and_over_positions():

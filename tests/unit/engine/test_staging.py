@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from semipd.engine.staging import ReadFailed, Span, Staging
+from semipd.engine.staging import FileSpan, ReadFailed, Staging
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("buffers", [1, 3, 16])
 def test_spans_come_in_order_whoever_reads_first(file, buffers):
-    spans = [Span(file, offset, size) for offset, size in ((7, 100), (0, 64), (9_990, 10), (5_000, 1), (1, 100))]
+    spans = [FileSpan(file, offset, size) for offset, size in ((7, 100), (0, 64), (9_990, 10), (5_000, 1), (1, 100))]
     got = []
     with Staging(CPU, buffers=buffers, buffer_bytes=100) as staging:
         staging.stream(spans, lambda index, there: got.append((index, bytes(there.numpy()))))
@@ -42,7 +42,7 @@ def test_a_file_that_ends_too_early_is_told_by_the_spans_place(file):
         Staging(CPU, buffers=2, buffer_bytes=100) as staging,
         pytest.raises(ReadFailed, match="ends before it") as failed,
     ):
-        staging.stream([Span(file, 0, 50), Span(file, 9_950, 51)], lambda index, there: delivered.append(index))
+        staging.stream([FileSpan(file, 0, 50), FileSpan(file, 9_950, 51)], lambda index, there: delivered.append(index))
     assert failed.value.index == 1
     assert delivered == [0]
 
@@ -54,7 +54,7 @@ def test_a_file_that_cannot_be_read_is_told_by_the_spans_place(tmp_path):
             Staging(CPU, buffers=2, buffer_bytes=100) as staging,
             pytest.raises(ReadFailed, match="Bad file descriptor"),
         ):
-            staging.stream([Span(fd, 0, 50)], lambda index, there: None)
+            staging.stream([FileSpan(fd, 0, 50)], lambda index, there: None)
     finally:
         os.close(fd)
 
@@ -66,8 +66,8 @@ def test_it_can_be_used_again_after_an_error(file):
     got = []
     with Staging(CPU, buffers=2, buffer_bytes=100) as staging:
         with pytest.raises(ValueError, match="no"):
-            staging.stream([Span(file, 0, 50)] * 5, refuse)
-        staging.stream([Span(file, 3, 4)], lambda index, there: got.append(bytes(there.numpy())))
+            staging.stream([FileSpan(file, 0, 50)] * 5, refuse)
+        staging.stream([FileSpan(file, 3, 4)], lambda index, there: got.append(bytes(there.numpy())))
     assert got == [os.pread(file, 4, 3)]
 
 
@@ -75,7 +75,9 @@ def test_no_more_buffers_are_in_use_than_there_are(file):
     """Readers run ahead of delivery, by the buffers that are free and not further."""
     addresses = set()
     with Staging(CPU, buffers=3, buffer_bytes=100) as staging:
-        staging.stream([Span(file, n, 100) for n in range(50)], lambda index, there: addresses.add(there.data_ptr()))
+        staging.stream(
+            [FileSpan(file, n, 100) for n in range(50)], lambda index, there: addresses.add(there.data_ptr())
+        )
     assert len(addresses) == 3
 
 

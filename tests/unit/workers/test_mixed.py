@@ -188,7 +188,7 @@ def test_what_a_step_has_no_room_for_is_spread_over_several_and_answered_as_one(
     stage.room = Room(tokens=32, prompts=2)
     stage.run(lambda: iter([[batch(1, [a, b], tokens=40), batch(2, [c], tokens=10)], [], [], [], [], []]))
     assert stage.steps() == [f"step with {a}", f"step with {a} with {b}", f"step with {b}", f"step with {c}"]
-    computed = [(item.lease, item.start, len(item.tokens), item.draw is not None) for item in stage.batch.prompts]
+    computed = [(item.lease, item.start, len(item.tokens), item.sampling is not None) for item in stage.batch.prompts]
     assert computed == [(a, 0, 32, False), (a, 32, 8, True), (b, 0, 24, False), (b, 24, 16, True), (c, 0, 10, True)]
     assert [[(x.lease, x.computed, x.sampled.token) for x in done.chunks] for done in stage.link.prefilled()] == [
         [(a, 40, 7), (b, 40, 7)],

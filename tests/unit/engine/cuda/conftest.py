@@ -21,7 +21,7 @@ interpreter = pytest.importorskip("triton.runtime.interpreter")
 from semipd.core.model import ModelConfig, parse_model_config  # noqa: E402
 from semipd.engine.cuda import engine as cuda_engine  # noqa: E402
 from semipd.engine.cuda import graphs as cuda_graphs  # noqa: E402
-from semipd.engine.engine import Engine  # noqa: E402
+from semipd.engine.engine import CpuEngine  # noqa: E402
 from semipd.engine.layout import pool_shape, weight_layout  # noqa: E402
 from semipd.engine.loading import fill_dummy  # noqa: E402
 from support.families import random_model  # noqa: E402
@@ -64,7 +64,7 @@ class Stream:
     def wait_event(self, _: Event) -> None: ...
 
 
-class OneLane:
+class OneStream:
     """Streams of a device that can't be divided."""
 
     all = current = 4
@@ -102,8 +102,8 @@ def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(cuda_engine, "Streams", OneLane)
-    monkeypatch.setattr(cuda_graphs, "record", PlayedGraph)
+    monkeypatch.setattr(cuda_engine, "Streams", OneStream)
+    monkeypatch.setattr(cuda_graphs, "record_graph", PlayedGraph)
 
 
 def _small(family: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -130,11 +130,11 @@ def gpu_engine(played_device: None) -> Callable[[str], tuple[cuda_engine.CudaEng
 @pytest.fixture
 def engines(
     gpu_engine: Callable[[str], tuple[cuda_engine.CudaEngine, torch.Tensor]],
-) -> Callable[[str], tuple[Engine, cuda_engine.CudaEngine]]:
+) -> Callable[[str], tuple[CpuEngine, cuda_engine.CudaEngine]]:
     """Makes a CPU's and a GPU's engine of a family, with the same weights; the GPU's pool is full of NaN."""
 
-    def make(family: str) -> tuple[Engine, cuda_engine.CudaEngine]:
+    def make(family: str) -> tuple[CpuEngine, cuda_engine.CudaEngine]:
         model, weights = _small(family)
-        return Engine(model, weights, torch.zeros(pool_shape(model, PAGES))), gpu_engine(family)[0]
+        return CpuEngine(model, weights, torch.zeros(pool_shape(model, PAGES))), gpu_engine(family)[0]
 
     return make

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from semipd.engine.cuda.block_tables import CHANGES, Tables
+from semipd.engine.cuda.block_tables import CHANGES, BlockTables
 
 
 def test_pages_and_tokens_are_there_after_send_and_not_before(device: torch.device) -> None:
-    tables = Tables(3, 5, device)
+    tables = BlockTables(3, 5, device)
     tables.put_pages(1, 2, [7, 8])
     tables.put_token(2, 99)
     assert not tables.pages.any()
@@ -20,7 +20,7 @@ def test_pages_and_tokens_are_there_after_send_and_not_before(device: torch.devi
 
 
 def test_of_two_words_for_one_place_the_later_counts(device: torch.device) -> None:
-    tables = Tables(2, 4, device)
+    tables = BlockTables(2, 4, device)
     tables.put_pages(0, 0, [1, 2, 3, 4])
     tables.put_token(0, 5)
     tables.put_pages(0, 0, [6])
@@ -32,7 +32,7 @@ def test_of_two_words_for_one_place_the_later_counts(device: torch.device) -> No
 
 def test_more_changes_than_a_command_carries(device: torch.device) -> None:
     width = CHANGES // 2 + 3
-    tables = Tables(3, width, device)
+    tables = BlockTables(3, width, device)
     for slot in range(3):
         tables.put_pages(slot, 0, np.arange(width) + slot)
     tables.send()
@@ -42,7 +42,7 @@ def test_more_changes_than_a_command_carries(device: torch.device) -> None:
 
 
 def test_warming_changes_nothing(device: torch.device) -> None:
-    tables = Tables(2, 4, device)
+    tables = BlockTables(2, 4, device)
     tables.put_pages(1, 0, [3])
     tables.send()
     tables.warm()

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from semipd.core.request import SamplingParams, StoppingParams
-from semipd.engine.batch import DecodeBatch
+from semipd.engine.batch import CpuDecodeBatch
 from semipd.engine.cuda import graphs as cuda_graphs
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
-from semipd.engine.engine import Engine, PrefillItem
-from semipd.engine.sampling_result import Draw, Failed, Sampled
+from semipd.engine.engine import CpuEngine, PrefillItem, TokenOutcome
+from semipd.engine.sampling_result import SampledToken, SamplingInput
 
-Engines = Callable[[str], tuple[Engine, CudaEngine]]
+Engines = Callable[[str], tuple[CpuEngine, CudaEngine]]
 
 PAGES = 80
 CHOSEN = (
@@ -51,13 +51,13 @@ class Run:
         self.free = list(range(PAGES))
         rng = np.random.default_rng(1)
         self.prompts = [rng.integers(0, 160, n).tolist() for n in LENGTHS]
-        self.answers: dict[int, list[Sampled | Failed]] = {lease: [] for lease in range(len(WANTED))}
-        self.batch: DecodeBatch | CudaDecodeBatch = engine.decode_batch()
+        self.answers: dict[int, list[TokenOutcome]] = {lease: [] for lease in range(len(WANTED))}
+        self.batch: CpuDecodeBatch | CudaDecodeBatch = engine.decode_batch()
         self.tables: list[np.ndarray[Any, np.dtype[np.int32]]] = []
 
-    def draw(self, lease: int, output: tuple[int, ...] = ()) -> Draw:
+    def draw(self, lease: int, output: tuple[int, ...] = ()) -> SamplingInput:
         sampling, stopping = WANTED[lease]
-        return Draw(sampling, stopping, tuple(self.prompts[lease]), output)
+        return SamplingInput(sampling, stopping, tuple(self.prompts[lease]), output)
 
     def prefill(self, parts: Sequence[Sequence[tuple[int, int, int]]]) -> None:
         """Passes of (lease, start, end)."""
@@ -68,17 +68,19 @@ class Run:
             for lease, start, end in part:
                 prompt = self.prompts[lease]
                 last = end == len(prompt)
-                draw = self.draw(lease) if last else None
-                items.append(PrefillItem(lease, prompt[start:end], start, self.tables[lease], draw, len(prompt)))
-            flight = self.engine.prepare_prefill(items)
-            flight.launch()
-            for item, outcome in zip(items, flight.finish(lambda: None), strict=True):
+                sampling_input = self.draw(lease) if last else None
+                items.append(
+                    PrefillItem(lease, prompt[start:end], start, self.tables[lease], sampling_input, len(prompt))
+                )
+            pending = self.engine.prepare_prefill(items)
+            pending.launch()
+            for item, outcome in zip(items, pending.finish(lambda: None), strict=True):
                 if outcome is not None:
                     self.answers[item.lease].append(outcome)
 
     def join(self, lease: int) -> None:
         [first] = self.answers[lease]
-        assert isinstance(first, Sampled)
+        assert isinstance(first, SampledToken)
         if first.end is None:
             self.batch.add(lease, len(self.prompts[lease]), self.tables[lease], self.draw(lease, (first.token,)))
 
@@ -106,8 +108,8 @@ def run(engine: Any) -> Run:
     return made
 
 
-def said(outcome: Sampled | Failed) -> tuple[object, ...]:
-    assert isinstance(outcome, Sampled)
+def said(outcome: TokenOutcome) -> tuple[object, ...]:
+    assert isinstance(outcome, SampledToken)
     logprob = outcome.logprob and (outcome.logprob.token, pytest.approx(outcome.logprob.logprob, abs=1e-4))
     return outcome.token, outcome.position, outcome.end, logprob
 
@@ -131,7 +133,7 @@ def test_answers_are_the_same_in_a_larger_bucket_than_need_be(
     assert isinstance(batch, CudaDecodeBatch)
     for graphs, buckets in ((prefill.graphs, (32, 16)), (batch.graphs, (7, 2, 1))):
         for bucket in buckets:
-            graphs.capture_one(bucket, on_gpu.lanes.all)
+            graphs.capture_one(bucket, on_gpu.streams.all)
     assert [prefill.graphs.bucket(tokens) for tokens in (1, 16)] == [32, 32]
     assert [batch.graphs.bucket(rows) for rows in (1, 2)] == [7, 7]
     for made in (expected, found):
@@ -162,8 +164,8 @@ def test_a_lease_is_quiet_when_no_step_on_the_device_knows_it(engines: Engines) 
 def test_a_full_batch_takes_no_more(engines: Engines) -> None:
     _, engine = engines("llama")
     batch = engine.decode_batch()
-    draw = Draw(PLAIN, StoppingParams(max_tokens=5), (), (1,))
+    sampling_input = SamplingInput(PLAIN, StoppingParams(max_tokens=5), (), (1,))
     for lease in range(7):
-        batch.add(lease, 3, np.array([lease], np.int32), draw)
+        batch.add(lease, 3, np.array([lease], np.int32), sampling_input)
     with pytest.raises(ValueError, match="7 of 7 rows"):
-        batch.add(7, 3, np.array([7], np.int32), draw)
+        batch.add(7, 3, np.array([7], np.int32), sampling_input)

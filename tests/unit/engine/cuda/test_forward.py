@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from semipd.core.config import PAGE_SIZE
-from semipd.engine.attention import Span
-from semipd.engine.cuda.forward import Attend, Fed, Forward, rotation_table
+from semipd.engine.attention import TokenSpan
+from semipd.engine.cuda.forward import AttendFunction, ForwardPass, PassInputs, rotation_table
 from semipd.engine.cuda.kernels import prefill_attention
 from semipd.engine.decoder import Decoder
-from semipd.engine.paged_cpu import PagedCpu
+from semipd.engine.paged_cpu import CpuPagedAttention
 from semipd.engine.rope import Rotary
 
 PROMPTS = [(5, 9, 120, 33, 7), tuple(range(40, 60))]
 TABLES = [np.array([3], np.int32), np.array([1, 5], np.int32)]
 
 
-def fed(spans: list[Span], tokens: np.ndarray, device: torch.device) -> Fed:
+def fed(spans: list[TokenSpan], tokens: np.ndarray, device: torch.device) -> PassInputs:
     positions = np.concatenate([np.arange(span.start, span.end) for span in spans])
     slots = np.concatenate(
         [
@@ -26,10 +26,10 @@ def fed(spans: list[Span], tokens: np.ndarray, device: torch.device) -> Fed:
             for span in spans
         ]
     )
-    return Fed(*(torch.from_numpy(a.astype(np.int32)).to(device) for a in (tokens, positions, slots)))
+    return PassInputs(*(torch.from_numpy(a.astype(np.int32)).to(device) for a in (tokens, positions, slots)))
 
 
-def attention(forward: Forward, spans: list[Span], device: torch.device) -> Attend:
+def attention(forward: ForwardPass, spans: list[TokenSpan], device: torch.device) -> AttendFunction:
     tables = torch.zeros((len(spans), 2), dtype=torch.int32)
     blocks, first = [], 0
     for row, span in enumerate(spans):
@@ -53,11 +53,11 @@ def attention(forward: Forward, spans: list[Span], device: torch.device) -> Atte
 def test_logits_keys_and_values_are_the_cpus(device: torch.device, family: str, rig) -> None:
     made = rig(family)
     model = made.model
-    spans = [Span(0, len(p), t) for p, t in zip(PROMPTS, TABLES, strict=True)]
+    spans = [TokenSpan(0, len(p), t) for p, t in zip(PROMPTS, TABLES, strict=True)]
     tokens = np.concatenate([np.array(p) for p in PROMPTS])
     weights = {name: tensor.to(device) for name, tensor in made.weights.items()}
     pool = torch.full(made.pool.shape, torch.nan, device=device)
-    forward = Forward(model, weights, pool, most_tokens=64, rows=4)
+    forward = ForwardPass(model, weights, pool, most_tokens=64, rows=4)
     rotation = rotation_table(model, 64, device)
     last = torch.tensor([4, 24], dtype=torch.int32, device=device)
     with torch.inference_mode():
@@ -66,7 +66,7 @@ def test_logits_keys_and_values_are_the_cpus(device: torch.device, family: str, 
         rotary = Rotary(model.rope, model.head_dim, model.max_position_embeddings, made.pool[:0])
         positions = torch.from_numpy(np.concatenate([np.arange(s.start, s.end) for s in spans]))
         decoder = Decoder(model, made.weights)
-        of_prompts = PagedCpu(model, made.pool).prefill(spans)
+        of_prompts = CpuPagedAttention(model, made.pool).prefill(spans)
         expected = decoder.forward(torch.from_numpy(tokens), rotary.at(positions, 19), of_prompts, lambda: None)
     torch.testing.assert_close(found.cpu(), expected[[4, 24]], rtol=1e-4, atol=1e-4)
     written = torch.zeros(pool.shape[1], PAGE_SIZE, dtype=torch.bool)
@@ -81,8 +81,8 @@ def test_logits_keys_and_values_are_the_cpus(device: torch.device, family: str, 
 def test_all_tokens_logits_can_be_asked_for_in_a_buffer_of_ones_own(device: torch.device, rig) -> None:
     made = rig()
     weights = {name: tensor.to(device) for name, tensor in made.weights.items()}
-    forward = Forward(made.model, weights, made.pool.to(device), most_tokens=16, rows=1)
-    spans, tokens = [Span(0, 5, TABLES[0])], np.array(PROMPTS[0])
+    forward = ForwardPass(made.model, weights, made.pool.to(device), most_tokens=16, rows=1)
+    spans, tokens = [TokenSpan(0, 5, TABLES[0])], np.array(PROMPTS[0])
     out = torch.empty(5, made.model.vocab_size, device=device)
     rotation = rotation_table(made.model, 16, device)
     with torch.inference_mode():
@@ -96,6 +96,6 @@ def test_all_tokens_logits_can_be_asked_for_in_a_buffer_of_ones_own(device: torc
 def test_refuses_tensors_of_another_shape(rig) -> None:
     made = rig()
     with pytest.raises(ValueError, match="the pool's shape"):
-        Forward(made.model, made.weights, made.pool[:1], 4, 4)
+        ForwardPass(made.model, made.weights, made.pool[:1], 4, 4)
     with pytest.raises(ValueError, match=r"layers\.1\.qkv"):
-        Forward(made.model, {k: v for k, v in made.weights.items() if k != "layers.1.qkv"}, made.pool, 4, 4)
+        ForwardPass(made.model, {k: v for k, v in made.weights.items() if k != "layers.1.qkv"}, made.pool, 4, 4)

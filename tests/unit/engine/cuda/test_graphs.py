@@ -13,7 +13,7 @@ import torch
 
 from semipd.engine.cuda import graphs as cuda_graphs
 from semipd.engine.cuda.decode import BUCKETS, buckets_for
-from semipd.engine.cuda.graphs import CLEARLY, CLEARLY_MS, Capture, Graphs, choose
+from semipd.engine.cuda.graphs import CLEARLY, CLEARLY_MS, BucketGraphs, GraphCapture, choose_buckets
 from semipd.engine.cuda.streams import Streams
 
 # --- buckets and the order of capture -------------------------------------------------------------------------------
@@ -86,30 +86,30 @@ def launched() -> list[int]:
 
 
 @pytest.fixture
-def graphs(launched: list[int]) -> Graphs:
-    return Graphs(cast(Streams, PlayedLanes()), [4, 1, 2, 16, 8], launched.append, lambda: None)
+def graphs(launched: list[int]) -> BucketGraphs:
+    return BucketGraphs(cast(Streams, PlayedLanes()), [4, 1, 2, 16, 8], launched.append, lambda: None)
 
 
-def test_a_pass_takes_the_smallest_bucket_that_holds_it(graphs: Graphs) -> None:
+def test_a_pass_takes_the_smallest_bucket_that_holds_it(graphs: BucketGraphs) -> None:
     assert [graphs.bucket(size) for size in (1, 2, 3, 4, 9, 16, 17)] == [1, 2, 4, 4, 16, 16, None]
     assert graphs.least == 1
 
 
-def test_graphs_on_all_sms_come_first_and_every_second_bucket_before_the_ones_between(graphs: Graphs) -> None:
+def test_graphs_on_all_sms_come_first_and_every_second_bucket_before_the_ones_between(graphs: BucketGraphs) -> None:
     assert graphs.missing()[:5] == [(16, 132), (4, 132), (1, 132), (8, 132), (2, 132)]
     assert [sms for _, sms in graphs.missing()[::5]] == [132, 64, 16]
     assert len(graphs.missing()) == graphs.total == 15
 
 
-def test_what_is_not_captured_runs_launch_by_launch(graphs: Graphs, launched: list[int]) -> None:
+def test_what_is_not_captured_runs_launch_by_launch(graphs: BucketGraphs, launched: list[int]) -> None:
     graphs.run(8)
     assert launched == [8]
     assert graphs.captured == 0
 
 
-def test_without_a_budget_nothing_is_captured(graphs: Graphs, launched: list[int]) -> None:
+def test_without_a_budget_nothing_is_captured(graphs: BucketGraphs, launched: list[int]) -> None:
     said: list[tuple[int, int]] = []
-    Capture([graphs]).run(0.0, lambda done, total: said.append((done, total)))
+    GraphCapture([graphs]).run(0.0, lambda done, total: said.append((done, total)))
     assert launched == said == []
     assert len(graphs.missing()) == 15
 
@@ -117,21 +117,21 @@ def test_without_a_budget_nothing_is_captured(graphs: Graphs, launched: list[int
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(cuda_graphs, "record", Recorded)
+    monkeypatch.setattr(cuda_graphs, "record_graph", Recorded)
     monkeypatch.setattr(torch.cuda, "Event", clock.event)
     return clock
 
 
 def test_a_kind_for_the_whole_device_comes_before_the_lanes_that_share_it(recorded: Clock) -> None:
-    lanes = PlayedLanes()
+    streams = PlayedLanes()
     order: list[tuple[str, int]] = []
 
-    def kind(name: str, buckets: list[int], choices: list[int] | None = None) -> Graphs:
+    def kind(name: str, buckets: list[int], choices: list[int] | None = None) -> BucketGraphs:
         done = partial(order.append, (name, 0))
-        return Graphs(cast(Streams, lanes), buckets, lambda bucket: order.append((name, bucket)), done, choices)
+        return BucketGraphs(cast(Streams, streams), buckets, lambda bucket: order.append((name, bucket)), done, choices)
 
     rows, tokens = kind("rows", [1, 2]), kind("tokens", [64, 128], [132])
-    capture = Capture([rows, tokens])
+    capture = GraphCapture([rows, tokens])
     said: list[tuple[int, int]] = []
     capture.run(60.0, lambda done, total: said.append((done, total)))
 
@@ -142,18 +142,18 @@ def test_a_kind_for_the_whole_device_comes_before_the_lanes_that_share_it(record
     assert before == ["rows", "tokens"]
     last_of_tokens = max(at for at, (name, _) in enumerate(order) if name == "tokens")
     assert [name for name, bucket in order[:last_of_tokens] if not bucket] == ["rows"] * 2 + ["tokens"] * 2
-    assert [name for name, bucket in order[last_of_tokens:] if not bucket] == ["rows"] * 4, "the other lanes"
+    assert [name for name, bucket in order[last_of_tokens:] if not bucket] == ["rows"] * 4, "the green contexts"
     assert order[0] == ("rows", 0), "nothing is launched before a command that says nothing"
-    assert lanes.current == lanes.all
+    assert streams.current == streams.all
 
 
 def test_a_graph_is_ready_on_the_lane_that_it_was_captured_on(recorded: Clock) -> None:
-    lanes = PlayedLanes()
-    graphs = Graphs(cast(Streams, lanes), [64, 128], lambda _: None, lambda: None, [132])
+    streams = PlayedLanes()
+    graphs = BucketGraphs(cast(Streams, streams), [64, 128], lambda _: None, lambda: None, [132])
     graphs.capture_one(64, 132)
     graphs.capture_one(64, 16)
     assert (graphs.ready(64), graphs.ready(128), graphs.captured) == (True, False, 1)
-    lanes.use(16)
+    streams.use(16)
     assert not graphs.ready(64)
 
 
@@ -163,16 +163,16 @@ SLOW = {1: 6.0, 2: 6.1, 4: 9.0, 8: 6.5, 16: 7.0}
 """Milliseconds of a pass by bucket: 8 rows take less than 4."""
 
 
-def in_time(clock: Clock, times_ms: Mapping[int, float], lanes: PlayedLanes | None = None) -> Graphs:
+def in_time(clock: Clock, times_ms: Mapping[int, float], streams: PlayedLanes | None = None) -> BucketGraphs:
     def work(bucket: int) -> None:
         clock.now_ms += times_ms[bucket]
 
-    return Graphs(cast(Streams, lanes or PlayedLanes()), list(times_ms), work, lambda: None)
+    return BucketGraphs(cast(Streams, streams or PlayedLanes()), list(times_ms), work, lambda: None)
 
 
 def test_a_bucket_that_is_slower_than_a_larger_one_is_passed_over(recorded: Clock) -> None:
     graphs = in_time(recorded, SLOW)
-    Capture([graphs]).run(60.0)
+    GraphCapture([graphs]).run(60.0)
     assert [graphs.bucket(size) for size in (1, 2, 3, 4, 5, 8, 9, 17)] == [1, 2, 8, 8, 8, 8, 16, None]
 
 
@@ -190,17 +190,17 @@ def test_a_bucket_is_passed_over_only_for_one_that_is_captured(recorded: Clock) 
 
 
 def test_what_is_passed_over_is_not_captured_for_the_other_lanes(recorded: Clock) -> None:
-    lanes = PlayedLanes()
-    graphs = in_time(recorded, SLOW, lanes)
+    streams = PlayedLanes()
+    graphs = in_time(recorded, SLOW, streams)
     said: list[tuple[int, int]] = []
-    capture = Capture([graphs])
+    capture = GraphCapture([graphs])
     capture.run(60.0, lambda done, total: said.append((done, total)))
     assert [done for done, _ in said] == list(range(1, 14))
     assert {total for _, total in said} == {15, 13}
     assert capture.captured == capture.total == 13
     assert graphs.missing() == []
     for sms in (16, 64, 132):
-        lanes.use(sms)
+        streams.use(sms)
         assert [bucket for bucket in SLOW if graphs.ready(bucket)] == [1, 2, *([4] if sms == 132 else []), 8, 16]
 
 
@@ -212,8 +212,8 @@ def test_a_bucket_that_another_process_disturbed_is_timed_again(recorded: Clock)
         disturbed = bucket == 2 and launched.count(2) <= 1 + 2 * (cuda_graphs.ROUNDS + 1)  # when 2 and 1 are captured
         recorded.now_ms += bucket + (10.0 if disturbed else 0.0)
 
-    graphs = Graphs(cast(Streams, PlayedLanes()), [1, 2, 4], work, lambda: None, [132])
-    Capture([graphs]).run(60.0)
+    graphs = BucketGraphs(cast(Streams, PlayedLanes()), [1, 2, 4], work, lambda: None, [132])
+    GraphCapture([graphs]).run(60.0)
     assert [graphs.bucket(size) for size in (1, 2, 3)] == [1, 2, 4]
 
 
@@ -225,8 +225,8 @@ def test_a_larger_bucket_that_another_process_disturbed_is_timed_again_beside_a_
         disturbed = bucket == 4 and launched.count(4) <= 1 + cuda_graphs.ROUNDS + 1
         recorded.now_ms += {2: 9.0, 4: 6.0}[bucket] + (10.0 if disturbed else 0.0)
 
-    graphs = Graphs(cast(Streams, PlayedLanes()), [2, 4], work, lambda: None, [132])
-    Capture([graphs]).run(60.0)
+    graphs = BucketGraphs(cast(Streams, PlayedLanes()), [2, 4], work, lambda: None, [132])
+    GraphCapture([graphs]).run(60.0)
     assert graphs.bucket(1) == 4
     assert graphs.useful == [4]
 
@@ -234,7 +234,7 @@ def test_a_larger_bucket_that_another_process_disturbed_is_timed_again_beside_a_
 def choose_of(*times_ms: float | None) -> list[int]:
     """Of buckets 1, 2, 3, ..."""
     known = {bucket: ms for bucket, ms in enumerate(times_ms, 1) if ms is not None}
-    return choose(range(1, len(times_ms) + 1), known)
+    return choose_buckets(range(1, len(times_ms) + 1), known)
 
 
 def test_without_times_every_bucket_is_itself() -> None:

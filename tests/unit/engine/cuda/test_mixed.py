@@ -13,10 +13,10 @@ from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.launch_args import DEPTH
-from semipd.engine.engine import Engine, PrefillItem
-from semipd.engine.sampling_result import Draw, Failed, Sampled
+from semipd.engine.engine import CpuEngine, PrefillItem, TokenOutcome
+from semipd.engine.sampling_result import SampledToken, SamplingInput
 
-Engines = Callable[[str], tuple[Engine, CudaEngine]]
+Engines = Callable[[str], tuple[CpuEngine, CudaEngine]]
 GpuEngine = Callable[[str], tuple[CudaEngine, torch.Tensor]]
 
 PLAIN = SamplingParams(temperature=0.0)
@@ -73,26 +73,26 @@ class Run:
     def __init__(self, engine: CudaEngine, *, captured: bool = False) -> None:
         rng = np.random.default_rng(1)
         self.prompts = [rng.integers(0, 160, length).tolist() for length, _, _ in WANTED]
-        self.answers: list[list[Sampled | Failed]] = [[] for _ in WANTED]
+        self.answers: list[list[TokenOutcome]] = [[] for _ in WANTED]
         self.tables: dict[int, list[int]] = {}
         self.free = list(range(80))
         self.batch = engine.decode_batch(prompt_tokens=PROMPT_TOKENS)
         self.replayed = capture(self.batch) if captured else []
         self.passes: list[Sequence[PrefillItem]] = []
 
-    def draw(self, lease: int) -> Draw:
+    def draw(self, lease: int) -> SamplingInput:
         _, sampling, stopping = WANTED[lease]
-        output = [answer.token for answer in self.answers[lease] if isinstance(answer, Sampled)]
-        return Draw(sampling, stopping, tuple(self.prompts[lease]), tuple(output))
+        output = [answer.token for answer in self.answers[lease] if isinstance(answer, SampledToken)]
+        return SamplingInput(sampling, stopping, tuple(self.prompts[lease]), tuple(output))
 
     def item(self, lease: int, start: int, end: int | None) -> PrefillItem:
-        draw, prompt = self.draw(lease), self.prompts[lease]
-        tokens = [*prompt, *draw.output]
+        sampling_input, prompt = self.draw(lease), self.prompts[lease]
+        tokens = [*prompt, *sampling_input.output]
         end = len(tokens) if end is None else end
         table = self.tables.setdefault(lease, [])
         while len(table) * 16 < end:
             table.append(self.free.pop())
-        last = draw if end == len(tokens) else None
+        last = sampling_input if end == len(tokens) else None
         return PrefillItem(lease, tokens[start:end], start, np.array(table, np.int32), last, len(prompt))
 
     def step(self, prompts: Sequence[PrefillItem], *, ahead: bool) -> None:
@@ -107,10 +107,10 @@ class Run:
         for items, outcomes in self.batch.prompt_outcomes():
             self.passes.append(items)
             for item, outcome in zip(items, outcomes, strict=True):
-                assert (outcome is None) == (item.draw is None)
+                assert (outcome is None) == (item.sampling is None)
                 if outcome is not None:
                     self.answers[item.lease].append(outcome)
-                    assert isinstance(outcome, Sampled)
+                    assert isinstance(outcome, SampledToken)
                     assert outcome.end is None
                     context = item.start + len(item.tokens)
                     self.batch.add(item.lease, context, np.array(self.tables[item.lease]), self.draw(item.lease))
@@ -122,23 +122,23 @@ class Run:
         del self.tables[lease]  # its pages stay what they are: the device may still write there
 
 
-def alone(engine: Engine, made: Run, lease: int) -> list[Sampled | Failed]:
+def alone(engine: CpuEngine, made: Run, lease: int) -> list[TokenOutcome]:
     """What the CPU's engine says, with nothing else beside it."""
     length, sampling, stopping = WANTED[lease]
     prompt, table = made.prompts[lease], np.arange(6)
-    draw = Draw(sampling, stopping, tuple(prompt), ())
-    [first] = engine.prefill([PrefillItem(lease, prompt, 0, table, draw, length)], lambda: None)
-    assert isinstance(first, Sampled)
+    sampling_input = SamplingInput(sampling, stopping, tuple(prompt), ())
+    [first] = engine.prefill([PrefillItem(lease, prompt, 0, table, sampling_input, length)], lambda: None)
+    assert isinstance(first, SampledToken)
     batch = engine.decode_batch()
-    batch.add(lease, length, table, Draw(sampling, stopping, tuple(prompt), (first.token,)))
-    answers: list[Sampled | Failed] = [first]
+    batch.add(lease, length, table, SamplingInput(sampling, stopping, tuple(prompt), (first.token,)))
+    answers: list[TokenOutcome] = [first]
     while len(batch):
         answers += [outcome for _, outcome in batch.step(lambda: None)]
     return answers
 
 
-def said(outcome: Sampled | Failed) -> tuple[object, ...]:
-    assert isinstance(outcome, Sampled)
+def said(outcome: TokenOutcome) -> tuple[object, ...]:
+    assert isinstance(outcome, SampledToken)
     logprob = outcome.logprob and (outcome.logprob.token, pytest.approx(outcome.logprob.logprob, abs=1e-4))
     return outcome.token, outcome.position, outcome.end, logprob
 
@@ -195,8 +195,8 @@ def test_prompts_alone_fly_and_are_told_of_when_they_are_fetched(engines: Engine
 def test_refuses_what_its_buffers_do_not_hold(engines: Engines) -> None:
     _, engine = engines("llama")
     batch = engine.decode_batch(prompt_tokens=MIXED_PROMPTS + 1)
-    draw = Draw(PLAIN, StoppingParams(max_tokens=5), (), (1,))
-    batch.add(0, 3, np.array([0], np.int32), draw)
+    sampling_input = SamplingInput(PLAIN, StoppingParams(max_tokens=5), (), (1,))
+    batch.add(0, 3, np.array([0], np.int32), sampling_input)
     with pytest.raises(ValueError, match="lease 0 is in the batch"):
         batch.step(lambda: None, prompts=items_of(1, 3))
     many = items_of(MIXED_PROMPTS + 2, 1)[1:]
@@ -246,10 +246,10 @@ def test_what_earlier_passes_said_is_nothing_to_a_later_one(gpu_engine: GpuEngin
     batch = engine.decode_batch(prompt_tokens=PROMPT_TOKENS)
     replayed = capture(batch)
     pool.zero_()
-    draw = Draw(PLAIN, StoppingParams(max_tokens=100), (), (1,))
+    sampling_input = SamplingInput(PLAIN, StoppingParams(max_tokens=100), (), (1,))
     for lease in range(6):
-        batch.add(lease, 20, np.array([2 * lease, 2 * lease + 1], np.int32), draw)
-    long = PrefillItem(6, [1] * PROMPT_TOKENS, 0, np.array([20, 21, 22], np.int32), draw)
+        batch.add(lease, 20, np.array([2 * lease, 2 * lease + 1], np.int32), sampling_input)
+    long = PrefillItem(6, [1] * PROMPT_TOKENS, 0, np.array([20, 21, 22], np.int32), sampling_input)
     for _ in range(DEPTH):  # as many as there are commands in turn
         batch.step(lambda: None, prompts=[long])
     batch.drain(lambda: None)
@@ -259,12 +259,12 @@ def test_what_earlier_passes_said_is_nothing_to_a_later_one(gpu_engine: GpuEngin
     batch.quiet()
     pool.fill_(torch.nan)
 
-    short = PrefillItem(7, [5, 6, 7], 0, np.array([40], np.int32), draw)
+    short = PrefillItem(7, [5, 6, 7], 0, np.array([40], np.int32), sampling_input)
     batch.step(lambda: None, prompts=[short], ahead=False)
 
     assert len(replayed) == DEPTH + 1
     [(_, [outcome])] = batch.prompt_outcomes()
-    assert isinstance(outcome, Sampled)
+    assert isinstance(outcome, SampledToken)
     written = ~pool.isnan().all(-1).all(-1)  # [layers, pages, 2, PAGE_SIZE]
     expected = torch.zeros_like(written)
     expected[:, 40, :, :3] = True

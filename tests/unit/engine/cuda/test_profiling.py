@@ -12,10 +12,10 @@ from semipd.core.model import parse_model_config
 from semipd.engine.cuda.bench import PROBES, bench_batch
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
-from semipd.engine.cuda.graphs import Graphs
+from semipd.engine.cuda.graphs import BucketGraphs
 from semipd.engine.cuda.mixed import BUCKETS
 from semipd.engine.cuda.prefill import CudaPrefill
-from semipd.engine.cuda.profiling import Decode, Prefill, answer
+from semipd.engine.cuda.profiling import DecodeMeasurements, PrefillMeasurements, answer
 from semipd.engine.layout import pool_shape, weight_layout
 from semipd.engine.loading import fill_dummy
 
@@ -69,7 +69,7 @@ def pool() -> torch.Tensor:
 
 @pytest.fixture
 def engine(played_device: None, monkeypatch: pytest.MonkeyPatch, pool: torch.Tensor) -> CudaEngine:
-    monkeypatch.setattr(Graphs, "capture_one", lambda *_: None)  # what is not captured runs launch by launch
+    monkeypatch.setattr(BucketGraphs, "capture_one", lambda *_: None)  # what is not captured runs launch by launch
     monkeypatch.setattr(torch.cuda, "Event", Event)
     model = parse_model_config(TINY)
     weights = {spec.name: torch.empty(spec.shape) for spec in weight_layout(model, "float32")}
@@ -97,7 +97,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
     return found
 
 
-def alone(phase: Decode | Prefill, **sizes: int) -> float:
+def alone(phase: DecodeMeasurements | PrefillMeasurements, **sizes: int) -> float:
     return float(answer(phase, {"do": "alone", "sms": 4, **sizes})["ms"])
 
 
@@ -107,7 +107,7 @@ def steps(launched: Launched) -> list[tuple[int, int]]:
 
 
 def test_a_step_is_measured_when_the_device_is_warm_and_at_its_context(engine: CudaEngine, launched: Launched) -> None:
-    assert alone(Decode(engine), rows=3, context=100) == 2 * MARK_MS
+    assert alone(DecodeMeasurements(engine), rows=3, context=100) == 2 * MARK_MS
     first = 100 - WARM - (COUNTED + 1) // 2
     whole = [(3, 3 * (first + number)) for number in range(WARM + 1 + COUNTED)]
     assert steps(launched) == [*[(3, 3 * (100 + number)) for number in range(PROBES)], *whole], "nobody leaves"
@@ -116,12 +116,12 @@ def test_a_step_is_measured_when_the_device_is_warm_and_at_its_context(engine: C
 
 
 def test_a_step_of_short_contexts_does_not_begin_below_one_token(engine: CudaEngine, launched: Launched) -> None:
-    assert alone(Decode(engine), rows=2, context=3) > 0
+    assert alone(DecodeMeasurements(engine), rows=2, context=3) > 0
     assert steps(launched)[PROBES] == (2, 2)
 
 
 def test_a_step_near_the_longest_context_stays_within_it(engine: CudaEngine, launched: Launched) -> None:
-    assert alone(Decode(engine), rows=2, context=256) > 0
+    assert alone(DecodeMeasurements(engine), rows=2, context=256) > 0
     assert max(context for _, context in steps(launched)) == 2 * 255
 
 
@@ -129,25 +129,25 @@ def test_every_row_is_fed_another_token(engine: CudaEngine, monkeypatch: pytest.
     fed = []
     add = CudaDecodeBatch.add
 
-    def noted(batch: CudaDecodeBatch, lease: int, context: int, table: Any, draw: Any) -> None:
-        fed.append(draw.output)
-        add(batch, lease, context, table, draw)
+    def noted(batch: CudaDecodeBatch, lease: int, context: int, table: Any, sampling_input: Any) -> None:
+        fed.append(sampling_input.output)
+        add(batch, lease, context, table, sampling_input)
 
     monkeypatch.setattr(CudaDecodeBatch, "add", noted)
-    assert alone(Decode(engine), rows=4, context=20) > 0
+    assert alone(DecodeMeasurements(engine), rows=4, context=20) > 0
     assert len(set(fed[:4])) == 4
     assert all(0 <= token < 1000 for (token,) in fed)
 
 
 def test_a_mixed_pass_has_its_rows_and_its_prompt_each_time(engine: CudaEngine, launched: Launched) -> None:
-    assert alone(Decode(engine), rows=3, context=20, tokens=24, start=16) == 2 * MARK_MS
+    assert alone(DecodeMeasurements(engine), rows=3, context=20, tokens=24, start=16) == 2 * MARK_MS
     assert len(launched) == PROBES + WARM + 1 + COUNTED
     assert all((rows, prompts) == (3, [(16, 24)]) for rows, _, prompts in launched)
 
 
 def test_by_turns_there_is_one_step_and_one_pass(engine: CudaEngine, launched: Launched) -> None:
     asked = {"do": "turns", "rows": 3, "context": 100, "tokens": 40}
-    assert answer(Decode(engine), asked) == {"step_ms": 2 * MARK_MS, "pass_ms": 2 * MARK_MS}
+    assert answer(DecodeMeasurements(engine), asked) == {"step_ms": 2 * MARK_MS, "pass_ms": 2 * MARK_MS}
     rounds = TURNS_WARM + 1 + TURNS_COUNTED
     assert len(launched) == 2 * (PROBES + rounds)
     assert all(rows == 3 and not prompts for rows, _, prompts in launched[::2])
@@ -160,31 +160,31 @@ def test_by_turns_there_is_one_step_and_one_pass(engine: CudaEngine, launched: L
 
 def test_turns_are_not_for_the_process_of_prefill(engine: CudaEngine) -> None:
     with pytest.raises(ValueError, match="where decode is"):
-        answer(Prefill(engine), {"do": "turns", "rows": 3, "context": 100, "tokens": 40})
+        answer(PrefillMeasurements(engine), {"do": "turns", "rows": 3, "context": 100, "tokens": 40})
 
 
 def test_what_is_not_finite_is_no_measurement_and_the_next_goes_on(engine: CudaEngine, pool: torch.Tensor) -> None:
     pool.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"0 of 2 sequences.*not finite"):
-        alone(Decode(engine), rows=2, context=30)
+        alone(DecodeMeasurements(engine), rows=2, context=30)
     pool.zero_()
-    assert alone(Decode(engine), rows=2, context=30) > 0
+    assert alone(DecodeMeasurements(engine), rows=2, context=30) > 0
 
 
 def test_a_mixed_pass_is_measured_as_the_server_would_run_it(
     engine: CudaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captured, run, launch = [], [], Graphs.run
-    monkeypatch.setattr(Graphs, "capture_one", lambda _, bucket, sms: captured.append((bucket, sms)))
-    monkeypatch.setattr(Graphs, "ready", lambda _, bucket: (bucket, 4) in captured)
-    monkeypatch.setattr(Graphs, "run", lambda graphs, bucket: (run.append(bucket), launch(graphs, bucket))[1])
-    assert alone(Decode(engine), rows=3, context=20, tokens=62, start=0) > 0
+    captured, run, launch = [], [], BucketGraphs.run
+    monkeypatch.setattr(BucketGraphs, "capture_one", lambda _, bucket, sms: captured.append((bucket, sms)))
+    monkeypatch.setattr(BucketGraphs, "ready", lambda _, bucket: (bucket, 4) in captured)
+    monkeypatch.setattr(BucketGraphs, "run", lambda graphs, bucket: (run.append(bucket), launch(graphs, bucket))[1])
+    assert alone(DecodeMeasurements(engine), rows=3, context=20, tokens=62, start=0) > 0
     assert {bucket for bucket, _ in captured} == set(BUCKETS), "which is taken for a size depends on the times of all"
     assert run == [96] * (PROBES + WARM + 1 + COUNTED)
 
 
 def test_each_measurement_leaves_an_empty_batch_to_the_next(engine: CudaEngine, launched: Launched) -> None:
-    phase = Decode(engine)
+    phase = DecodeMeasurements(engine)
     for sizes in ({"tokens": 40, "start": 0}, {}, {"tokens": 8, "start": 30}):
         launched.clear()
         assert alone(phase, rows=2, context=33, **sizes) > 0
@@ -194,7 +194,7 @@ def test_each_measurement_leaves_an_empty_batch_to_the_next(engine: CudaEngine, 
 
 
 def test_what_the_pool_can_not_hold_is_refused_and_the_next_goes_on(engine: CudaEngine, launched: Launched) -> None:
-    phase = Decode(engine)
+    phase = DecodeMeasurements(engine)
     with pytest.raises(ValueError, match=f"2 sequences of 150 tokens and a prompt of 400 need 45 pages.*{PAGES}"):
         alone(phase, rows=2, context=150, tokens=200, start=200)
     assert launched == []
@@ -202,7 +202,7 @@ def test_what_the_pool_can_not_hold_is_refused_and_the_next_goes_on(engine: Cuda
 
 
 def test_where_memory_runs_out_the_next_goes_on(engine: CudaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    phase = Decode(engine)
+    phase = DecodeMeasurements(engine)
 
     def runs_out(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
@@ -215,7 +215,7 @@ def test_where_memory_runs_out_the_next_goes_on(engine: CudaEngine, monkeypatch:
 
 
 def test_a_prefill_pass_is_measured_after_what_is_in_the_pool(engine: CudaEngine, launched: Launched) -> None:
-    assert alone(Prefill(engine), tokens=20, start=30) == 2 * MARK_MS
+    assert alone(PrefillMeasurements(engine), tokens=20, start=30) == 2 * MARK_MS
     assert launched == [(0, 0, [(30, 20)])] * PASSES
 
 
@@ -224,10 +224,10 @@ def test_a_pass_is_launched_while_another_is_on_the_device(engine: CudaEngine, m
     launch, finish = CudaPrefill.launch, CudaPrefill.finish
     monkeypatch.setattr(CudaPrefill, "launch", lambda *given: (done.append("launch"), launch(*given))[1])
     monkeypatch.setattr(CudaPrefill, "finish", lambda *given: (done.append("finish"), finish(*given))[1])
-    assert alone(Prefill(engine), tokens=20, start=0) > 0
+    assert alone(PrefillMeasurements(engine), tokens=20, start=0) > 0
     assert done == ["launch", *["launch", "finish"] * (PASSES - 1)]
 
 
 def test_a_prompt_that_the_pool_can_not_hold_is_refused(engine: CudaEngine) -> None:
     with pytest.raises(ValueError, match=f"700 tokens need 44 pages; there are {PAGES}"):
-        alone(Prefill(engine), tokens=60, start=640)
+        alone(PrefillMeasurements(engine), tokens=60, start=640)

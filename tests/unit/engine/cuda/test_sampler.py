@@ -8,40 +8,43 @@ import torch
 
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.launch_args import LaunchArgs
-from semipd.engine.cuda.sampler import COLUMNS, DeviceSampler, Drawn, Rules, chances, columns
-from semipd.engine.sampling import CERTAIN_TEMPERATURE, Choice, Sampler, choose
-from semipd.engine.sampling_result import Draw
+from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules, chances, columns
+from semipd.engine.sampling import CERTAIN_TEMPERATURE, SequenceSampler, TokenChoice, choose_tokens
+from semipd.engine.sampling_result import SamplingInput
 
 VOCAB = 300
 PLAIN = StoppingParams(max_tokens=50)
 BAN = StoppingParams(max_tokens=50, min_tokens=2, stop_token_ids=frozenset({7, VOCAB + 5}))
 DRAWS = [
-    Draw(SamplingParams(temperature=0.0), PLAIN, (), (1,)),
-    Draw(SamplingParams(temperature=0.9, seed=5, logprobs=True, top_logprobs=3), PLAIN, (), ()),
-    Draw(SamplingParams(temperature=0.0, logit_bias={11: 50.0}), PLAIN, (), ()),
-    Draw(SamplingParams(temperature=0.0), BAN, (), ()),
-    Draw(SamplingParams(temperature=0.7, seed=2**63, repetition_penalty=1.5), PLAIN, (3, 3, 4), (9, 9)),
-    Draw(SamplingParams(temperature=0.0, frequency_penalty=30.0, logprobs=True), PLAIN, (), ()),
-    Draw(SamplingParams(temperature=0.0, presence_penalty=9.0, logit_bias={7: 99.0}), BAN, (), ()),
+    SamplingInput(SamplingParams(temperature=0.0), PLAIN, (), (1,)),
+    SamplingInput(SamplingParams(temperature=0.9, seed=5, logprobs=True, top_logprobs=3), PLAIN, (), ()),
+    SamplingInput(SamplingParams(temperature=0.0, logit_bias={11: 50.0}), PLAIN, (), ()),
+    SamplingInput(SamplingParams(temperature=0.0), BAN, (), ()),
+    SamplingInput(SamplingParams(temperature=0.7, seed=2**63, repetition_penalty=1.5), PLAIN, (3, 3, 4), (9, 9)),
+    SamplingInput(SamplingParams(temperature=0.0, frequency_penalty=30.0, logprobs=True), PLAIN, (), ()),
+    SamplingInput(SamplingParams(temperature=0.0, presence_penalty=9.0, logit_bias={7: 99.0}), BAN, (), ()),
 ]
 
 
 class Device:
-    """A drawer, told what a pass over these draws is told."""
+    """A sampler, told what a pass over these draws is told."""
 
     def __init__(self, device: torch.device) -> None:
-        self.drawer = DeviceSampler(VOCAB, len(DRAWS), device)
-        self.rules = [Rules(draw, VOCAB, device, self.drawer.remember(draw)) for draw in DRAWS]
-        fields = {"rows": ((len(DRAWS),), np.int32), **{name: ((len(DRAWS),), kind) for name, kind in COLUMNS.items()}}
+        self.sampler = DeviceSampler(VOCAB, len(DRAWS), device)
+        self.rules = [SamplingRules(wanted, VOCAB, device, self.sampler.remember(wanted)) for wanted in DRAWS]
+        fields = {
+            "rows": ((len(DRAWS),), np.int32),
+            **{name: ((len(DRAWS),), kind) for name, kind in SAMPLING_COLUMNS.items()},
+        }
         self.command = LaunchArgs(fields, device)
 
-    def draw(self, logits: torch.Tensor, positions: list[int]) -> Drawn:
+    def draw(self, logits: torch.Tensor, positions: list[int]) -> PendingTokens:
         say = self.command.next()
         say["rows"][:] = np.arange(len(DRAWS))
-        for place, (draw, rules) in enumerate(zip(DRAWS, self.rules, strict=True)):
-            for name, value in columns(draw, rules.history).items():
+        for place, (wanted, rules) in enumerate(zip(DRAWS, self.rules, strict=True)):
+            for name, value in columns(wanted, rules.history).items():
                 say[name][place] = value
-        seeds = np.array([draw.sampling.seed for draw in DRAWS], np.uint64)
+        seeds = np.array([wanted.params.seed for wanted in DRAWS], np.uint64)
         say["chance"][:] = chances(say["temperature"], seeds, np.array(positions))
         self.command.send()
         special = [
@@ -50,13 +53,13 @@ class Device:
             if not rules.plain
         ]
         given = self.command.device
-        drawn = self.drawer.draw(logits, given["rows"], given, special, self.drawer.fed)
+        drawn = self.sampler.draw(logits, given["rows"], given, special, self.sampler.fed)
         if logits.is_cuda:
             torch.cuda.synchronize()
         return drawn
 
 
-def same(choice: Choice, drawn: Drawn, place: int, rules: Rules) -> None:
+def same(choice: TokenChoice, drawn: PendingTokens, place: int, rules: SamplingRules) -> None:
     assert drawn.tokens[place] == choice.token
     if choice.logprob is None:
         assert place not in drawn.logprob_places
@@ -70,32 +73,32 @@ def same(choice: Choice, drawn: Drawn, place: int, rules: Rules) -> None:
 def test_as_on_the_cpu_for_several_steps(device: torch.device) -> None:
     """Histories count what was drawn, and a ban ends with min_tokens."""
     made = Device(device)
-    samplers = [Sampler(d.sampling, d.stopping, d.prompt, d.output, VOCAB) for d in DRAWS]
+    samplers = [SequenceSampler(d.params, d.stopping, d.prompt, d.output, VOCAB) for d in DRAWS]
     logits = torch.randn(len(DRAWS), VOCAB, generator=torch.Generator().manual_seed(4)) * 3
     logits[3, 7] = 40.0
     banned = []
     for step in range(4):
-        positions = [len(draw.output) + step for draw in DRAWS]
-        expected = choose(logits.clone(), samplers, positions)
+        positions = [len(wanted.output) + step for wanted in DRAWS]
+        expected = choose_tokens(logits.clone(), samplers, positions)
         drawn = made.draw(logits.to(device), positions)
         for place, choice in enumerate(expected):
             same(choice, drawn, place, made.rules[place])
             assert choice.token is not None
             samplers[place].took(choice.token)
-        assert made.drawer.fed.tolist() == drawn.tokens.tolist(), "each is fed what was drawn"
+        assert made.sampler.fed.tolist() == drawn.tokens.tolist(), "each is fed what was drawn"
         banned.append(int(drawn.tokens[3]) == 7)
     assert banned == [False, False, True, True]
 
 
 def test_a_history_slot_is_used_again_and_begins_anew(device: torch.device) -> None:
-    drawer = DeviceSampler(VOCAB, 4, device)
-    penalised = Draw(SamplingParams(temperature=0.0, repetition_penalty=2.0), PLAIN, (1,), (2,))
-    slots = [drawer.remember(penalised) for _ in range(40)]
+    sampler = DeviceSampler(VOCAB, 4, device)
+    penalised = SamplingInput(SamplingParams(temperature=0.0, repetition_penalty=2.0), PLAIN, (1,), (2,))
+    slots = [sampler.remember(penalised) for _ in range(40)]
     assert len(set(slots)) == 40, "as many as are asked for"
-    drawer.forget(slots[7])
-    assert drawer.remember(penalised) == slots[7]
-    assert drawer.remember(DRAWS[0]) == -1, "without a penalty it needs none"
-    drawer.forget(-1)
+    sampler.forget(slots[7])
+    assert sampler.remember(penalised) == slots[7]
+    assert sampler.remember(DRAWS[0]) == -1, "without a penalty it needs none"
+    sampler.forget(-1)
 
 
 def test_chances_are_below_one_also_as_float32_and_nobody_draws_without_a_temperature() -> None:
@@ -107,7 +110,7 @@ def test_chances_are_below_one_also_as_float32_and_nobody_draws_without_a_temper
 
 
 def test_a_temperature_at_which_nothing_else_could_be_drawn_is_none() -> None:
-    almost = Draw(SamplingParams(temperature=CERTAIN_TEMPERATURE / 2), PLAIN, (), ())
+    almost = SamplingInput(SamplingParams(temperature=CERTAIN_TEMPERATURE / 2), PLAIN, (), ())
     assert columns(almost, -1)["temperature"] == 0.0
 
 

@@ -7,7 +7,7 @@ import torch
 
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.kernels import sampling
-from semipd.engine.sampling import Sampler, draw
+from semipd.engine.sampling import SequenceSampler, draw
 
 VOCAB = 700
 
@@ -104,5 +104,5 @@ def test_penalties(device: torch.device) -> None:
 
     sampling.penalise(logits.to(device), histories, slots, same(1.3), same(0.2), same(0.5), out)
     expected = logits.clone()
-    Sampler(params, StoppingParams(max_tokens=9), prompt, output, VOCAB).adjust(expected[1], 4)
+    SequenceSampler(params, StoppingParams(max_tokens=9), prompt, output, VOCAB).adjust(expected[1], 4)
     torch.testing.assert_close(out.cpu(), expected)
