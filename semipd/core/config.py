@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from semipd.core.errors import ConfigError
 
@@ -20,17 +20,44 @@ OBSERVATIONS_KEPT = 256
 """Steps, first tokens and completions that a snapshot shows, of each the latest."""
 
 MIXED_TOKENS = 2048
-"""Of prompts in a decode step on a GPU, at most: activations for more would be memory that the pool can use better, and
+"""Most prompt tokens in a decode step on a GPU: activations for more would be memory that the pool can use better, and
 a step of so many takes 50 ms of an H200 with 8 billion weights."""
 MIXED_PROMPTS = 64
-"""In a decode step on a GPU, at most."""
+"""Most prompts in a decode step on a GPU."""
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-LOAD_FORMATS = ("auto", "safetensors", "dummy")
-PARTITIONS = ("auto", "none", "cores", "green", "mps")
-MPS = ("auto", "own", "adopt", "off")
-LOG_FORMATS = ("console", "json")
-LOG_LEVELS = ("debug", "info", "warning", "error")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the command line, the checks and the documentation know about a field of ServerConfig."""
+
+    group: str
+    help: str
+    choices: tuple[str, ...] = ()
+    """The allowed values; empty: any."""
+    low: float | None = None
+    high: float | None = None
+    """Bounds, both allowed; None: none."""
+
+
+def setting(
+    default: T,
+    group: str,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> T:
+    """Declares a field with its default, and everything else that is known about it, in one place."""
+    about = Setting(group, help, choices, low, high)
+    declared: T = field(default=default, metadata={SETTING: about})
+    return declared
+
+
+SETTING = "setting"
+MODEL, NETWORK, SCHEDULING, MEMORY, FAULTS, LOGS = "Model", "Network", "Scheduling", "Memory", "Faults", "Logs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,97 +67,148 @@ class ServerConfig:
     Raises ConfigError, naming the option and what is allowed.
     """
 
-    model: str = ""
-    """Model directory; empty: the bundled model."""
-    served_model_name: str = ""
-    """Empty: the directory's name."""
-    load_format: str = "auto"
-    dtype: str = "auto"
-    """auto: float32 on a CPU, the checkpoint's own on a GPU."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    model: str = setting(
+        "",
+        MODEL,
+        "A model's directory as Hugging Face lays it out: config.json, safetensors, tokenizer.json. Default: the small "
+        "model that comes with semipd.",
+    )
+    served_model_name: str = setting("", MODEL, "The name that clients call the model. Default: the directory's name.")
+    load_format: str = setting(
+        "auto",
+        MODEL,
+        "dummy: random weights in the shape of config.json, for benchmarks.",
+        choices=("auto", "safetensors", "dummy"),
+    )
+    dtype: str = setting(
+        "auto",
+        MODEL,
+        "Number format of weights and KV. auto: float32 on a CPU, the checkpoint's own on a GPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    device: str = setting(
+        "auto",
+        MODEL,
+        "auto: a GPU where there is one that can be used; `semipd doctor` says why.",
+        choices=("auto", "cpu", "cuda"),
+    )
+    max_context: int = setting(
+        0, MODEL, "Prompt and answer together, in tokens. 0: as long as the model can.", low=0, high=2**24
+    )
 
-    host: str = "127.0.0.1"
-    port: int = 50051
-    """0: any free one."""
-    gateways: int = 1
-    api_keys_file: str = ""
-    """One key a line; empty: no authentication."""
-    tls_certificate: str = ""
-    tls_key: str = ""
-    metrics_port: int = -1
-    """Prometheus endpoint on loopback; -1: none, 0: any free port."""
-    otlp_endpoint: str = ""
-    """OpenTelemetry traces of the RPCs go there; empty: none."""
+    host: str = setting(
+        "127.0.0.1", NETWORK, "Address to listen on. 0.0.0.0 opens it to the network: then use keys and TLS."
+    )
+    port: int = setting(50051, NETWORK, "Port to listen on. 0: any free one.", low=0, high=65535)
+    gateways: int = setting(1, NETWORK, "Processes that face the clients; they share the port.", low=1, high=64)
+    api_keys_file: str = setting(
+        "", NETWORK, "A file with one API key a line; clients must bring one. Default: no client needs a key."
+    )
+    tls_certificate: str = setting(
+        "", NETWORK, "The server's certificate, PEM. Together with --tls-key. Default: plain text."
+    )
+    tls_key: str = setting("", NETWORK, "The certificate's private key, PEM.")
+    metrics_port: int = setting(
+        -1,
+        NETWORK,
+        "Prometheus metrics at http://127.0.0.1:PORT/metrics. -1: none; 0: any free port.",
+        low=-1,
+        high=65535,
+    )
+    otlp_endpoint: str = setting(
+        "", NETWORK, "Send OpenTelemetry traces of the RPCs there; needs semipd\\[otel]. Default: no traces."
+    )
 
-    policy: str = "adaptive"
+    policy: str = setting(
+        "adaptive", SCHEDULING, "Decides what runs when, on how much of the device. `semipd policies` lists them."
+    )
     policy_options: Mapping[str, str] = field(default_factory=dict)
-    policy_budget_s: float = 0.05
-    """A call of the policy that computes for longer, or takes twice as long by the clock, is ended and the policy
-    replaced."""
-    partition: str = "auto"
-    mps: str = "auto"
-    """auto: the server starts an MPS daemon of its own where it can; own: or refuses to start; adopt: uses the one that
-    CUDA_MPS_PIPE_DIRECTORY names; off: none, and the phases take turns on a GPU. No effect on a CPU."""
-    capture_budget_s: float = 20.0
-    """On a GPU: seconds that a worker may spend on capturing CUDA graphs before it is ready; the rest is captured while
-    it is idle."""
+    """The options of the policy, as --policy-option NAME=VALUE gives them."""
+    policy_budget_s: float = setting(
+        0.05,
+        SCHEDULING,
+        "Seconds that the policy may compute for an answer, which may take twice as long by the clock; one that "
+        "overruns is replaced by fcfs.",
+        low=0.001,
+        high=10,
+    )
+    partition: str = setting(
+        "auto",
+        SCHEDULING,
+        "How prefill and decode share the device. cores: CPU sets; green, mps: a GPU's multiprocessors; none: they "
+        "compete.",
+        choices=("auto", "none", "cores", "green", "mps"),
+    )
+    max_batch_tokens: int = setting(
+        0, SCHEDULING, "Prompt tokens in one prefill batch. 0: 512 on a CPU, 8192 on a GPU.", low=0, high=2**20
+    )
+    mps: str = setting(
+        "auto",
+        SCHEDULING,
+        "The MPS daemon that lets two processes compute on a GPU at once. auto: the server starts its own where it "
+        "can; own: or refuses to start; adopt: the one of CUDA_MPS_PIPE_DIRECTORY; off: one process at a time.",
+        choices=("auto", "own", "adopt", "off"),
+    )
+    capture_budget_s: float = setting(
+        20.0,
+        SCHEDULING,
+        "On a GPU: seconds that a worker may spend on capturing CUDA graphs before it is ready; it captures the others "
+        "while it is idle.",
+        low=0,
+        high=3600,
+    )
+    max_running: int = setting(
+        0, SCHEDULING, "Sequences in the decode batch at once. 0: 64 on a CPU, 512 on a GPU.", low=0, high=4096
+    )
+    max_waiting: int = setting(
+        512, SCHEDULING, "Sequences in the queue; beyond, requests are refused at once.", low=1, high=100_000
+    )
 
-    kv_pages: int = 0
-    """Pages in the pool; 0: from `kv_memory_gb`."""
-    kv_memory_gb: float = 0.0
-    """0: what the device can spare."""
-    max_context: int = 0
-    """Prompt and output together, in tokens; 0: the model's own."""
-    max_batch_tokens: int = 0
-    """Prompt tokens in one prefill batch; 0: 512 on a CPU, 8192 on a GPU."""
-    max_running: int = 0
-    """Sequences in the decode batch; 0: 64 on a CPU, 512 on a GPU."""
-    max_waiting: int = 512
-    """Requests in the queue; beyond, they are refused at once."""
+    kv_pages: int = setting(
+        0, MEMORY, "Pages of 16 tokens in the KV pool. 0: by --kv-memory-gb.", low=0, high=2**31 - 1
+    )
+    kv_memory_gb: float = setting(
+        0.0, MEMORY, "Size of the KV pool in GB. 0: what can be used, or what the device can spare.", low=0, high=1e6
+    )
 
-    drain_timeout_s: float = 30.0
-    stall_unhealthy_s: float = 2.0
-    """A worker with work and no progress for so long: not serving."""
-    stall_replace_s: float = 8.0
-    """For so long: replaced."""
-    spare_worker: bool = True
-    """Keep a process with everything imported, so that a dead worker is replaced in milliseconds."""
+    drain_timeout_s: float = setting(
+        30.0, FAULTS, "After Ctrl-C or SIGTERM: seconds that running requests have to finish.", low=0, high=86_400
+    )
+    stall_unhealthy_s: float = setting(
+        2.0,
+        FAULTS,
+        "Seconds in which a worker with work shows no progress, until health says not serving.",
+        low=0.1,
+        high=3600,
+    )
+    stall_replace_s: float = setting(
+        8.0,
+        FAULTS,
+        "Seconds in which a worker with work shows no progress, until it is replaced.",
+        low=0.2,
+        high=3600,
+    )
+    spare_worker: bool = setting(
+        True, FAULTS, "Keep a process warm (two for a GPU), so that a dead worker is replaced at once."
+    )
 
-    log_format: str = "console"
-    log_level: str = "info"
+    log_format: str = setting(
+        "console", LOGS, "console: for eyes; json: one object a line.", choices=("console", "json")
+    )
+    log_level: str = setting(
+        "info",
+        LOGS,
+        "The least level that is logged. A prompt or an answer never is.",
+        choices=("debug", "info", "warning", "error"),
+    )
 
     def __post_init__(self) -> None:
-        def one_of(name: str, allowed: tuple[str, ...]) -> None:
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"--{option(name)}: must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-
-        def within(name: str, low: float, high: float) -> None:
+        for name, about in settings().items():
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"--{option(name)}: must be {low:g} to {high:g}; got {value:g}")
-
-        one_of("load_format", LOAD_FORMATS)
-        one_of("dtype", DTYPES)
-        one_of("device", ("auto", "cpu", "cuda"))
-        one_of("partition", PARTITIONS)
-        one_of("mps", MPS)
-        one_of("log_format", LOG_FORMATS)
-        one_of("log_level", LOG_LEVELS)
-        within("port", 0, 65535)
-        within("metrics_port", -1, 65535)
-        within("gateways", 1, 64)
-        within("kv_pages", 0, 2**31 - 1)
-        within("kv_memory_gb", 0, 1e6)
-        within("max_context", 0, 2**24)
-        within("max_batch_tokens", 0, 2**20)
-        within("capture_budget_s", 0, 3600)
-        within("max_running", 0, 4096)
-        within("max_waiting", 1, 100_000)
-        within("policy_budget_s", 0.001, 10)
-        within("drain_timeout_s", 0, 86_400)
-        within("stall_unhealthy_s", 0.1, 3600)
-        within("stall_replace_s", 0.2, 3600)
+            if about.choices and value not in about.choices:
+                raise ConfigError(f"--{option(name)}: must be one of {', '.join(about.choices)}; got {value!r}")
+            if about.low is not None and about.high is not None and not about.low <= value <= about.high:
+                raise ConfigError(f"--{option(name)}: must be {about.low:g} to {about.high:g}; got {value:g}")
         if self.stall_replace_s <= self.stall_unhealthy_s:
             raise ConfigError("--stall-replace-s: must be above --stall-unhealthy-s")
         if bool(self.tls_certificate) != bool(self.tls_key):
@@ -151,8 +229,13 @@ class ServerConfig:
         return cls(**values)
 
 
+def settings() -> dict[str, Setting]:
+    """Returns what is known about each field but `policy_options`, by its name, in the order of the fields."""
+    return {f.name: f.metadata[SETTING] for f in fields(ServerConfig) if SETTING in f.metadata}
+
+
 def resolve(config: ServerConfig, device: str) -> ServerConfig:
-    """What was left to the server, decided for `device` ("cpu" or "cuda"): a new value that no process changes."""
+    """Decides what was left to the server, for `device` ("cpu" or "cuda"). The new value is not changed any more."""
     on_gpu = device == "cuda"
     return replace(
         config,

@@ -47,18 +47,11 @@ def test_every_field_is_an_option_with_the_same_default() -> None:
     assert options == {f.name: f.default for f in fields(ServerConfig) if f.name != "policy_options"}
 
 
-@pytest.mark.parametrize(
-    ("name", "allowed"),
-    [
-        ("dtype", core.DTYPES),
-        ("load_format", core.LOAD_FORMATS),
-        ("partition", core.PARTITIONS),
-        ("log_format", core.LOG_FORMATS),
-        ("log_level", core.LOG_LEVELS),
-    ],
-)
-def test_choices_are_those_of_the_configuration(name: str, allowed: tuple[str, ...]) -> None:
-    assert get_args(get_type_hints(serve)[name]) == allowed
+def test_the_choices_of_each_option_are_those_of_the_configuration() -> None:
+    hints = get_type_hints(serve)
+    chosen = {name: get_args(hints[name]) for name, about in core.settings().items() if about.choices}
+    assert chosen == {name: about.choices for name, about in core.settings().items() if about.choices}
+    assert set(chosen) == {"load_format", "dtype", "device", "partition", "mps", "log_format", "log_level"}
 
 
 def test_options_reach_the_configuration(runner: CliRunner, started: list[ServerConfig]) -> None:
