@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 TRITON ?= triton==3.6.0 ; platform_system == 'Linux' and platform_machine == 'x86_64'
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-gpu check lint protos released install dev clean
+.PHONY: demo test test-gpu check lint docs protos released install dev clean
 .DEFAULT_GOAL := demo
 
 demo: install  ## starts a server with the bundled model, streams one answer, stops
@@ -20,7 +20,7 @@ test: dev  ## the tests that need no GPU
 test-gpu: dev  ## the tests of the GPU back end; needs a GPU, a CUDA build of torch and the extra `cuda` (docs/gpu.md)
 	@PYTHON=$(BIN)/python bash scripts/test_gpu.sh
 
-check: dev lint  ## what CI checks besides the tests
+check: dev lint docs  ## what CI checks besides the tests
 
 lint:
 	$(BIN)/ruff check .
@@ -31,6 +31,9 @@ lint:
 	$(BIN)/python scripts/protos.py --check
 	bash scripts/buf.sh lint
 	bash scripts/buf.sh breaking --against proto/released.binpb
+
+docs: dev  ## builds the docs site into build/site; a dead link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 protos: dev  ## regenerates the committed stubs
 	$(BIN)/python scripts/protos.py
