@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
@@ -185,7 +184,7 @@ class Coordinator:
                 waiting.append(sequence.as_waiting())
             else:
                 rows.append((sequence, len(sequence.output), sequence.last_token_s))
-        running: Any = Running(len(rows), lambda: [s.as_running(count, last_s) for s, count, last_s in rows])
+        running = Running(len(rows), lambda: [s.as_running(count, last_s) for s, count, last_s in rows])
         counts = state.account.counts() if state.account else None
         return Snapshot(
             now_s=state.clock.now(),

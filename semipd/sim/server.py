@@ -113,11 +113,10 @@ class Server:
             self._seen_waiting = tuple([life.seen or life.as_waiting() for life in self._waiting.values()])
         if self._seen_seats is None:
             self._seen_seats = tuple(self._seats)
-        shown: Any = running(self._seen_seats, self.decode.done, self._told_s)
         return Snapshot(
             self.now_s,
             self._seen_waiting,
-            shown,
+            running(self._seen_seats, self.decode.done, self._told_s),
             PageUse(self.free_pages, self.settings.pages, PAGE_SIZE),
             self._limits,
             self.shares,
