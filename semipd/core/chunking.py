@@ -1,26 +1,40 @@
-"""How a prefill batch is spread over the decode steps that take it along; as `semipd.workers.mixed_batches` does it."""
+"""How a prefill batch is cut into pieces for the decode steps that take it along (mixed batches).
+
+Both the decode worker and the simulator cut with this function.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from semipd.core.config import MIXED_PROMPTS
+
+class ChunkPiece(NamedTuple):
+    """All of a chunk, or a part of it that one step computes."""
+
+    chunk: int
+    """The chunk's place in the batch."""
+    start: int
+    """Tokens of the chunk before the piece."""
+    tokens: int
 
 
-def spread(chunks: Iterable[tuple[int, int]], most_tokens: int) -> Iterator[tuple[int, float]]:
-    """Of each step, in order: tokens, and pairs of a token and one that it attends to.
+def split_chunks(lengths: Sequence[int], tokens: int, prompts: int) -> Iterator[list[ChunkPiece]]:
+    """Yields the pieces of each step, in order.
 
-    `chunks`: of each, the tokens computed before it and its own.
+    `lengths`: tokens of each chunk. A step takes at most `tokens` tokens and `prompts` pieces, and at most one piece
+    of each chunk. A chunk of no tokens has no piece.
     """
-    tokens, pairs, prompts = 0, 0.0, 0
-    for start, count in chunks:
-        at, end = start, start + count
-        while at < end:
-            if tokens == most_tokens or prompts == MIXED_PROMPTS:
-                yield tokens, pairs
-                tokens, pairs, prompts = 0, 0.0, 0
-            taken = min(most_tokens - tokens, end - at)
-            pairs += taken * (at + taken / 2)
-            tokens, prompts, at = tokens + taken, prompts + 1, at + taken
-    if tokens:
-        yield tokens, pairs
+    pieces: list[ChunkPiece] = []
+    left = tokens
+    for index, length in enumerate(lengths):
+        start = 0
+        while start < length:
+            if left == 0 or len(pieces) == prompts:
+                yield pieces
+                pieces, left = [], tokens
+            taken = min(left, length - start)
+            pieces.append(ChunkPiece(index, start, taken))
+            start, left = start + taken, left - taken
+    if pieces:
+        yield pieces

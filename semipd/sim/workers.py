@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from semipd.core.chunking import spread
-from semipd.core.config import MIXED_TOKENS, PAGE_SIZE
+from semipd.core.chunking import split_chunks
+from semipd.core.config import MIXED_PROMPTS, MIXED_TOKENS, PAGE_SIZE
 from semipd.core.partition import Phase
 from semipd.sim.device import Batch, Device, Pass
 from semipd.sim.request import SimRequest
@@ -269,9 +269,9 @@ class DecodeWorker:
         # A batch is opened when all before it is under way.
         if self._unheard and not self._loads and self._unheard[0].heard_s <= now:
             batch = self._unheard.popleft()
-            chunks = ((life.computed, tokens) for life, tokens in batch.chunks)
             most = min(batch.step_tokens or self._most_tokens, self._most_tokens)
-            self._loads.extend(Load(batch, *load) for load in spread(chunks, most))
+            chunks = [(life.computed, tokens) for life, tokens in batch.chunks]
+            self._loads.extend(Load(batch, *sizes) for sizes in step_sizes(chunks, most))
             self._loads[-1].last = True
 
     def _launch(self, now: float) -> bool:
@@ -355,3 +355,14 @@ class DecodeWorker:
         if step.own_turn:
             self._device.turn = Phase.PREFILL
         return step
+
+
+def step_sizes(chunks: Sequence[tuple[int, int]], most_tokens: int) -> Iterator[tuple[int, float]]:
+    """Yields, for each decode step that takes a part of a batch along, its prompt tokens and its attention pairs.
+
+    `chunks`: for each chunk, the tokens computed before it and its own tokens. A pair is a token and one that it
+    attends to.
+    """
+    for pieces in split_chunks([count for _, count in chunks], most_tokens, MIXED_PROMPTS):
+        pairs = sum(tokens * (chunks[index][0] + start + tokens / 2) for index, start, tokens in pieces)
+        yield sum(tokens for _, _, tokens in pieces), pairs

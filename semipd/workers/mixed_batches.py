@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 import torch
 
+from semipd.core.chunking import ChunkPiece, split_chunks
 from semipd.engine.engine import PrefillItem, SequenceFailure, TokenOutcome
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
@@ -137,7 +138,7 @@ class Prompts:
             line.begun.append(begun)
             tokens = min(opened.batch.step_tokens or self._room.tokens, self._room.tokens)
             room = replace(self._room, tokens=tokens)
-            line.next.extend(Load(begun, pieces) for pieces in _spread(opened.items, room))
+            line.next.extend(Load(begun, pieces) for pieces in _pieces(opened.items, room))
         return line.next.popleft() if line.next else None
 
     def _too_large(self, load: Load, error: BaseException) -> None:
@@ -174,25 +175,15 @@ class Prompts:
         return bool(known) or told
 
 
-def _spread(items: Sequence[PrefillItem], room: Room) -> Iterator[list[Piece]]:
-    """The items in order, cut where a step has no room for more; each in at most one piece a step."""
-    pieces: list[Piece] = []
-    left = room.tokens
-    for index, item in enumerate(items):
-        at, end = 0, len(item.tokens)
-        while at < end:
-            if left == 0 or len(pieces) == room.prompts:
-                yield pieces
-                pieces, left = [], room.tokens
-            count = min(left, end - at)
-            last = at + count == end
-            part = replace(
-                item,
-                tokens=item.tokens[at : at + count],
-                start=item.start + at,
-                sampling=item.sampling if last else None,
-            )
-            pieces.append(Piece(index, part, last))
-            at, left = at + count, left - count
-    if pieces:
-        yield pieces
+def _pieces(items: Sequence[PrefillItem], room: Room) -> Iterator[list[Piece]]:
+    """Yields what each step takes along of the items, in order."""
+    for cuts in split_chunks([len(item.tokens) for item in items], room.tokens, room.prompts):
+        yield [_piece(items[cut.chunk], cut) for cut in cuts]
+
+
+def _piece(item: PrefillItem, cut: ChunkPiece) -> Piece:
+    end = cut.start + cut.tokens
+    last = end == len(item.tokens)
+    sampling = item.sampling if last else None
+    tokens = item.tokens[cut.start : end]
+    return Piece(cut.chunk, replace(item, tokens=tokens, start=item.start + cut.start, sampling=sampling), last)

@@ -9,7 +9,6 @@ from unit.sim.rig import Flat, Plain, due, run, settings
 from unit.sim.small import small_profile
 
 from semipd.bench.settings import RunSettings
-from semipd.core.chunking import spread
 from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.plan import Plan
 from semipd.core.snapshot import Snapshot, Step
@@ -17,6 +16,7 @@ from semipd.profiles.profile import MixedPoint, Overheads, Profile
 from semipd.sim.execution_times import ProfileTimes
 from semipd.sim.replay import Replayed
 from semipd.sim.run import SimConfig, simulate
+from semipd.sim.workers import step_sizes
 
 THREE = ((0.0, 100, 100), (0.205, 100, 1), (0.206, 100, 1), (0.207, 100, 1))
 """The first decodes when three others come, a batch each."""
@@ -93,7 +93,7 @@ def test_a_batch_beyond_the_room_of_a_step_is_spread_over_several_and_answered_w
     ],
 )
 def test_what_a_step_takes_along(chunks: list[tuple[int, int]], expected: list[tuple[int, float]]) -> None:
-    assert list(spread(chunks, 100)) == expected
+    assert list(step_sizes(chunks, 100)) == expected
 
 
 # --- changes of mode --------------------------------------------------------------------------------------------------
