@@ -51,7 +51,7 @@ STEP_S = 0.012
 EVENTS = ("step", "plan", "arrival", "prefill")
 
 
-class Transport(ZmqTransport):
+class SerialisingTransport(ZmqTransport):
     """The real one to the gateways; what goes to the workers is serialised and kept."""
 
     def __init__(self, run_dir: RunDir) -> None:
@@ -64,7 +64,7 @@ class Transport(ZmqTransport):
 
 
 class Rig:
-    def __init__(self, run_dir: RunDir, transport: Transport, policy: str) -> None:
+    def __init__(self, run_dir: RunDir, transport: SerialisingTransport, policy: str) -> None:
         self.clock, self.transport = ManualClock(100.0), transport
         config = resolve(ServerConfig(partition="green", max_running=1024, log_level="warning"), "cuda")
         configure_logging(config, "coordinator")
@@ -79,7 +79,7 @@ class Rig:
         self.state, self.host = state, host
         self.coordinator = Coordinator(state, host, partition, "played", list)
         for incarnation, role in enumerate((Role.PREFILL, Role.DECODE), 1):
-            state.workers[role] = Worker(role, incarnation, True, appointed_s=self.clock.now())
+            state.workers[role] = Worker(role, incarnation, True, assigned_s=self.clock.now())
         self.batches: list[tuple[Worker, wk.PrefillBatch]] = []
         self.positions: dict[int, int] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -119,10 +119,10 @@ class Rig:
         return f"gateway.{ticket % GATEWAYS}".encode(), frame
 
     def submit(self, gateway: bytes, frame: bytes) -> None:
-        self.coordinator.hear_gateway(gateway, gw.FromGateway.FromString(frame))
+        self.coordinator.on_gateway_message(gateway, gw.FromGateway.FromString(frame))
 
     def worker_says(self, worker: Worker, frame: bytes) -> None:
-        self.coordinator.hear_worker(worker, wk.FromWorker.FromString(frame))
+        self.coordinator.on_worker_message(worker, wk.FromWorker.FromString(frame))
 
     def step(self) -> bytes:
         leases = list(self.positions)
@@ -221,7 +221,7 @@ def measured(
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = RunDir(Path(folder))
-        with Transport(run_dir) as transport, Rig(run_dir, transport, policy) as rig:
+        with SerialisingTransport(run_dir) as transport, Rig(run_dir, transport, policy) as rig:
             rig.load(running, waiting)
             with profile or nullcontext():
                 return measure(rig, rounds)

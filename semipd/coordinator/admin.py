@@ -1,4 +1,4 @@
-"""Answers what the AdminService asks."""
+"""Answers the questions of the AdminService."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from semipd import __version__
-from semipd.coordinator.observations import Spread
+from semipd.coordinator.observations import LatencyPercentiles
 from semipd.coordinator.partition import PartitionController
 from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.requests import Stage
@@ -23,12 +23,13 @@ from semipd.wire.codec import failure_to_wire
 
 log = structlog.get_logger()
 
-Roll = Callable[[], Iterable[tuple[str, int, int]]]
+ListProcesses = Callable[[], Iterable[tuple[str, int, int]]]
+"""Returns what each process of the server is, its process id and its incarnation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Draining:
-    """Somebody waits for the last request to end."""
+class DrainWaiter:
+    """An operator who waits for the last request to end."""
 
     gateway: bytes
     ask_id: int
@@ -36,19 +37,26 @@ class Draining:
 
 
 class AdminController:
+    """Answers questions about the server, and changes policy and partition."""
+
     def __init__(
-        self, state: CoordinatorState, host: PolicyHost, partition: PartitionController, model: str, roll: Roll
+        self,
+        state: CoordinatorState,
+        host: PolicyHost,
+        partition: PartitionController,
+        model: str,
+        processes: ListProcesses,
     ) -> None:
         self._state = state
         self._host = host
         self._partition = partition
         self._model = model
-        self._roll = roll
+        self._processes = processes
         self._started_s = state.clock.now()
-        self._draining: list[Draining] = []
+        self._drain_waiters: list[DrainWaiter] = []
 
-    def ask(self, gateway: bytes, ask: gw.Ask) -> None:
-        """Answers at once, but for a drain: that is answered by `look_at_drains`."""
+    def on_ask(self, gateway: bytes, ask: gw.Ask) -> None:
+        """Answers a question at once. Only a drain is answered later, by `answer_drains`."""
         answer = gw.Answer(ask_id=ask.ask_id)
         try:
             match ask.WhichOneof("question"):
@@ -79,13 +87,14 @@ class AdminController:
             device=self._state.config.device,
             partition_backend=self._partition.backend,
             policy=self._host.name,
-            processes=[pb.Process(role=role, pid=pid, incarnation=n) for role, pid, n in self._roll()],
+            processes=[pb.Process(role=role, pid=pid, incarnation=n) for role, pid, n in self._processes()],
             uptime=self._state.clock.now() - self._started_s,
             total_pages=pages,
             page_size=PAGE_SIZE,
         )
 
     def load(self) -> pb.Load:
+        """Returns the server's load as it is now."""
         state, now = self._state, self._state.clock.now()
         counts = state.account.counts() if state.account else None
         seen = state.observations
@@ -142,17 +151,17 @@ class AdminController:
     def _drain(self, gateway: bytes, ask: gw.Ask) -> None:
         self._state.draining = True
         timeout = ask.drain.timeout if ask.drain.HasField("timeout") else self._state.config.drain_timeout_s
-        self._draining.append(Draining(gateway, ask.ask_id, self._state.clock.now() + timeout))
+        self._drain_waiters.append(DrainWaiter(gateway, ask.ask_id, self._state.clock.now() + timeout))
 
-    def look_at_drains(self) -> None:
-        """Answers those who wait for a drain that is over, or no longer."""
+    def answer_drains(self) -> None:
+        """Answers the waiters of a drain that is over, and those whose time has passed."""
         remaining, now = len(self._state.requests), self._state.clock.now()
-        for drain in list(self._draining):
-            if remaining == 0 or now >= drain.until_s:
-                self._draining.remove(drain)
-                answer = gw.Answer(ask_id=drain.ask_id, drain=pb.DrainResponse(remaining=remaining))
-                self._state.transport.to_gateway(drain.gateway, gw.ToGateway(answer=answer))
+        for waiter in list(self._drain_waiters):
+            if remaining == 0 or now >= waiter.until_s:
+                self._drain_waiters.remove(waiter)
+                answer = gw.Answer(ask_id=waiter.ask_id, drain=pb.DrainResponse(remaining=remaining))
+                self._state.transport.to_gateway(waiter.gateway, gw.ToGateway(answer=answer))
 
 
-def _percentiles(spread: Spread | None) -> pb.Percentiles | None:
-    return pb.Percentiles(p50=spread.p50, p90=spread.p90, p99=spread.p99) if spread else None
+def _percentiles(seen: LatencyPercentiles | None) -> pb.Percentiles | None:
+    return pb.Percentiles(p50=seen.p50, p90=seen.p90, p99=seen.p99) if seen else None

@@ -1,4 +1,4 @@
-"""What gateways ask for: submit, cancel, stop; and deadlines, which pass without anybody asking."""
+"""Answers what gateways ask for requests: submit, cancel, stop. Also ends requests whose deadline passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from semipd.coordinator.requests import RequestEntry, SequenceState, Stage, Tick
 from semipd.coordinator.state import CoordinatorState
 from semipd.core.errors import Cancelled, DeadlineUnmeetable, Expired, Reason, RequestError, Unavailable
 from semipd.core.request import Delta, End, EndReason
-from semipd.core.snapshot import Completion, Snapshot
+from semipd.core.snapshot import Snapshot
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.v1 import generation_pb2 as public
 from semipd.wire.codec import request_from_wire
@@ -21,7 +21,10 @@ log = structlog.get_logger()
 
 
 class AdmissionController:
+    """Accepts or refuses requests, and ends accepted ones when a client, an operator or a deadline says so."""
+
     def __init__(self, state: CoordinatorState, host: PolicyHost, snapshot: Callable[[], Snapshot]) -> None:
+        """`snapshot` returns the state that the policy sees."""
         self._state = state
         self._host = host
         self._snapshot = snapshot
@@ -29,8 +32,8 @@ class AdmissionController:
         """A heap of moments at which a request must be looked at; the number breaks ties."""
         self._pushed = 0
 
-    def submit(self, gateway: bytes, message: gw.Submit) -> None:
-        """Admits the request, or refuses it; one of the two is sent before anything else."""
+    def on_submit(self, gateway: bytes, message: gw.Submit) -> None:
+        """Admits or refuses the request. The gateway gets this answer before any other message about the request."""
         state, ticket = self._state, Ticket(gateway, message.ticket)
         request = request_from_wire(message)
         try:
@@ -60,42 +63,43 @@ class AdmissionController:
         if self._state.account is None:
             raise Unavailable("the model is being loaded", reason=Reason.NOT_READY, retry_after_s=1.0)
 
-    def cancel(self, gateway: bytes, message: gw.Cancel) -> None:
-        """Idempotent. Answers where an answer is wanted."""
+    def on_cancel(self, gateway: bytes, message: gw.Cancel) -> None:
+        """Ends a request, if it is alive. Idempotent. Sends an answer where the message asks for one."""
         requests = self._state.requests
         if message.WhichOneof("target") == "ticket":
             entry = requests.find(Ticket(gateway, message.ticket))
         else:
             entry = requests.find_id(message.request_id)
         if entry is not None:
-            self._state.end(entry, _cancelled(message.cause))
+            self._state.fail(entry, _cancelled(message.cause))
             log.info("cancelled", request_id=entry.request.request_id, cause=gw.CancelCause.Name(message.cause))
         if message.HasField("ask_id"):
             outcome = public.ABORT_OUTCOME_ABORTED if entry else public.ABORT_OUTCOME_NOT_FOUND
             answer = gw.Answer(ask_id=message.ask_id, abort=public.AbortResponse(outcome=outcome))
             self._state.transport.to_gateway(gateway, gw.ToGateway(answer=answer))
 
-    def gateway_lost(self, gateway: bytes) -> None:
-        """Its clients are gone with it."""
+    def on_gateway_lost(self, gateway: bytes) -> None:
+        """Cancels the requests of a gateway that has died: its clients lost their streams with it."""
         for entry in self._state.requests.entries():
             if entry.ticket.gateway == gateway:
-                self._state.end(entry, Cancelled("the gateway is gone"))
+                self._state.fail(entry, Cancelled("the gateway is gone"))
 
-    def stop_matched(self, gateway: bytes, message: gw.StopMatched) -> None:
+    def on_stop_matched(self, gateway: bytes, message: gw.StopMatched) -> None:
+        """Ends a sample in whose text the gateway found a stop string."""
         entry = self._state.requests.find(Ticket(gateway, message.ticket))
         sequence = entry.live.get(message.index) if entry else None
         if sequence is not None:
-            self.complete(sequence, End(EndReason.STOP_STRING))
+            self._complete(sequence, End(EndReason.STOP_STRING))
 
-    def complete(self, sequence: SequenceState, end: End) -> None:
-        """Ends a sequence as it is, from outside its worker: its client gets what there is."""
+    def _complete(self, sequence: SequenceState, end: End) -> None:
+        """Ends a sequence that its worker would continue. The client keeps the tokens that it has."""
         delta = Delta(sequence.index, len(sequence.output), (), (), end, sequence.timings())
         self._state.transport.delta(sequence.entry.ticket, delta)
         self._state.retire(sequence)
-        close(self._state, sequence, end)
+        self._state.finish(sequence, end)
 
     def expire(self) -> None:
-        """Ends what is past its deadline or its time limit."""
+        """Ends the requests that are past their deadline or their time limit."""
         now = self._state.clock.now()
         while self._times and self._times[0][0] <= now:
             _, _, ticket = heapq.heappop(self._times)
@@ -103,33 +107,14 @@ class AdmissionController:
             if entry is None:
                 continue
             if entry.deadline_s is not None and entry.deadline_s <= now:
-                self._state.end(entry, _expired(entry))
+                self._state.fail(entry, _expired(entry))
             elif entry.time_limit_s is not None and entry.time_limit_s <= now:
                 for sequence in list(entry.live.values()):
-                    self.complete(sequence, End(EndReason.TIME_LIMIT))
+                    self._complete(sequence, End(EndReason.TIME_LIMIT))
 
     def next_moment(self) -> float | None:
-        """When `expire` has something to do again."""
+        """Returns when `expire` has something to do again. None: no request has a deadline or a time limit."""
         return self._times[0][0] if self._times else None
-
-
-def close(state: CoordinatorState, sequence: SequenceState, end: End) -> None:
-    """Closes a sequence that completed, and records how it went."""
-    now, entry = state.clock.now(), sequence.entry
-    timings, count = sequence.timings(), len(sequence.output)
-    tpot = timings.decode_s / (count - 1) if count > 1 else None
-    state.observations.completion(Completion(now, tpot, count, entry.request.slo), timings.ttft_s)
-    state.metrics.finished(end.reason.value, now - entry.arrival_s)
-    log.info(
-        "finished",
-        request_id=entry.request.request_id,
-        index=sequence.index,
-        reason=end.reason.value,
-        output_tokens=count,
-        ttft_s=round(timings.ttft_s, 4),
-        tpot_s=None if tpot is None else round(tpot, 5),
-    )
-    state.requests.close(sequence)
 
 
 def _cancelled(cause: gw.CancelCause) -> RequestError:

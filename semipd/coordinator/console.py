@@ -1,4 +1,4 @@
-"""What a server tells the person who started it."""
+"""The interface to what a server shows the person who started it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from typing import Protocol
 
 
 class ServeConsole(Protocol):
+    """Shows the progress of a start, and lines worth knowing."""
+
     def loading(self, done: int, total: int) -> None:
-        """Bytes of weights in memory, of all. Called with done == total at the end."""
+        """Shows how many bytes of the weights are in memory. Called with done == total at the end."""
 
     def capturing(self, done: int, total: int) -> None:
-        """Graphs captured, of all that both workers have; some may be left when the server is ready."""
+        """Shows how many CUDA graphs of both workers are captured. Some may be left when the server is ready."""
 
     def note(self, text: str) -> None:
-        """One line worth knowing."""
+        """Shows one line worth knowing."""
 
     def ready(self, address: str) -> None:
-        """Requests are served at HOST:PORT."""
+        """Says that requests are served at `address`, which is HOST:PORT."""

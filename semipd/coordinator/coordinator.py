@@ -1,4 +1,4 @@
-"""The tick: hear everybody, plan, hand out, tell everybody. The work itself is in the desks."""
+"""The coordinator's tick: apply messages, plan, send work, tell the gateways. The dispatchers do the work itself."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import structlog
 
-from semipd.coordinator.admin import AdminController, Roll
+from semipd.coordinator.admin import AdminController, ListProcesses
 from semipd.coordinator.admission import AdmissionController
-from semipd.coordinator.decode_dispatch import DecodeDispatcher, relieve
+from semipd.coordinator.decode_dispatch import DecodeDispatcher
 from semipd.coordinator.partition import PartitionController
 from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.prefill_dispatch import PrefillDispatcher
-from semipd.coordinator.recovery import worker_died, worker_retired
+from semipd.coordinator.recovery import on_worker_died, on_worker_drained
 from semipd.coordinator.requests import SequenceState, Stage
 from semipd.coordinator.state import CoordinatorState, Worker
 from semipd.core.config import PAGE_SIZE, REVIEW_S
@@ -27,39 +27,47 @@ from semipd.memory.account import PageAccount, Role
 log = structlog.get_logger()
 
 GAUGES_S = 0.5
+"""Seconds between two updates of the gauges."""
 
 
 class Coordinator:
-    """Everything that the coordinator does, but for sockets and processes; so tests drive it with messages alone."""
+    """Everything that the coordinator does, except sockets and processes. So tests drive it with messages alone."""
 
     def __init__(
-        self, state: CoordinatorState, host: PolicyHost, partition: PartitionController, model: str, roll: Roll
+        self,
+        state: CoordinatorState,
+        host: PolicyHost,
+        partition: PartitionController,
+        model: str,
+        processes: ListProcesses,
     ) -> None:
+        """`model` is the name under which the model is served."""
         self.state = state
         self.host = host
         self.partition = partition
-        self.front = AdmissionController(state, host, self.snapshot)
+        self.admission = AdmissionController(state, host, self.snapshot)
         self.prefill = PrefillDispatcher(state)
         self.decode = DecodeDispatcher(state)
-        self.admin = AdminController(state, host, partition, model, roll)
+        self.admin = AdminController(state, host, partition, model, processes)
         self._limits = Limits(state.config.max_batch_tokens, state.config.max_running, partition.modes)
         self._reviewed_s = 0.0
         self._gauges_s = 0.0
         self._told_state: gw.ServerState | None = None
         self._gateways: set[bytes] = set()
 
-    # --- hearing ----------------------------------------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------------------------------------
 
-    def hear_gateway(self, gateway: bytes, message: gw.FromGateway) -> None:
+    def on_gateway_message(self, gateway: bytes, message: gw.FromGateway) -> None:
+        """Applies a message of a gateway."""
         match message.WhichOneof("message"):
             case "submit":
-                self.front.submit(gateway, message.submit)
+                self.admission.on_submit(gateway, message.submit)
             case "cancel":
-                self.front.cancel(gateway, message.cancel)
+                self.admission.on_cancel(gateway, message.cancel)
             case "stop_matched":
-                self.front.stop_matched(gateway, message.stop_matched)
+                self.admission.on_stop_matched(gateway, message.stop_matched)
             case "ask":
-                self.admin.ask(gateway, message.ask)
+                self.admin.on_ask(gateway, message.ask)
             case "door_refusal":
                 self.state.metrics.refused(message.door_refusal.reason)
             case "hello":
@@ -67,84 +75,92 @@ class Coordinator:
                 if self._told_state is not None:
                     self.state.transport.to_gateway(gateway, gw.ToGateway(state=self._told_state))
 
-    def hear_worker(self, worker: Worker, message: wk.FromWorker) -> None:
-        """From a worker in office, or its successor; what a fenced one sends never comes here."""
+    def on_worker_message(self, worker: Worker, message: wk.FromWorker) -> None:
+        """Applies a message of an assigned worker, or of its successor. The worker pool refuses messages of all
+        others."""
         kind = message.WhichOneof("message")
         if self.state.account is None and kind in ("prefill_done", "step_done", "heartbeat"):
-            return  # of a worker that doesn't know yet that the resident is gone
+            return  # the worker does not know yet that the resident is gone
         match kind:
             case "prefill_done":
                 worker.progress_s = self.state.clock.now()
-                self.prefill.done(worker, message.prefill_done)
+                self.prefill.on_prefill_done(worker, message.prefill_done)
             case "step_done" if worker.role is Role.DECODE:
                 worker.progress_s = self.state.clock.now()
-                self.decode.step(message.step_done)
+                self.decode.on_step_done(message.step_done)
             case "heartbeat":
-                self._heartbeat(worker, message.heartbeat)
+                self._on_heartbeat(worker, message.heartbeat)
             case "failed":
                 log.error("worker failed", role=worker.role.name.lower(), error=message.failed.error)
             case "shares_applied":
-                self.partition.applied(worker.role, message.shares_applied)
+                self.partition.on_shares_applied(worker.role, message.shares_applied)
 
-    def _heartbeat(self, worker: Worker, beat: wk.Heartbeat) -> None:
+    def _on_heartbeat(self, worker: Worker, beat: wk.Heartbeat) -> None:
         if beat.pulses != worker.pulses:
             worker.pulses = beat.pulses
             worker.progress_s = self.state.clock.now()
         if self.state.workers.get(worker.role) is not worker:
             return  # a successor, which holds nothing yet
         if worker.role is Role.DECODE:
-            if worker.leaving_s is not None:
-                return  # it hands its leases over, and will say when it has
-            self.decode.reconcile(frozenset(beat.leases), beat.adopted_through)
-        self.prefill.reconcile(worker, beat.answered_through, beat.idle)
+            if worker.draining_s is not None:
+                return  # it hands its leases over, and will say when it has done so
+            self.decode.on_heartbeat(frozenset(beat.leases), beat.adopted_through)
+        self.prefill.on_heartbeat(worker, beat.answered_through, beat.idle)
 
     # --- what happens to processes ----------------------------------------------------------------------------------
 
-    def worker_lost(self, worker: Worker, *, killed: bool) -> None:
-        worker_died(self.state, worker, self.prefill, self.decode, killed=killed)
+    def on_worker_lost(self, worker: Worker, *, killed: bool) -> None:
+        """Takes back what a dead worker had. `killed`: it was ended from outside."""
+        on_worker_died(self.state, worker, self.prefill, self.decode, killed=killed)
 
-    def worker_retired(self, worker: Worker) -> None:
-        worker_retired(self.state, worker, self.prefill, self.decode)
+    def on_worker_drained(self, worker: Worker) -> None:
+        """Takes back what a worker had that has answered for everything and makes room for its successor."""
+        on_worker_drained(self.state, worker, self.prefill, self.decode)
 
-    def workers_beyond_recovery(self) -> None:
-        self._end_all(Unavailable("no worker can be started", retry_after_s=5.0))
+    def on_workers_beyond_recovery(self) -> None:
+        """Ends all requests: nobody can compute them."""
+        self._fail_all(Unavailable("no worker can be started", retry_after_s=5.0))
 
-    def gateway_lost(self, gateway: bytes) -> None:
+    def on_gateway_lost(self, gateway: bytes) -> None:
+        """Ends the requests of a gateway that has died."""
         self._gateways.discard(gateway)
-        self.front.gateway_lost(gateway)
+        self.admission.on_gateway_lost(gateway)
 
-    def resident_lost(self) -> None:
+    def on_resident_lost(self) -> None:
+        """Ends all requests: their KV is gone with the resident."""
         why = "the process that holds the model was lost"
-        self.tell_state(serving=False, reason=why)  # first: who hears of the loss and asks must not be told "serving"
-        self._end_all(Unavailable(why, retry_after_s=5.0))
+        # First, so that a client that hears of the loss and asks for the state is not told "serving".
+        self.tell_state(serving=False, reason=why)
+        self._fail_all(Unavailable(why, retry_after_s=5.0))
         self.prefill.forget()
 
     def end_all_for_shutdown(self) -> None:
-        self._end_all(Unavailable("the server is shutting down", reason=Reason.DRAINING))
+        """Ends all requests that are left when the server ends."""
+        self._fail_all(Unavailable("the server is shutting down", reason=Reason.DRAINING))
 
-    def _end_all(self, error: Unavailable) -> None:
+    def _fail_all(self, error: Unavailable) -> None:
         for entry in self.state.requests.entries():
-            self.state.end(entry, error)
+            self.state.fail(entry, error)
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
     def act(self) -> None:
-        """Once a tick, after all has been heard."""
-        self.front.expire()
+        """Does what the tick's messages make possible. To be called once a tick, after all messages were applied."""
+        self.admission.expire()
         if self.state.account is not None:
-            self._settle_doubts(self.state.account)
+            self._settle_quarantine(self.state.account)
             self._plan()
-            self.decode.admit()
-            self._unjam()
-        self.admin.look_at_drains()
-        self._gauge()
+            self.decode.hand_over_ready()
+            self._resolve_deadlock()
+        self.admin.answer_drains()
+        self._update_gauges()
 
-    def _settle_doubts(self, account: PageAccount) -> None:
-        ready = [w.appointed_s for w in self.state.workers.values() if w.ready]
+    def _settle_quarantine(self, account: PageAccount) -> None:
+        ready = [w.assigned_s for w in self.state.workers.values() if w.ready]
         self.state.quarantine.settle(account, self.state.clock.now(), max(ready, default=None))
 
     def _plan(self) -> None:
-        """Asks the policy where its answer can matter: work can be given out, or it is time for a review."""
+        """Asks the policy where its answer can matter: work can be sent, or it is time for a review."""
         now = self.state.clock.now()
         waiting = self.prefill.has_room(self.state.mode) and any(
             True for _ in self.state.requests.sequences(Stage.WAITING)
@@ -158,13 +174,13 @@ class Coordinator:
     def _follow(self, plan: Plan) -> None:
         self.partition.change_mode(plan.mode, plan.step_tokens)
         if plan.shares is not None:
-            self.partition.wish(plan.shares)
+            self.partition.request(plan.shares)
         self.decode.limit = plan.decode_limit or self.state.config.max_running
         if plan.prefill and self.prefill.has_room(plan.mode):
-            self.prefill.give_out(plan.prefill, plan.mode, plan.step_tokens)
+            self.prefill.send(plan.prefill, plan.mode, plan.step_tokens)
 
-    def _unjam(self) -> None:
-        """All pages are with prompts that are half computed, and none can go on: the youngest gives way."""
+    def _resolve_deadlock(self) -> None:
+        """Preempts the youngest of half-computed prompts that hold all pages, so that none of them can go on."""
         requests = self.state.requests
         stuck = (
             self.state.pages.free_pages == 0
@@ -173,9 +189,10 @@ class Coordinator:
             and requests.count(Stage.READY, Stage.DECODING) == 0
         )
         if stuck:
-            relieve(self.state)
+            self.state.relieve()
 
     def snapshot(self) -> Snapshot:
+        """Returns the state that a policy sees, as it is now."""
         state = self.state
         waiting: list[WaitingSequence] = []
         rows: list[tuple[SequenceState, int, float]] = []
@@ -199,7 +216,7 @@ class Coordinator:
         )
 
     def _known_limits(self) -> Limits:
-        """What the decode worker has said of itself stays known while another takes its place."""
+        """Returns the limits. What a decode worker said of itself stays known while another one takes its place."""
         decode = self.state.ready_worker(Role.DECODE)
         if decode is not None and decode.step_rows != self._limits.step_rows:
             self._limits = replace(self._limits, step_rows=decode.step_rows)
@@ -208,7 +225,7 @@ class Coordinator:
     # --- telling ----------------------------------------------------------------------------------------------------
 
     def tell_state(self, *, serving: bool, reason: str) -> None:
-        """Tells the gateways, where it is news."""
+        """Tells the gateways whether the server serves, and why not, if that has changed."""
         state = gw.ServerState(serving=serving, draining=self.state.draining, reason=reason)
         if state != self._told_state:
             log.info("serving" if serving else "not serving", reason=reason)
@@ -216,7 +233,7 @@ class Coordinator:
             for gateway in self._gateways:
                 self.state.transport.to_gateway(gateway, gw.ToGateway(state=state))
 
-    def _gauge(self) -> None:
+    def _update_gauges(self) -> None:
         now = self.state.clock.now()
         if now < self._gauges_s + GAUGES_S:
             return
@@ -231,13 +248,14 @@ class Coordinator:
             metrics.attainment.set(attainment)
 
     def has_work(self, role: Role) -> bool:
+        """Returns whether the worker of that role has something to compute."""
         if self.prefill.batches_with(role):
             return True
         return role is Role.DECODE and any(True for _ in self.state.requests.sequences(Stage.DECODING))
 
     def next_moment(self) -> Iterable[float]:
-        """Moments at which `act` has something to do even if nobody says anything."""
-        moment = self.front.next_moment()
+        """Yields the moments at which `act` has something to do even if no message comes."""
+        moment = self.admission.next_moment()
         if moment is not None:
             yield moment
         if len(self.state.requests):

@@ -1,4 +1,5 @@
-"""Prometheus metrics, with vLLM's names after `semipd:` where it has them. The endpoint is on loopback and opt-in."""
+"""Prometheus metrics. Where vLLM has the metric, it has vLLM's name after `semipd:`. The endpoint is on loopback and
+opt-in."""
 
 from __future__ import annotations
 
@@ -21,9 +22,12 @@ _SPLIT_S = (1e-4, 5e-4, 1e-3, 2e-3, 4e-3, 6e-3, 8e-3, 0.01, 0.0125, 0.015, 0.02,
 _E2E_S = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
 
 
-class Batched(Collector):
-    """A histogram that takes what was seen many times at once. prometheus_client's takes each alone, under two locks:
-    for the tokens of a decode step that is a third of the work that they make here."""
+class BatchedHistogram(Collector):
+    """A histogram that records one value many times in one call.
+
+    prometheus_client's histogram records each value alone, under two locks. For the tokens of a decode step that would
+    be a third of the coordinator's work for them.
+    """
 
     def __init__(self, name: str, documentation: str, buckets: Sequence[float]) -> None:
         self._name, self._documentation = name, documentation
@@ -32,17 +36,18 @@ class Batched(Collector):
         self._sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
+        """Records that `value` was seen `times` times."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
     def collect(self) -> Iterable[Metric]:
-        """From the endpoint's thread."""
+        """Yields the histogram. Called by the endpoint's thread."""
         counts = zip(map(floatToGoString, self._bounds), accumulate(list(self._counts)), strict=True)
         yield HistogramMetricFamily(self._name, self._documentation, buckets=list(counts), sum_value=self._sum)
 
 
 class Metrics:
-    """One registry a coordinator. Recording is cheap whether or not anybody scrapes."""
+    """The metrics of one coordinator, with a registry of their own. Recording is cheap even if nobody scrapes them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -53,7 +58,7 @@ class Metrics:
         self.ttft = Histogram(
             "semipd:time_to_first_token_seconds", "Arrival to first token.", buckets=_TTFT_S, registry=r
         )
-        self.itl = Batched("semipd:inter_token_latency_seconds", "Between two tokens of a sequence.", _ITL_S)
+        self.itl = BatchedHistogram("semipd:inter_token_latency_seconds", "Between two tokens of a sequence.", _ITL_S)
         r.register(self.itl)
         self.e2e = Histogram("semipd:e2e_request_latency_seconds", "Arrival to end.", buckets=_E2E_S, registry=r)
         self.prompt_tokens = Counter("semipd:prompt_tokens", "Prompt tokens computed.", registry=r)
@@ -61,7 +66,7 @@ class Metrics:
         self.rejections = Counter("semipd:admission_rejections", "Requests refused.", ["reason"], registry=r)
         self.success = Counter("semipd:request_success", "Sequences completed.", ["finished_reason"], registry=r)
         self.failures = Counter("semipd:request_failure", "Accepted requests that failed.", ["reason"], registry=r)
-        self.preemptions = Counter("semipd:num_preemptions", "For want of pages.", registry=r)
+        self.preemptions = Counter("semipd:num_preemptions", "Preemptions of sequences.", registry=r)
         self.restarts = Counter("semipd:worker_restarts", "Workers replaced.", ["role"], registry=r)
         self.policy_failures = Counter("semipd:policy_failures", "Policies replaced.", ["policy"], registry=r)
         self.share = Gauge("semipd:partition_share", "Percent granted.", ["phase"], registry=r)
@@ -75,29 +80,32 @@ class Metrics:
         self.restarts_total = 0
 
     def refused(self, reason: str) -> None:
-        """At the door, or by admission."""
+        """Counts a request that a gateway or the admission refused."""
         self.refused_total += 1
         self.rejections.labels(reason).inc()
 
     def ended(self, reason: Reason) -> None:
-        """An accepted request ended with an error."""
+        """Counts an accepted request that ended with an error."""
         self.failures.labels(reason.value).inc()
 
     def finished(self, reason: str, e2e_s: float) -> None:
+        """Counts a sequence that completed; `e2e_s` is the time from the arrival to the end."""
         self.finished_total += 1
         self.success.labels(reason).inc()
         self.e2e.observe(e2e_s)
 
     def restarted(self, role: str) -> None:
+        """Counts a worker that was lost."""
         self.restarts_total += 1
         self.restarts.labels(role).inc()
 
     def shares(self, granted: Shares) -> None:
+        """Shows the granted shares."""
         self.share.labels("prefill").set(granted.prefill)
         self.share.labels("decode").set(granted.decode)
 
     def serve(self, port: int) -> int:
-        """Starts the endpoint on 127.0.0.1 (0: any free port); the port. Lives until the process ends."""
+        """Starts the endpoint on 127.0.0.1 and returns its port (0: any free port). It lives until the process ends."""
         try:
             server, _thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
         except OSError as error:

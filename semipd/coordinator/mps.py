@@ -1,7 +1,7 @@
-"""MPS, by which two processes compute on one GPU at once: a daemon of our own, one that is there, or none.
+"""MPS, with which two processes compute on one GPU at once: a daemon of the server's own, another's daemon, or none.
 
-Workers are its clients. The resident never is: an MPS client's fault takes all clients with it, and weights and KV must
-outlive that. So the resident (and without MPS every process) is pointed at a pipe directory where nobody answers.
+Workers are its clients. The resident never is one: a fault of one MPS client ends all clients, and weights and KV must
+outlive that. So the resident (and without MPS every process) is pointed at a pipe directory where no daemon answers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Self
 
 import structlog
 
-from semipd.coordinator.devices import VISIBLE, Chosen, Device
+from semipd.coordinator.devices import VISIBLE, Choice, ChosenDevice
 from semipd.coordinator.mps_guard import MPS_CONTROL
-from semipd.coordinator.processes import Child
+from semipd.coordinator.processes import ChildProcess
 from semipd.core.clock import Clock
 from semipd.core.errors import ConfigError, StartError
 
@@ -28,21 +28,22 @@ log = structlog.get_logger()
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
 START_S = 10.0
-"""For a daemon to answer."""
+"""Seconds for a daemon to answer after its start."""
 ASK_S = 5.0
+"""Seconds for a daemon to answer a question."""
 
 
 class Mps:
-    """None, and what the other two are beyond that. Close it after its clients have ended."""
+    """No MPS. The other two kinds override what they do differently. Close it after its clients have ended."""
 
     kind = "off"
     answers = True
-    """Whether a worker may open the device now."""
+    """True while a worker may open the device."""
 
-    def __init__(self, device: Device, folder: Path) -> None:
-        """`folder`: private, and short: there are sockets in it."""
+    def __init__(self, device: ChosenDevice, folder: Path) -> None:
+        """`folder` is private. Its path is short, because sockets lie in it."""
         self.outside: Mapping[str, str] = {}
-        """Environment of processes that are no clients."""
+        """Environment of processes that are not clients of the daemon."""
         if device.kind == "cuda":
             nobody = folder / "no-mps"
             nobody.mkdir(exist_ok=True)
@@ -53,14 +54,15 @@ class Mps:
 
     @property
     def shared(self) -> bool:
-        """Whether the workers are clients of one server, so that one's fault is the other's end."""
+        """True if the workers are clients of one MPS server, so that the fault of one ends the other."""
         return self.kind != "off"
 
     def start(self) -> None:
-        """Raises StartError, or ConfigError, where it can't be had."""
+        """Makes MPS available. Raises StartError or ConfigError where that fails."""
 
-    def attend(self) -> bool:
-        """Called each tick. Whether the daemon ended since the last call, and with it whatever its clients had."""
+    def poll(self) -> bool:
+        """Returns whether the daemon ended since the last call; its clients' contexts are gone with it. Called each
+        tick."""
         return False
 
     def close(self) -> None: ...
@@ -75,11 +77,11 @@ class Mps:
 
 
 class AdoptedMps(Mps):
-    """A daemon that somebody else runs."""
+    """Uses a daemon that somebody else runs."""
 
     kind = "adopt"
 
-    def __init__(self, device: Device, folder: Path, pipes: str) -> None:
+    def __init__(self, device: ChosenDevice, folder: Path, pipes: str) -> None:
         super().__init__(device, folder)
         self._pipes = pipes
         self.workers = {**self.outside, PIPES: pipes}
@@ -90,52 +92,52 @@ class AdoptedMps(Mps):
 
 
 class OwnMps(Mps):
-    """A daemon that lives and dies with the server. One that ends is started again, ever more slowly."""
+    """Runs a daemon that lives and dies with the server. If it ends it is started again, ever more slowly."""
 
     kind = "own"
 
-    def __init__(self, device: Device, folder: Path, clock: Clock) -> None:
+    def __init__(self, device: ChosenDevice, folder: Path, clock: Clock) -> None:
         super().__init__(device, folder)
         self.answers = False
         self._clock = clock
         self._pipes, self._logs = folder / "mps", folder / "mps-log"
         self._logs.mkdir()
         self.workers = {**self.outside, PIPES: str(self._pipes)}
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._started_s = 0.0
         self._failures = 0
-        self._not_before_s = 0.0
+        self._retry_at_s = 0.0
 
     @property
     def pid(self) -> int | None:
-        """Of the process that guards the daemon."""
+        """Process id of the daemon's guard. None: the daemon has ended and was not started again yet."""
         return self._child.pid if self._child else None
 
     def start(self) -> None:
-        """Waits until the daemon answers."""
+        """Starts the daemon and waits until it answers."""
         self._launch()
         while not self.answers:
-            if self.attend():
+            if self.poll():
                 raise StartError(f"the MPS daemon did not start: {self._last_words()}")
             time.sleep(0.01)
 
-    def attend(self) -> bool:
+    def poll(self) -> bool:
         child, now = self._child, self._clock.now()
         if child is None:
-            if now >= self._not_before_s:
+            if now >= self._retry_at_s:
                 self._launch()
             return False
         if child.exit_code() is None:
-            self._look_for_an_answer(child, now)
+            self._check_answer(child, now)
             return False
         log.error("the MPS daemon ended", exit_code=child.exit_code(), last_words=self._last_words())
         child.close()
         self._child, self.answers = None, False
         self._failures += 1
-        self._not_before_s = now + min(30.0, 0.05 * 2**self._failures)
+        self._retry_at_s = now + min(30.0, 0.05 * 2**self._failures)
         return True
 
-    def _look_for_an_answer(self, child: Child, now: float) -> None:
+    def _check_answer(self, child: ChildProcess, now: float) -> None:
         if self.answers:
             return
         self.answers = (self._pipes / "control").exists()
@@ -143,13 +145,13 @@ class OwnMps(Mps):
             self._failures = 0
             log.info("the MPS daemon answers", pipes=str(self._pipes))
         elif now - self._started_s > START_S:
-            child.terminate()  # the next round finds it ended
+            child.terminate()  # the next poll finds it ended
 
     def _launch(self) -> None:
-        shutil.rmtree(self._pipes, ignore_errors=True)  # of a daemon that was killed
+        shutil.rmtree(self._pipes, ignore_errors=True)  # a daemon that was killed left it behind
         self._pipes.mkdir()
         environment = {**self.workers, LOGS: str(self._logs)}
-        self._child = Child("mps", "semipd.coordinator.mps_guard", [str(self._logs / "daemon")], environment)
+        self._child = ChildProcess("mps", "semipd.coordinator.mps_guard", [str(self._logs / "daemon")], environment)
         self._started_s = self._clock.now()
 
     def _last_words(self) -> str:
@@ -167,7 +169,7 @@ class OwnMps(Mps):
 
 
 def is_there(pipes: str) -> bool:
-    """Whether an MPS daemon answers in that directory. Waits for its answer."""
+    """Returns whether an MPS daemon answers in that pipe directory. Waits for its answer."""
     try:
         asked = subprocess.run(
             [MPS_CONTROL],
@@ -182,17 +184,19 @@ def is_there(pipes: str) -> bool:
     return asked.returncode == 0 and b"Cannot find" not in asked.stdout + asked.stderr
 
 
-def open_mps(chosen: Chosen, device: Device, folder: Path, clock: Clock, *, obliged: bool = True) -> tuple[Mps, Chosen]:
-    """MPS, started, and what was chosen in the end. Raises StartError or ConfigError where an obliged one can't be had;
-    otherwise there is none then."""
-    if chosen.name == "off":
-        return Mps(device, folder), chosen
-    mps = OwnMps(device, folder, clock) if chosen.name == "own" else AdoptedMps(device, folder, os.environ[PIPES])
+def open_mps(
+    choice: Choice, device: ChosenDevice, folder: Path, clock: Clock, *, required: bool = True
+) -> tuple[Mps, Choice]:
+    """Starts the chosen kind of MPS and returns it with the choice. Where that fails, raises StartError or ConfigError
+    if it is `required`, and else returns no MPS and the reason."""
+    if choice.name == "off":
+        return Mps(device, folder), choice
+    mps = OwnMps(device, folder, clock) if choice.name == "own" else AdoptedMps(device, folder, os.environ[PIPES])
     try:
         mps.start()
     except StartError as error:
         mps.close()
-        if obliged:
+        if required:
             raise
-        return Mps(device, folder), Chosen("off", str(error), less=True)
-    return mps, chosen
+        return Mps(device, folder), Choice("off", str(error), degraded=True)
+    return mps, choice

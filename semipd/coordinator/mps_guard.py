@@ -1,8 +1,8 @@
-"""Runs the MPS control daemon, and sees that nothing of it is left when it, or the server, ends.
+"""Runs the MPS control daemon, and ends all its processes when the daemon or the server ends.
 
 The daemon starts an `nvidia-cuda-mps-server` of its own, which would outlive a daemon that is killed. This process
-adopts such orphans (PR_SET_CHILD_SUBREAPER) and ends them before it ends itself, whoever was killed: the daemon, or
-the coordinator, of whose death the kernel tells by a signal.
+adopts such orphans (PR_SET_CHILD_SUBREAPER) and ends them before it ends itself. It does so when the daemon is killed,
+and when the coordinator is killed: then the kernel sends this process a signal.
 
 usage: python -m semipd.coordinator.mps_guard LOG_FILE      (started by the coordinator)
 """
@@ -21,29 +21,30 @@ from semipd.wire.process import die_with_parent, started_by
 
 MPS_CONTROL = "nvidia-cuda-mps-control"
 PR_SET_CHILD_SUBREAPER = 36
-HEARD = {signal.SIGTERM, signal.SIGCHLD}
+AWAITED = {signal.SIGTERM, signal.SIGCHLD}
 QUIT_S = 0.4
-"""For a daemon that is asked to quit. Its clients are ours and dead or dying, so there is nothing to wait for."""
+"""Seconds for a daemon that is asked to quit. Its clients are our workers and end anyway, so it need not wait for
+them."""
 
 
 def main() -> int:
-    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     die_with_parent(started_by(), signal.SIGTERM)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with open(sys.argv[1], "ab") as log:
         command = [MPS_CONTROL, "-f"]
         daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_before_exec)  # noqa: PLW1509
     while daemon.poll() is None:
-        if signal.sigwait(HEARD) == signal.SIGTERM:
+        if signal.sigwait(AWAITED) == signal.SIGTERM:
             _quit(daemon)
     _end_orphans()
     return abs(int(daemon.returncode))
 
 
 def _before_exec() -> None:
-    """In the daemon's process, which has one thread."""
+    """Runs in the daemon's process, which has one thread, before the daemon does."""
     die_with_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED)
 
 
 def _quit(daemon: subprocess.Popen[bytes]) -> None:
@@ -56,7 +57,7 @@ def _quit(daemon: subprocess.Popen[bytes]) -> None:
 
 
 def _end_orphans() -> None:
-    """Also those that become ours when their parents end."""
+    """Kills this process's children, and the orphans that become its children when their parents end."""
     while children := _children():
         for pid in children:
             with contextlib.suppress(ProcessLookupError):
@@ -69,7 +70,7 @@ def _end_orphans() -> None:
 def _children() -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             # pid (name) state parent ...; a name may hold anything, also ")"
             parent = stat.read_text(errors="replace").rpartition(")")[2].split()[1]
             if int(parent) == os.getpid():

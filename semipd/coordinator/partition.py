@@ -1,6 +1,7 @@
-"""Turns the shares that a policy asks for into what the partition back end can grant, and lets the workers know.
+"""Grants the shares that a policy or an operator asks for, as far as the partition back end can, and tells the workers.
 
-One class a back end; `cores` tells by message, `green` by the control block, `mps` by new workers.
+There is one class for each back end. `cores` tells the workers by message, `green` by the control block, `mps` by
+starting new ones.
 """
 
 from __future__ import annotations
@@ -23,23 +24,25 @@ log = structlog.get_logger()
 
 
 class NoPartition:
-    """Back end `none`: both phases have everything. And what the others are beyond their own."""
+    """Back end `none`: both phases have the whole device. The other back ends override what they do differently."""
 
     granted = FULL
+    """The shares that are granted now."""
 
     def change(self, asked: Shares, number: int) -> bool:
-        """Grants what is nearest; whether that is another grant than before. `number` counts the changes."""
+        """Grants the nearest feasible shares. Returns whether they differ from those before. `number` counts the
+        changes."""
         return False
 
     def device_known(self, sms: int) -> None:
-        """The device has so many multiprocessors. To be followed by a `change`."""
+        """Notes how many multiprocessors the device has. To be followed by a call of `change`."""
 
-    def charge(self, appoint: wk.Appoint, role: Role) -> None:
-        """Adds what a new worker must know from the start."""
+    def fill_appoint(self, appoint: wk.Appoint, role: Role) -> None:
+        """Adds what a new worker must know of its share from the start."""
 
 
 class CorePartition(NoPartition):
-    """A change reaches each worker as a message between two of its steps; nothing waits."""
+    """Back end `cores`: a change reaches each worker as a message between two of its steps. Nothing waits for it."""
 
     def __init__(self, state: CoordinatorState, cpus: Sequence[int]) -> None:
         self._state = state
@@ -53,17 +56,17 @@ class CorePartition(NoPartition):
             return False
         self._split, self.granted = split, split.granted
         for role, worker in self._state.workers.items():
-            percent = _of(split.granted, role)
+            percent = _share(split.granted, role)
             message = wk.SetShares(change=number, percent=percent, cpus=_cpus(split, role))
             self._state.transport.to_worker(worker.incarnation, wk.ToWorker(set_shares=message))
         return True
 
-    def charge(self, appoint: wk.Appoint, role: Role) -> None:
+    def fill_appoint(self, appoint: wk.Appoint, role: Role) -> None:
         appoint.cpus.extend(_cpus(self._split, role))
 
 
 class GreenPartition(NoPartition):
-    """No message: each worker reads the split from the control block before each step."""
+    """Back end `green`: no message is sent; each worker reads the split from the control block before each step."""
 
     def __init__(self, state: CoordinatorState) -> None:
         self._state = state
@@ -72,7 +75,7 @@ class GreenPartition(NoPartition):
 
     def change(self, asked: Shares, number: int) -> bool:
         if not self._sms or self._state.control is None:
-            return False  # the resident is not ready, and has not said what there is to divide
+            return False  # the resident is not ready, and has not said how many multiprocessors there are
         split = split_sms(asked, self._sms)
         if split == self._split:
             return False
@@ -83,11 +86,11 @@ class GreenPartition(NoPartition):
 
     def device_known(self, sms: int) -> None:
         self._sms = sms
-        self._split = None  # the control block is new, too
+        self._split = None  # the control block is new as well
 
 
 class MpsPartition(NoPartition):
-    """A worker's share is for life: a change means successors (see `succession`)."""
+    """Back end `mps`: a worker's share is for life, so a change means successors (see `worker_handover`)."""
 
     def __init__(self) -> None:
         self.percents = whole_percents()
@@ -99,18 +102,20 @@ class MpsPartition(NoPartition):
         self.percents, self.granted = percents, percents.granted
         return True
 
-    def charge(self, appoint: wk.Appoint, role: Role) -> None:
-        appoint.active_thread_percentage = int(_of(self.granted, role))
+    def fill_appoint(self, appoint: wk.Appoint, role: Role) -> None:
+        appoint.active_thread_percentage = int(_share(self.granted, role))
 
 
 class PartitionController:
+    """Decides on shares and mode, and remembers what was asked for."""
+
     def __init__(self, state: CoordinatorState, cpus: Sequence[int] | None = None) -> None:
-        """`cpus`: those that `cores` divides; None: all that this process may use."""
+        """`cpus` are those that `cores` divides. None: all that this process may use."""
         self._state = state
         self.backend = state.config.partition
-        self._divided = self._open(sorted(os.sched_getaffinity(0) if cpus is None else cpus))
+        self._partition = self._open(sorted(os.sched_getaffinity(0) if cpus is None else cpus))
         self._asked = FULL
-        self._wish: Shares | None = None
+        self._policy_asked: Shares | None = None
         self._step_tokens: int | None = None
         self._changes = 0
         self._show()
@@ -126,15 +131,16 @@ class PartitionController:
             case _:
                 return NoPartition()
 
-    def wish(self, shares: Shares) -> None:
-        """What the policy asks for. Asking again for the same leaves alone what an operator set meanwhile."""
-        if shares != self._wish:
-            self._wish = shares
+    def request(self, shares: Shares) -> None:
+        """Sets the shares that the policy asks for. If it asks for the same again, shares that an operator set
+        meanwhile stay."""
+        if shares != self._policy_asked:
+            self._policy_asked = shares
             self.set(shares)
 
     def change_mode(self, mode: Mode, step_tokens: int | None = None) -> None:
-        """What the policy asks for; only where `modes` has it, and the policy host sees to that. `step_tokens`: as a
-        plan's."""
+        """Sets the mode that the policy asks for, with the plan's `step_tokens`. The policy host has made sure that
+        `modes` has it."""
         if mode is not self._state.mode:
             log.info("mode changed", mode=mode.value)
         elif step_tokens == self._step_tokens:
@@ -148,41 +154,46 @@ class PartitionController:
 
     @property
     def modes(self) -> frozenset[Mode]:
-        """How the phases can use the device. Turns and mixed batches need a worker that can have all of it, so not a
-        share for life; turns also one pass at a time on it: not a CPU, whose passes end when they end."""
+        """The modes in which the phases can use the device.
+
+        Time slices and mixed batches need a worker that can have the whole device, so not a share for life. Time slices
+        also need that one pass at a time is on the device. A CPU is excluded: nobody controls when its passes end.
+        """
         if self._state.config.device != "cuda":
             return frozenset({Mode.SPLIT, Mode.MIXED})
         whole = self.backend in ("green", "none")
         return frozenset(Mode) if whole else frozenset({Mode.SPLIT})
 
     def set(self, shares: Shares) -> Shares:
-        """Grants what is nearest; that."""
+        """Grants the nearest feasible shares and returns them."""
         self._asked = shares
-        if self._divided.change(shares, self._changes + 1):
+        if self._partition.change(shares, self._changes + 1):
             self._changes += 1
-            granted = self._divided.granted
+            granted = self._partition.granted
             self._state.metrics.switches.inc()
             log.info("partition changed", prefill=granted.prefill, decode=granted.decode, change=self._changes)
             self._show()
-        return self._divided.granted
+        return self._partition.granted
 
     def device_known(self, sms: int) -> None:
-        """The resident is ready: what was asked for until now can be granted."""
-        self._divided.device_known(sms)
-        self._divided.change(self._asked, self._changes)
+        """Grants what was asked for until now: the resident is ready and has said how many multiprocessors there
+        are."""
+        self._partition.device_known(sms)
+        self._partition.change(self._asked, self._changes)
         self._tell_mode()
         self._show()
 
-    def charge(self, appoint: wk.Appoint) -> None:
-        """Adds to an appointment what the worker must know of its share from the start."""
-        self._divided.charge(appoint, role_from_wire(appoint.role))
+    def fill_appoint(self, appoint: wk.Appoint) -> None:
+        """Adds to an Appoint message what the worker must know of its share from the start."""
+        self._partition.fill_appoint(appoint, role_from_wire(appoint.role))
 
     def percentage(self, role: Role) -> int | None:
-        """Back end `mps`: the active-thread percentage that a worker of this role should have. None: another one."""
-        return int(_of(self._divided.granted, role)) if isinstance(self._divided, MpsPartition) else None
+        """Returns the active-thread percentage that a worker of this role should have under back end `mps`. None:
+        another back end."""
+        return int(_share(self._partition.granted, role)) if isinstance(self._partition, MpsPartition) else None
 
-    def applied(self, role: Role, message: wk.SharesApplied) -> None:
-        """A worker computes under a new split for the first time."""
+    def on_shares_applied(self, role: Role, message: wk.SharesApplied) -> None:
+        """Records that a worker computes under a new split for the first time."""
         log.debug(
             "shares applied",
             role=role.name.lower(),
@@ -194,11 +205,12 @@ class PartitionController:
             self._state.metrics.split_delay.labels(role.name.lower()).observe(message.delay_s)
 
     def _show(self) -> None:
-        self._state.shares = self._divided.granted
-        self._state.metrics.shares(self._divided.granted)
+        self._state.shares = self._partition.granted
+        self._state.metrics.shares(self._partition.granted)
 
 
-def _of(shares: Shares, role: Role) -> float:
+def _share(shares: Shares, role: Role) -> float:
+    """Returns a role's share in percent."""
     return shares.prefill if role is Role.PREFILL else shares.decode
 
 

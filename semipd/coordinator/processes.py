@@ -1,4 +1,4 @@
-"""Child processes: how they are started, what they say on standard output, and how their end is noticed."""
+"""Starts child processes, reads what they print on standard output, and notices when they end."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any, Protocol, Self
 from semipd.wire.process import PARENT
 
 SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""For every child, unless the user says otherwise: a worker's idle threads sleep instead of spinning on a CPU that
-another process of the server wants."""
+"""Environment of every child, unless the user sets the same variables: a worker's idle threads sleep instead of
+spinning on a CPU that another process of the server wants."""
 
 
-class Child:
+class ChildProcess:
     """A Python module that runs in its own process.
 
     It may print JSON objects, one a line, on standard output; `events` returns those that came. Standard error is the
-    server's. Children die with the server (`semipd.wire.child` sees to it), so nothing is left behind by a SIGKILL.
+    server's. Children die with the server (`semipd.wire.child` arranges it), so a SIGKILL leaves nothing behind.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Child:
         self._out = self._process.stdout
         os.set_blocking(self._out.fileno(), False)
         self._partial = b""
-        self._abandoned = False
+        self._faulty = False
         self.pidfd = os.pidfd_open(self._process.pid)
 
     @property
@@ -49,11 +49,11 @@ class Child:
 
     @property
     def out_fd(self) -> int:
-        """Readable when `events` has something, or the child has ended."""
+        """A descriptor that is readable when `events` has something, or the child has ended."""
         return self._out.fileno()
 
     def events(self) -> list[dict[str, Any]]:
-        """What it said since the last call. Lines that are not JSON objects are passed on to standard error."""
+        """Returns the objects printed since the last call. Lines that are not JSON objects go to standard error."""
         try:
             self._partial += self._out.read() or b""
         except BlockingIOError:
@@ -72,13 +72,13 @@ class Child:
         return found
 
     def exit_code(self) -> int | None:
-        """None while it lives; negative: the signal that ended it."""
+        """Returns None while it lives. A negative code is the signal that ended it."""
         return self._process.poll()
 
     @property
-    def killed(self) -> bool:
-        """Whether it was ended from outside, and not by `abandon`."""
-        return not self._abandoned and self.exit_code() in (-signal.SIGKILL, -signal.SIGTERM)
+    def killed_from_outside(self) -> bool:
+        """True if a signal ended it, and not a call of `kill_faulty`."""
+        return not self._faulty and self.exit_code() in (-signal.SIGKILL, -signal.SIGTERM)
 
     def terminate(self) -> None:
         if self.exit_code() is None:
@@ -88,13 +88,13 @@ class Child:
         if self.exit_code() is None:
             self._process.kill()
 
-    def abandon(self) -> None:
-        """Kills it for what it did, or for what it no longer does."""
-        self._abandoned = True
+    def kill_faulty(self) -> None:
+        """Kills it because of its own fault, or because it makes no progress."""
+        self._faulty = True
         self.kill()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended within so many seconds."""
+        """Waits for its end, at most `seconds`. Returns whether it has ended."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -102,7 +102,7 @@ class Child:
         return True
 
     def close(self) -> None:
-        """Ends it if it lives, and frees what we hold of it."""
+        """Ends it if it lives, and closes its descriptors."""
         self.kill()
         self._process.wait()
         self._out.close()
@@ -117,28 +117,30 @@ class Child:
         self.close()
 
 
-class Watch(Protocol):
-    """The loop that wakes up when a descriptor is readable."""
+class DescriptorWatch(Protocol):
+    """A loop that wakes up when a descriptor is readable."""
 
     def watch(self, fd: int) -> None: ...
     def unwatch(self, fd: int) -> None: ...
 
 
-class Children:
-    """Starts a server's processes and buries them, watched in between."""
+class ChildProcesses:
+    """Starts a server's processes, has them watched, and reaps them."""
 
-    def __init__(self, run_dir: Path, watch: Watch) -> None:
+    def __init__(self, run_dir: Path, watch: DescriptorWatch) -> None:
         self._run_dir = run_dir
         self._watch = watch
 
-    def start(self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
-        child = Child(name, module, ["--run-dir", str(self._run_dir), *arguments], environment)
+    def start(
+        self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> ChildProcess:
+        child = ChildProcess(name, module, ["--run-dir", str(self._run_dir), *arguments], environment)
         self._watch.watch(child.pidfd)
         self._watch.watch(child.out_fd)
         return child
 
-    def bury(self, child: Child) -> None:
-        """Ends it if it lives."""
+    def reap(self, child: ChildProcess) -> None:
+        """Stops watching a child, ends it if it lives, and frees what belongs to it."""
         self._watch.unwatch(child.pidfd)
         self._watch.unwatch(child.out_fd)
         child.close()

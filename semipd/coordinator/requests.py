@@ -1,4 +1,4 @@
-"""The requests: every accepted request from its arrival to its end, and the journal of what its client was promised.
+"""The request table: every accepted request from its arrival to its end, with a journal of the tokens sent.
 
 A request has one sequence for each of its samples. A sequence is
 
@@ -6,7 +6,7 @@ A request has one sequence for each of its samples. A sequence is
        ▲             │           │           │
        └─────────────┴───────────┴───────────┘   preempted, or its pages were lost: computed again from the journal
 
-The requests does no I/O and reads no clock.
+The table does no I/O and reads no clock.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ SEED_MODULUS = 2**64
 
 
 class Stage(Enum):
+    """Where a sequence is between its arrival and its end."""
+
     WAITING = "waiting"
     PREFILLING = "prefilling"
-    """A chunk of it is with the prefill worker."""
+    """A chunk of it is with the worker that computes prompts."""
     READY = "ready"
-    """Its last token is sampled and delivered; the decode batch has had no room yet."""
+    """Its latest token is sampled and delivered; it waits for room in the decode batch."""
     DECODING = "decoding"
 
 
@@ -41,7 +43,7 @@ class Ticket:
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """One sample of a request. Only the requests and the coordinator's hands change it."""
+    """One sample of a request. Only the request table, the coordinator's state and its dispatchers change it."""
 
     number: SequenceId
     entry: RequestEntry
@@ -49,11 +51,11 @@ class SequenceState:
     sampling: SamplingParams
     stage: Stage = Stage.WAITING
     lease: int | None = None
-    """Its pages in the account; None: it has none."""
+    """The lease on its pages. None: it has no pages."""
     computed: int = 0
     """Tokens whose KV is in the pool."""
     in_flight: int = 0
-    """Tokens with the prefill worker."""
+    """Tokens of the chunk that is with a worker; 0: none."""
     output: list[int] = field(default_factory=list)
     """The journal: every token that was sent to the client."""
     first_token_s: float = 0.0
@@ -61,21 +63,22 @@ class SequenceState:
     prefill_start_s: float | None = None
     preemptions: int = 0
     strikes: int = 0
-    """Of worker deaths in which it took part without progress since; see `recovery`."""
+    """Points for the worker deaths in which it took part since its last progress; see `recovery`."""
 
     @property
     def to_compute(self) -> int:
-        """Tokens whose KV must be there before the next token can be sampled."""
+        """Number of tokens whose KV must be in the pool before the next token can be sampled."""
         return len(self.entry.request.prompt) + len(self.output)
 
     def tokens(self, start: int, count: int) -> list[int]:
-        """Of the prompt followed by the journal."""
+        """Returns `count` tokens from place `start` of the prompt followed by the journal."""
         prompt = self.entry.request.prompt
         if start + count <= len(prompt):
             return list(prompt[start : start + count])
         return [*prompt[start:], *self.output[max(0, start - len(prompt)) : start + count - len(prompt)]]
 
     def as_waiting(self) -> WaitingSequence:
+        """Describes the sequence to the policy as one that waits."""
         request = self.entry.request
         return WaitingSequence(
             sequence=self.number,
@@ -93,7 +96,8 @@ class SequenceState:
         )
 
     def as_running(self, output_tokens: int, last_token_s: float) -> RunningSequence:
-        """As it was when it had so many tokens and the last of them came."""
+        """Describes the sequence as it was when it had `output_tokens` tokens, the last of which came at
+        `last_token_s`."""
         request = self.entry.request
         return RunningSequence(
             sequence=self.number,
@@ -109,12 +113,13 @@ class SequenceState:
         )
 
     def last_delta(self, logprob: Logprob | None, end: End | None) -> Delta:
-        """Tells its client the token that was recorded last."""
+        """Returns the delta that tells the client the token that was recorded last."""
         logprobs = () if logprob is None else (logprob,)
         timings = self.timings() if end else None
         return Delta(self.index, len(self.output) - 1, (self.output[-1],), logprobs, end, timings)
 
     def timings(self) -> Timings:
+        """Returns how long the stages took. Stages that the sequence has not reached count 0 s."""
         arrival = self.entry.arrival_s
         if not self.output or self.prefill_start_s is None:
             return Timings(self.last_token_s - arrival if self.output else 0.0, 0.0, 0.0, 0.0)
@@ -128,7 +133,7 @@ class SequenceState:
 
 @dataclass(slots=True, eq=False)
 class RequestEntry:
-    """One request."""
+    """One request that was accepted and has not ended."""
 
     ticket: Ticket
     request: Request
@@ -148,18 +153,20 @@ class RequestEntry:
 
     @property
     def started(self) -> bool:
-        """Whether any of its prompt was given to a worker."""
+        """True if a part of its prompt was sent to a worker."""
         return any(s.prefill_start_s is not None for s in self.live.values())
 
 
-class Gap(Exception):
-    """A token came whose predecessor did not: a message was lost, and the sequence must be computed again."""
+class TokenGap(Exception):
+    """Raised when a token comes whose predecessor did not: a message was lost. The sequence must be computed again."""
 
 
 class RequestTable:
-    """Raises DuplicateRequest and QueueFull at `admit`; nothing else here fails on good input."""
+    """All requests that were accepted and have not ended. Raises DuplicateRequest and QueueFull at `admit`; no other
+    method fails on good input."""
 
     def __init__(self, max_waiting: int) -> None:
+        """`max_waiting` is the number of sequences that may wait at once."""
         self._max_waiting = max_waiting
         self._entries: dict[Ticket, RequestEntry] = {}
         self._ids: dict[str, RequestEntry] = {}
@@ -168,15 +175,16 @@ class RequestTable:
         self._next: SequenceId = 0
 
     def __len__(self) -> int:
-        """Requests alive."""
+        """Returns the number of requests that have not ended."""
         return len(self._entries)
 
     def preview(self, request: Request, ticket: Ticket, now: float) -> SequenceState:
-        """The request's first sequence as `admit` would make it, for the policy to look at."""
+        """Returns the request's first sequence as `admit` would make it, for the policy to look at."""
         self._refuse_if_unfit(request)
         return SequenceState(self._next, RequestEntry(ticket, request, now), 0, request.sampling)
 
     def admit(self, request: Request, ticket: Ticket, now: float) -> RequestEntry:
+        """Adds a request with one sequence for each sample. Sample `i` has the request's seed + `i`."""
         self._refuse_if_unfit(request)
         entry = RequestEntry(ticket, request, now)
         for index in range(request.samples):
@@ -210,19 +218,22 @@ class RequestTable:
         return list(self._entries.values())
 
     def sequences(self, *stages: Stage) -> Iterator[SequenceState]:
-        """Those in one of the stages, by arrival."""
+        """Yields the sequences that are in one of the stages, by arrival."""
         return (s for s in self._sequences.values() if s.stage in stages)
 
     def all_sequences(self) -> Collection[SequenceState]:
-        """By arrival."""
+        """Returns every sequence, by arrival."""
         return self._sequences.values()
 
     def count(self, *stages: Stage) -> int:
         return sum(s.stage in stages for s in self._sequences.values())
 
     def suspect(self, *stages: Stage) -> bool:
-        """Whether a sequence in one of the stages took part in a worker's death. One such at a time is with a worker,
-        of both together: they die together of a fault on the GPU, which doesn't say whose it was."""
+        """Returns whether a sequence in one of the stages took part in a worker's death.
+
+        At most one such sequence is with the two workers together: a fault on the GPU ends both workers, and does not
+        say which sequence caused it.
+        """
         return any(s.strikes for s in self.sequences(*stages))
 
     def give_lease(self, sequence: SequenceState, lease: int) -> None:
@@ -230,25 +241,26 @@ class RequestTable:
         self._leases[lease] = sequence
 
     def take_lease(self, sequence: SequenceState) -> int | None:
-        """The sequence has no pages from now on; its former lease."""
+        """Detaches a sequence from its lease and returns the lease; None: it had none. The pages are not released."""
         lease, sequence.lease = sequence.lease, None
         if lease is not None:
             del self._leases[lease]
         return lease
 
     def start_over(self, sequence: SequenceState) -> None:
-        """Its pages are gone: prompt and journal are computed again. The client notices a pause, nothing else."""
+        """Makes a sequence without pages wait for the computation of its prompt and journal. The client notices a pause
+        and nothing else."""
         self.take_lease(sequence)
         sequence.stage = Stage.WAITING
         sequence.computed = sequence.in_flight = 0
 
     def record(self, sequence: SequenceState, position: int, token: int, now: float) -> bool:
-        """Journals one token, which the client is then to be told; False: the journal has it already. Raises Gap."""
+        """Adds one token to the journal. Returns True if it is new; then the client is to be told. Raises TokenGap."""
         known = len(sequence.output)
         if position < known:
             return False
         if position > known:
-            raise Gap(f"token {position} came and {known} are known")
+            raise TokenGap(f"token {position} came and {known} are known")
         sequence.output.append(token)
         sequence.strikes = 0
         sequence.last_token_s = now
@@ -257,7 +269,8 @@ class RequestTable:
         return True
 
     def close(self, sequence: SequenceState) -> bool:
-        """The sequence ended. Whether that ended its request. The caller has seen to its lease."""
+        """Removes a sequence that ended. Returns whether that ended its request. The caller has dealt with its
+        lease."""
         self.take_lease(sequence)
         self._sequences.pop(sequence.number, None)
         sequence.entry.live.pop(sequence.index, None)
@@ -267,7 +280,7 @@ class RequestTable:
         return True
 
     def forget(self, entry: RequestEntry) -> None:
-        """The request is over, with all that is left of it. The caller has seen to the leases."""
+        """Removes a request and the sequences that it still has. The caller has dealt with their leases."""
         for sequence in entry.live.values():
             self.take_lease(sequence)
             self._sequences.pop(sequence.number, None)

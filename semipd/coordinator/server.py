@@ -1,4 +1,4 @@
-"""A server: the coordinator's process, from its start to its end."""
+"""The coordinator's process, which is the server, from its start to its end."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ import zmq
 
 from semipd.coordinator.console import ServeConsole
 from semipd.coordinator.coordinator import Coordinator
-from semipd.coordinator.devices import Chosen, Device, choose_backend, choose_device, choose_mps
+from semipd.coordinator.devices import Choice, ChosenDevice, choose_backend, choose_device, choose_mps
 from semipd.coordinator.metrics import Metrics
 from semipd.coordinator.mps import PIPES, Mps, open_mps
 from semipd.coordinator.mps_guard import MPS_CONTROL
 from semipd.coordinator.partition import PartitionController
 from semipd.coordinator.policy_host import PolicyHost
-from semipd.coordinator.processes import Children
+from semipd.coordinator.processes import ChildProcesses
 from semipd.coordinator.requests import RequestTable
 from semipd.coordinator.state import CoordinatorState
 from semipd.coordinator.supervisor import Supervisor
 from semipd.coordinator.transport import ZmqTransport
+from semipd.coordinator.worker_pool import WorkerPool
 from semipd.core.clock import SystemClock
 from semipd.core.config import ServerConfig, resolve
 from semipd.memory.account import Role
@@ -41,52 +42,54 @@ from semipd.wire.sockets import RunDir
 log = structlog.get_logger()
 
 LONGEST_WAIT_S = 0.1
-"""Between two looks at what no descriptor tells of: stalls, and windows that pass."""
+"""Seconds between two looks at what no descriptor announces: stalls, and time limits that pass."""
 
 
 def serve(config: ServerConfig, console: ServeConsole) -> int:
-    """Runs a server until SIGTERM or SIGINT; the exit code. The first signal drains, the second ends at once.
+    """Runs a server until SIGTERM or SIGINT, and returns the exit code. The first signal drains it, the second ends it
+    at once.
 
     Raises ConfigError and StartError where it can't start. To be called in the main thread.
     """
     device = choose_device(config.device)
     kind = choose_mps(config.mps, device, shutil.which(MPS_CONTROL), os.environ.get(PIPES))
     cpus = sorted(os.sched_getaffinity(0))
-    choose_backend(config.partition, device, kind, cpus)  # what can't be is refused before anything is started
+    choose_backend(config.partition, device, kind, cpus)  # refuses an impossible choice before anything is started
     config = resolve(config, device.kind)
     configure_logging(config, "coordinator")
     with ExitStack() as stack:
         run_dir = stack.enter_context(private_folder())
-        mps, kind = open_mps(kind, device, run_dir, SystemClock(), obliged=config.mps != "auto")
+        mps, kind = open_mps(kind, device, run_dir, SystemClock(), required=config.mps != "auto")
         stack.push(mps)
         backend = choose_backend(config.partition, device, kind, cpus)
         config = replace(config, partition=backend.name, mps=kind.name)
-        _tell(console, device, backend, kind)
+        _announce(console, device, backend, kind)
         RunDir(run_dir).keep(config.to_json())
         transport = stack.enter_context(ZmqTransport(RunDir(run_dir)))
         signals = stack.enter_context(Signals())
-        server = Server(config, run_dir, transport, signals, console, mps)
+        server = CoordinatorServer(config, run_dir, transport, signals, console, mps)
         stack.callback(server.close)
         return server.run()
 
 
-def _tell(console: ServeConsole, device: Device, backend: Chosen, mps: Chosen) -> None:
-    """What is computed on, how it is divided and why."""
+def _announce(console: ServeConsole, device: ChosenDevice, backend: Choice, mps: Choice) -> None:
+    """Says which device is used, how it is divided and why."""
     shared = {"own": "MPS: our own daemon", "adopt": "MPS: adopted", "off": "no MPS"}[mps.name]
     console.note(f"{device}, partition {backend.name} ({backend.why})" + (f", {shared}" if device.gpu else ""))
     log.info(
         "device", device=str(device), why=device.why, partition=backend.name, partition_why=backend.why, mps=mps.name
     )
-    for chosen in (mps, backend):
-        if chosen.less:
-            log.warning("the GPU is not used as well as it could be", choice=chosen.name, why=chosen.why)
+    for choice in (mps, backend):
+        if choice.degraded:
+            log.warning("the GPU is not used as well as it could be", choice=choice.name, why=choice.why)
     if device.gpu and mps.name == "off":
         console.note(f"WARNING: without MPS prefill and decode take turns on the GPU ({mps.why})")
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """0700, gone at the end. The name is short: socket paths end at 107 bytes."""
+    """Makes a folder with permissions 0700, and removes it at the end. Its path is short: the path of a socket has at
+    most 107 bytes."""
     path = Path(tempfile.mkdtemp(prefix="semipd-"))
     try:
         yield path
@@ -95,7 +98,7 @@ def private_folder() -> Iterator[Path]:
 
 
 class Signals:
-    """SIGTERM and SIGINT, counted; `fd` becomes readable with each."""
+    """Counts SIGTERM and SIGINT. `fd` becomes readable with each."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -129,7 +132,7 @@ class Signals:
         self._write.close()
 
 
-class Server:
+class CoordinatorServer:
     """The loop around the coordinator: sockets, processes and signals."""
 
     def __init__(
@@ -143,7 +146,7 @@ class Server:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._post = transport
+        self._transport = transport
         self._signals = signals
         self._console = console
         self._clock = SystemClock()
@@ -160,14 +163,16 @@ class Server:
         host = PolicyHost(policy, config.policy_budget_s, policy_failed)
         partition = PartitionController(state)
         model = config.served_model_name or (Path(config.model).resolve().name if config.model else "bundled")
-        self._coordinator = Coordinator(state, host, partition, model, self._roll)
-        self._supervisor = Supervisor(state, run_dir, Children(run_dir, self), self._coordinator, partition, mps)
-        self._supervisor.console = console
-        self._supervisor.on_port = self._listening
+        self._coordinator = Coordinator(state, host, partition, model, self._processes)
+        children = ChildProcesses(run_dir, self)
+        pool = WorkerPool(state, children, self._coordinator, partition, mps)
+        self._supervisor = Supervisor(
+            state, run_dir, children, pool, self._coordinator, partition, mps, console, self._on_port
+        )
         self._address = ""
         self._announced = False
         self._drain_until_s: float | None = None
-        self._vacant_since_s: float | None = None
+        self._lacking_since_s: float | None = None
 
     def watch(self, fd: int) -> None:
         self._poller.register(fd, zmq.POLLIN)
@@ -175,52 +180,54 @@ class Server:
     def unwatch(self, fd: int) -> None:
         self._poller.unregister(fd)
 
-    def _roll(self) -> Iterator[tuple[str, int, int]]:
+    def _processes(self) -> Iterator[tuple[str, int, int]]:
         yield "coordinator", os.getpid(), 1
-        yield from self._supervisor.roll()
+        yield from self._supervisor.processes()
 
-    def _listening(self, port: int) -> None:
-        """A gateway that is started again gets the same port."""
+    def _on_port(self, port: int) -> None:
+        """Keeps the port of a gateway, so that a gateway that is started again gets the same one."""
         self._address = f"{self._config.host}:{port}"
         self._config = replace(self._config, port=port)
         RunDir(self._run_dir).keep(self._config.to_json())
 
     def run(self) -> int:
+        """Serves until the server is told to end and is drained, and returns the exit code."""
         if self._config.metrics_port >= 0:
             port = self._state.metrics.serve(self._config.metrics_port)
             self._console.note(f"metrics at http://127.0.0.1:{port}/metrics")
-        for socket_ in (self._post.gateways, self._post.workers):
+        for socket_ in (self._transport.gateways, self._transport.workers):
             self._poller.register(socket_, zmq.POLLIN)
         self.watch(self._signals.fd)
         self._supervisor.start()
         while not self._over():
             self._tick()
         self._coordinator.end_all_for_shutdown()
-        self._post.flush()
+        self._transport.flush()
         return 0
 
     def _tick(self) -> None:
         coordinator = self._coordinator
         self._poller.poll(self._wait_ms())
         self._signals.drain()
-        for incarnation, message in self._post.from_workers():
-            self._supervisor.pool.hear(incarnation, message)
-        self._post.flush()  # tokens wait neither for who comes at the door nor for the policy
-        for gateway, said in self._post.from_gateways():
-            coordinator.hear_gateway(gateway, said)
-        self._supervisor.attend()
-        self._look_at_progress()
+        for incarnation, message in self._transport.from_workers():
+            self._supervisor.pool.on_message(incarnation, message)
+        self._transport.flush()  # tokens wait neither for new requests nor for the policy
+        for gateway, request in self._transport.from_gateways():
+            coordinator.on_gateway_message(gateway, request)
+        self._supervisor.poll()
+        self._check_progress()
         coordinator.act()
-        self._post.flush()
+        self._transport.flush()
 
     def _wait_ms(self) -> int:
         now = self._clock.now()
         moments = [now + LONGEST_WAIT_S, *self._coordinator.next_moment()]
         return math.ceil(max(0.0, min(moments) - now) * 1000)
 
-    def _look_at_progress(self) -> None:
-        """Health is tied to progress: who has work and makes none is first not serving, then replaced."""
-        why = self._vacancy()
+    def _check_progress(self) -> None:
+        """Ties health to progress: if a worker has work and makes no progress, the server is first not serving, and
+        then the worker is replaced."""
+        why = self._lacking()
         for role, worker in list(self._state.workers.items()):
             stalled_s = self._supervisor.pool.stalled_s(worker, self._coordinator.has_work(role))
             if stalled_s > self._config.stall_replace_s:
@@ -235,23 +242,23 @@ class Server:
             freeze_start_up_objects()
             self._console.ready(self._address)
 
-    def _vacancy(self) -> str:
-        """What is missing; empty: nothing, or a worker for less than a stall's time."""
+    def _lacking(self) -> str:
+        """Says what the server lacks to serve. Empty: nothing, or a worker for less than `stall_unhealthy_s`."""
         if self._state.account is None:
             return "the model is being loaded"
         if not self._supervisor.listening:
             return "a gateway is starting"
         workers = self._state.workers
-        vacant = [r for r in (Role.PREFILL, Role.DECODE) if r not in workers or not workers[r].ready]
+        lacking = [r for r in (Role.PREFILL, Role.DECODE) if r not in workers or not workers[r].ready]
         now = self._clock.now()
-        if not vacant:
-            self._vacant_since_s = None
+        if not lacking:
+            self._lacking_since_s = None
             return ""
-        if self._vacant_since_s is None:
-            self._vacant_since_s = now
-        if self._announced and now - self._vacant_since_s < self._config.stall_unhealthy_s:
+        if self._lacking_since_s is None:
+            self._lacking_since_s = now
+        if self._announced and now - self._lacking_since_s < self._config.stall_unhealthy_s:
             return ""
-        return f"no {vacant[0].name.lower()} worker is ready"
+        return f"no {lacking[0].name.lower()} worker is ready"
 
     def _over(self) -> bool:
         if self._signals.count == 0:

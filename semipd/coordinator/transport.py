@@ -1,4 +1,4 @@
-"""The coordinator's sockets: one ROUTER to the gateways, one to the workers."""
+"""The coordinator's sockets: one ZeroMQ ROUTER to the gateways, one to the workers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = structlog.get_logger()
 
 
 class ZmqTransport:
-    """The coordinator's Transport. What is new of samples is gathered until `flush`, a message for each gateway.
+    """The coordinator's Transport. Deltas are gathered until `flush`, which sends one message to each gateway.
 
-    First tokens have messages of their own, which go before all others: a gateway takes a while over the tokens of a
-    decode step, and nobody waits for one of those as for a first one.
+    First tokens go in a message of their own, before all others: a gateway needs some time for the tokens of a decode
+    step, and clients wait for a first token more than for a later one.
     """
 
     def __init__(self, run_dir: RunDir) -> None:
@@ -36,7 +36,7 @@ class ZmqTransport:
         self._others: defaultdict[bytes, gw.ToGateway] = defaultdict(gw.ToGateway)
 
     def to_gateway(self, gateway: bytes, message: gw.ToGateway) -> None:
-        # What was gathered before this message belongs before it.
+        # Deltas that were gathered before this message are sent before it.
         for gathered in (self._firsts, self._others):
             if gateway in gathered:
                 _send(self.gateways, gateway, gathered.pop(gateway).SerializeToString())
@@ -56,12 +56,14 @@ class ZmqTransport:
         _send(self.workers, worker_identity(incarnation), message.SerializeToString())
 
     def flush(self) -> None:
+        """Sends the deltas that were gathered."""
         for gathered in (self._firsts, self._others):
             for gateway, message in gathered.items():
                 _send(self.gateways, gateway, message.SerializeToString())
             gathered.clear()
 
     def from_gateways(self) -> Iterator[tuple[bytes, gw.FromGateway]]:
+        """Yields the gateway and its message, for the messages that have come."""
         for identity, frame in _received(self.gateways):
             try:
                 yield identity, gw.FromGateway.FromString(frame)
@@ -69,7 +71,7 @@ class ZmqTransport:
                 log.error("a gateway sent what is no message", gateway=identity.decode(errors="replace"))
 
     def from_workers(self) -> Iterator[tuple[int, wk.FromWorker]]:
-        """Incarnation and message."""
+        """Yields the worker's incarnation and its message, for the messages that have come."""
         for identity, frame in _received(self.workers):
             try:
                 yield int(identity.removeprefix(b"worker.")), wk.FromWorker.FromString(frame)
@@ -88,18 +90,19 @@ class ZmqTransport:
 
 
 def worker_identity(incarnation: int) -> bytes:
+    """Returns the ZeroMQ identity of a worker."""
     return f"worker.{incarnation}".encode()
 
 
 def _send(socket: zmq.Socket[bytes], identity: bytes, frame: bytes) -> None:
     try:
         socket.send_multipart((identity, frame), zmq.DONTWAIT)
-    except zmq.ZMQError as error:  # not connected, or stalled to the high-water mark: the supervisor sees to it
+    except zmq.ZMQError as error:  # not connected, or stalled to the high-water mark: the supervisor notices
         log.debug("not delivered", to=identity.decode(errors="replace"), why=str(error))
 
 
 def _received(socket: zmq.Socket[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """All that is there, without waiting; at most so many that other work gets its turn."""
+    """Yields the messages that have come, without waiting. At most 10,000, so that other work is done in between."""
     for _ in range(10_000):
         try:
             frames = socket.recv_multipart(zmq.DONTWAIT)

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from semipd.bench.commands.writable import ready_to_write
 from semipd.bench.errors import InputError, RunFailed
-from semipd.coordinator.devices import Device, choose_device, choose_mps
+from semipd.coordinator.devices import ChosenDevice, choose_device, choose_mps
 from semipd.coordinator.mps import PIPES, open_mps
 from semipd.coordinator.server import private_folder
 from semipd.core.clock import SystemClock
@@ -246,7 +246,7 @@ def read_model(folder: Path, dtype: str) -> tuple[dict[str, Any], ModelShape]:
 
 
 @contextmanager
-def shared_device(mps: str) -> Iterator[tuple[Device, Mapping[str, str]]]:
+def shared_device(mps: str) -> Iterator[tuple[ChosenDevice, Mapping[str, str]]]:
     """The GPU, and the environment that makes a process a client of its MPS daemon."""
     try:
         device = choose_device("cuda")

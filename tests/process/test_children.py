@@ -12,8 +12,8 @@ import psutil
 from support.server import until
 
 PARENT = """
-from semipd.coordinator.processes import Child
-with Child("slow", "slow", []) as child:
+from semipd.coordinator.processes import ChildProcess
+with ChildProcess("slow", "slow", []) as child:
     while not child.events():
         pass
     print(child.pid, flush=True)

@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from semipd.coordinator.devices import Chosen, Device
+from semipd.coordinator.devices import Choice, ChosenDevice
 from semipd.coordinator.mps import LOGS, PIPES, OwnMps, is_there, open_mps
 from semipd.core.clock import SystemClock
 from semipd.core.errors import ConfigError, StartError
 from semipd.memory.nvml import Gpu
 from support.server import until
 
-GPU = Device("cuda", "there is a GPU", Gpu("a GPU", 2**30, (9, 0)), (13, 0))
+GPU = ChosenDevice("cuda", "there is a GPU", Gpu("a GPU", 2**30, (9, 0)), (13, 0))
 PROGRAM = """#!/bin/sh
 cd "$CUDA_MPS_PIPE_DIRECTORY" || exit 1
 if [ "$1" = -f ]; then
@@ -100,7 +100,7 @@ def test_a_daemon_that_is_killed_takes_its_server_along_and_is_started_again(mps
     assert until(mps.attend), "said once, so that its clients are replaced"
     assert not mps.answers
     assert is_gone(server)
-    assert until(lambda: not mps.attend() and mps.answers)
+    assert until(lambda: not mps.poll() and mps.answers)
     assert pids(folder)[0] != daemon
 
 
@@ -115,10 +115,10 @@ def test_a_daemon_that_hears_nothing_is_ended_all_the_same(mps: OwnMps, folder: 
 SERVER = """
 import sys, time
 from pathlib import Path
-from semipd.coordinator.devices import Device
+from semipd.coordinator.devices import ChosenDevice
 from semipd.coordinator.mps import OwnMps
 from semipd.core.clock import SystemClock
-OwnMps(Device("cuda", ""), Path(sys.argv[1]), SystemClock()).start()
+OwnMps(ChosenDevice("cuda", ""), Path(sys.argv[1]), SystemClock()).start()
 print("it answers", flush=True)
 time.sleep(1000)
 """
@@ -138,13 +138,13 @@ def test_a_server_that_is_killed_leaves_neither_daemon_nor_server_behind(folder:
 def test_a_daemon_that_does_not_start_is_told_in_its_own_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPS_REFUSES", "1")
     with pytest.raises(StartError, match="there is no device"):
-        open_mps(Chosen("own", ""), GPU, folder, SystemClock(), obliged=True)
+        open_mps(Choice("own", ""), GPU, folder, SystemClock(), required=True)
 
 
 def test_where_nobody_insists_there_is_none_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPS_REFUSES", "1")
-    mps, chosen = open_mps(Chosen("own", ""), GPU, folder, SystemClock(), obliged=False)
-    assert (mps.kind, chosen.name, chosen.less) == ("off", "off", True)
+    mps, chosen = open_mps(Choice("own", ""), GPU, folder, SystemClock(), required=False)
+    assert (mps.kind, chosen.name, chosen.degraded) == ("off", "off", True)
     assert "there is no device" in chosen.why
     assert mps.workers == mps.outside
 
@@ -153,7 +153,7 @@ def test_a_running_daemon_is_adopted_and_left_running(
     mps: OwnMps, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PIPES, mps.workers[PIPES])
-    adopted, _ = open_mps(Chosen("adopt", ""), GPU, folder, SystemClock())
+    adopted, _ = open_mps(Choice("adopt", ""), GPU, folder, SystemClock())
     assert adopted.workers == mps.workers
     assert adopted.outside != adopted.workers
     adopted.close()
@@ -163,4 +163,4 @@ def test_a_running_daemon_is_adopted_and_left_running(
 def test_a_daemon_that_does_not_answer_is_not_adopted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PIPES, str(folder))
     with pytest.raises(ConfigError, match="--mps adopt: no MPS daemon answers in"):
-        open_mps(Chosen("adopt", ""), GPU, folder, SystemClock())
+        open_mps(Choice("adopt", ""), GPU, folder, SystemClock())

@@ -79,24 +79,24 @@ class Stage:
         self.account = account
         self.pages = pages
         self._incarnation = 0
-        self.prefill = self.appoint(Role.PREFILL)
-        self.decode = self.appoint(Role.DECODE)
+        self.prefill = self.assign(Role.PREFILL)
+        self.decode = self.assign(Role.DECODE)
 
     def new_control(self) -> None:
         self.control = ControlBlock(memoryview(bytearray(CONTROL_BYTES)))
         self.state.control = self.control
 
-    def appoint(self, role: Role) -> Worker:
+    def assign(self, role: Role) -> Worker:
         self._incarnation += 1
         now = self.clock.now()
         percentage = self.partition.percentage(role)
-        worker = Worker(role, self._incarnation, True, progress_s=now, appointed_s=now, percentage=percentage)
+        worker = Worker(role, self._incarnation, True, progress_s=now, assigned_s=now, percentage=percentage)
         self.state.workers[role] = worker
         return worker
 
     def die(self, worker: Worker, *, killed: bool = True) -> None:
         del self.state.workers[worker.role]
-        self.coordinator.worker_lost(worker, killed=killed)
+        self.coordinator.on_worker_lost(worker, killed=killed)
 
     # --- the gateway's part -----------------------------------------------------------------------------------------
 
@@ -108,11 +108,11 @@ class Stage:
             stopping=StoppingParams(max_tokens),
             **request,  # type: ignore[arg-type]
         )
-        self.coordinator.hear_gateway(GATEWAY, gw.FromGateway(submit=request_to_wire(ticket, made)))
+        self.coordinator.on_gateway_message(GATEWAY, gw.FromGateway(submit=request_to_wire(ticket, made)))
         self.coordinator.act()
 
     def gateway_says(self, message: gw.FromGateway) -> None:
-        self.coordinator.hear_gateway(GATEWAY, message)
+        self.coordinator.on_gateway_message(GATEWAY, message)
         self.coordinator.act()
 
     def told(self, kind: str) -> list[object]:
@@ -175,7 +175,7 @@ class Stage:
         self.prefill_says(wk.PrefillDone(batch=batch.batch, chunks=answers, seconds=0.01), worker)
 
     def prefill_says(self, done: wk.PrefillDone, worker: Worker | None = None) -> None:
-        self.coordinator.hear_worker(worker or self.prefill, wk.FromWorker(prefill_done=done))
+        self.coordinator.on_worker_message(worker or self.prefill, wk.FromWorker(prefill_done=done))
         self.coordinator.act()
 
     def prefill_all(self) -> None:
@@ -195,7 +195,7 @@ class Stage:
         self.decode_says(done)
 
     def decode_says(self, done: wk.StepDone) -> None:
-        self.coordinator.hear_worker(self.decode, wk.FromWorker(step_done=done))
+        self.coordinator.on_worker_message(self.decode, wk.FromWorker(step_done=done))
         self.coordinator.act()
 
     def running(self, ticket: int, **request: object) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semipd.coordinator.devices import Device
+from semipd.coordinator.devices import ChosenDevice
 from semipd.coordinator.mps import Mps
-from semipd.coordinator.processes import Child, Children
+from semipd.coordinator.processes import ChildProcess, ChildProcesses
 from semipd.coordinator.state import Worker
 from semipd.coordinator.worker_pool import WorkerPool
 from semipd.internal.v1 import worker_pb2 as wk
@@ -17,7 +17,7 @@ from semipd.memory.account import Role
 from support.stage import Stage
 
 
-class PlayedChild(Child):
+class PlayedChild(ChildProcess):
     """A process that is only played: it ends when the test, or the pool, says so."""
 
     def __init__(self, name: str) -> None:
@@ -28,7 +28,7 @@ class PlayedChild(Child):
         self.lingers = False
         """Killed, it is there until the test gives it a code."""
         self.pidfd = self._fd = -1
-        self._abandoned = False
+        self._faulty = False
 
     @property
     def pid(self) -> int:
@@ -49,17 +49,19 @@ class PlayedChild(Child):
         self.kill()
 
 
-class PlayedChildren(Children):
+class PlayedChildren(ChildProcesses):
     def __init__(self) -> None:
         self.started: dict[int, PlayedChild] = {}
         self.environments: list[Mapping[str, str] | None] = []
 
-    def start(self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
+    def start(
+        self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> ChildProcess:
         child = self.started[int(arguments[-1])] = PlayedChild(name)
         self.environments.append(environment)
         return child
 
-    def bury(self, child: Child) -> None:
+    def reap(self, child: ChildProcess) -> None:
         child.close()
 
 
@@ -69,11 +71,11 @@ class PlayedMps(Mps):
     kind = "own"
 
     def __init__(self) -> None:
-        super().__init__(Device("cpu", ""), Path())
+        super().__init__(ChosenDevice("cpu", ""), Path())
         self.workers = {"CUDA_MPS_PIPE_DIRECTORY": "/run/mps"}
         self.died = False
 
-    def attend(self) -> bool:
+    def poll(self) -> bool:
         died, self.died = self.died, False
         self.answers = self.answers and not died
         return died
@@ -95,8 +97,8 @@ class PoolStage(Stage):
 
     def round(self) -> None:
         """What the server's tick does, but for hearing."""
-        self.pool.attend()
-        self.pool.fill_vacancies()
+        self.pool.poll()
+        self.pool.assign_roles()
         self.coordinator.act()
         for role, worker in self.state.workers.items():
             if role is Role.PREFILL:
@@ -109,7 +111,7 @@ class PoolStage(Stage):
         for _ in range(8):
             self.hello()
             self.round()
-            for incarnation in self.appointed():
+            for incarnation in self.assigned():
                 if incarnation not in self._said_ready:
                     self.ready(incarnation)
 
@@ -119,13 +121,13 @@ class PoolStage(Stage):
                 self.says(incarnation, hello=wk.WorkerHello())
 
     def says(self, incarnation: int, **message: Any) -> None:
-        self.pool.hear(incarnation, wk.FromWorker(**message))
+        self.pool.on_message(incarnation, wk.FromWorker(**message))
 
     def ready(self, incarnation: int, step_rows: Sequence[int] = ()) -> None:
         self._said_ready.add(incarnation)
         self.says(incarnation, ready=wk.Ready(step_rows=step_rows))
 
-    def appointed(self) -> dict[int, wk.Appoint]:
+    def assigned(self) -> dict[int, wk.Appoint]:
         """All processes that live and were appointed, and as what."""
         found = {}
         for incarnation, child in self.children.started.items():
@@ -138,7 +140,7 @@ class PoolStage(Stage):
         return any(m.HasField(kind) for m in self.transport.worker[worker.incarnation])
 
     def roles(self) -> list[str]:
-        return sorted(title for title, _, _ in self.pool.roll())
+        return sorted(title for title, _, _ in self.pool.processes())
 
     def child(self, worker: Worker) -> PlayedChild:
         return self.children.started[worker.incarnation]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semipd.cli.checkup.finding import Finding, State
-from semipd.coordinator.devices import GREEN_CONTEXTS, Chosen, Device
+from semipd.coordinator.devices import GREEN_CONTEXTS, Choice, ChosenDevice
 from semipd.coordinator.mps_guard import MPS_CONTROL
 from semipd.memory.nvml import Gpu, Nvml, survey_driver
 
@@ -46,7 +46,7 @@ def mps_is_running(proc: Path = Path("/proc")) -> bool:
     return False
 
 
-def check_gpu(seen: Nvidia, device: Device) -> Finding:
+def check_gpu(seen: Nvidia, device: ChosenDevice) -> Finding:
     if device.kind == "cuda":
         return Finding("GPU", State.GOOD, _names(seen.gpus), "the server computes on it")
     value = seen.problem or _names(seen.gpus) or "none"
@@ -59,9 +59,9 @@ def _names(gpus: tuple[Gpu, ...]) -> str:
     return f"{len(names)} x {names[0]}" if len(set(names)) == 1 and len(names) > 1 else "; ".join(names)
 
 
-def check_partition(device: Device, backend: Chosen) -> Finding:
+def check_partition(device: ChosenDevice, backend: Choice) -> Finding:
     """Finds what `--partition auto` chooses, and why."""
-    less = backend.less or backend.name == "none"
+    less = backend.degraded or backend.name == "none"
     return Finding("partition", State.LESS if less else State.GOOD, f"{backend.name}, on {device}", backend.why)
 
 

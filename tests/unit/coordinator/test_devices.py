@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from semipd.coordinator.devices import Chosen, Device, choose_backend, choose_device, choose_mps, missing_packages
+from semipd.coordinator.devices import Choice, ChosenDevice, choose_backend, choose_device, choose_mps, missing_packages
 from semipd.core.errors import ConfigError
 from semipd.memory.nvml import Driver, Gpu, Nvml, survey_driver, visible
 
@@ -14,10 +14,10 @@ H200 = Gpu("NVIDIA H200", 141 * 2**30, (9, 0), "GPU-aaaa-1")
 V100 = Gpu("Tesla V100", 16 * 2**30, (7, 0), "GPU-bbbb-2")
 ONE = Driver("580.1", (13, 0), (H200,))
 NONE = Driver(None, None, ())
-CPU = Device("cpu", "asked for")
-CUDA = Device("cuda", "there is a GPU", H200, (13, 0))
-OWN = Chosen("own", "it is there")
-OFF = Chosen("off", "it is not there", less=True)
+CPU = ChosenDevice("cpu", "asked for")
+CUDA = ChosenDevice("cuda", "there is a GPU", H200, (13, 0))
+OWN = Choice("own", "it is there")
+OFF = Choice("off", "it is not there", degraded=True)
 CONTROL = "/usr/bin/nvidia-cuda-mps-control"
 
 
@@ -101,7 +101,7 @@ def test_among_several_gpus_all_processes_are_told_the_same_one() -> None:
 )
 def test_mps_is_our_own_where_it_can_be(asked: str, program: str | None, kind: str) -> None:
     chosen = choose_mps(asked, CUDA, program, None)
-    assert (chosen.name, chosen.less) == (kind, kind == "off")
+    assert (chosen.name, chosen.degraded) == (kind, kind == "off")
 
 
 def test_mps_that_cannot_be_had_is_refused() -> None:
@@ -110,7 +110,7 @@ def test_mps_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(ConfigError, match="--mps adopt: CUDA_MPS_PIPE_DIRECTORY"):
         choose_mps("adopt", CUDA, CONTROL, None)
     assert choose_mps("adopt", CUDA, None, "/tmp/mps").name == "adopt"
-    assert choose_mps("own", CPU, None, None) == Chosen("off", "only a GPU has it")
+    assert choose_mps("own", CPU, None, None) == Choice("off", "only a GPU has it")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_what_a_cpu_cannot_have_is_refused_by_the_options_name(asked: str, cpus:
         choose_backend(asked, CPU, OFF, range(cpus))
 
 
-OLD = Device("cuda", "there is a GPU", H200, (12, 3))
+OLD = ChosenDevice("cuda", "there is a GPU", H200, (12, 3))
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ OLD = Device("cuda", "there is a GPU", H200, (12, 3))
         ("none", CUDA, OWN, "none", False),
     ],
 )
-def test_on_a_gpu_green_comes_first(asked: str, device: Device, mps: Chosen, chosen: str, less: bool) -> None:
+def test_on_a_gpu_green_comes_first(asked: str, device: ChosenDevice, mps: Choice, chosen: str, less: bool) -> None:
     found = choose_backend(asked, device, mps, range(8))
-    assert (found.name, found.less) == (chosen, less)
+    assert (found.name, found.degraded) == (chosen, less)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_on_a_gpu_green_comes_first(asked: str, device: Device, mps: Chosen, cho
     ],
 )
 def test_what_a_gpu_cannot_have_is_refused_by_the_options_name(
-    asked: str, device: Device, mps: Chosen, why: str
+    asked: str, device: ChosenDevice, mps: Choice, why: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"--partition {asked}: .*{why}"):
         choose_backend(asked, device, mps, range(8))

@@ -31,7 +31,7 @@ def test_nothing_precedes_admitted() -> None:
 def test_a_live_duplicate_id_is_refused_and_the_first_lives_on() -> None:
     stage = Stage()
     stage.submit(1)
-    stage.coordinator.hear_gateway(GATEWAY, _same_id_as_ticket_1())
+    stage.coordinator.on_gateway_message(GATEWAY, _same_id_as_ticket_1())
     assert stage.reasons() == {2: "DUPLICATE_REQUEST"}
     assert len(stage.state.requests) == 1
 
@@ -116,7 +116,7 @@ def test_a_deadline_that_passes_in_the_queue_means_no_prefill() -> None:
     stage.submit(1, deadline_s=1.0)
     stage.clock.advance(1.5)
     stage.coordinator.act()
-    stage.prefill = stage.appoint(stage.prefill.role)
+    stage.prefill = stage.assign(stage.prefill.role)
     stage.coordinator.act()
     assert stage.reasons() == {1: "EXPIRED_IN_QUEUE"}
     assert stage.batches() == []
@@ -169,7 +169,7 @@ def test_priority_goes_first() -> None:
     del stage.state.workers[stage.prefill.role]
     stage.submit(1, prompt=16)
     stage.submit(2, prompt=16, priority=5)
-    stage.prefill = stage.appoint(stage.prefill.role)
+    stage.prefill = stage.assign(stage.prefill.role)
     stage.coordinator.act()
     (batch,) = stage.batches()
     assert batch.chunks[0].request_id == "r2"

@@ -43,7 +43,7 @@ class MixedStage(Stage):
         return adopt.lease
 
     def succeed(self) -> None:
-        self.decode = self.appoint(Role.DECODE)
+        self.decode = self.assign(Role.DECODE)
         self.coordinator.act()
 
     def stages(self) -> dict[str, str]:
@@ -201,7 +201,7 @@ def test_a_cancelled_prompt_leaves_no_page_behind_when_its_worker_dies() -> None
     stage.submit(1)
     (batch,) = stage.mixed()
     stage.account.take(batch.chunks[0].lease, 2, stage.decode.holder)
-    stage.coordinator.gateway_lost(GATEWAY)
+    stage.coordinator.on_gateway_lost(GATEWAY)
     stage.die(stage.decode)
     assert stage.all_pages_are_free()
 
@@ -213,11 +213,11 @@ def test_a_lost_message_is_noticed(answered: int) -> None:
     (lost,) = stage.mixed()
     stage.clock.advance(2.0)
     of_another = wk.Heartbeat(pulses=1, answered_through=9, idle=True)
-    stage.coordinator.hear_worker(stage.prefill, wk.FromWorker(heartbeat=of_another))
+    stage.coordinator.on_worker_message(stage.prefill, wk.FromWorker(heartbeat=of_another))
     stage.coordinator.act()
     assert stage.mixed() == [], "the prefill worker knows nothing of it"
     beat = wk.Heartbeat(pulses=1, answered_through=answered, idle=True)
-    stage.coordinator.hear_worker(stage.decode, wk.FromWorker(heartbeat=beat))
+    stage.coordinator.on_worker_message(stage.decode, wk.FromWorker(heartbeat=beat))
     stage.coordinator.act()
     (again,) = stage.mixed()
     assert again.chunks[0].lease == lost.chunks[0].lease

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from semipd.coordinator.observations import WINDOW_S, Observations, Spread, met, spread
+from semipd.coordinator.observations import WINDOW_S, LatencyPercentiles, Observations, met, percentiles
 from semipd.core.config import OBSERVATIONS_KEPT
 from semipd.core.partition import FULL, Phase
 from semipd.core.request import Slo
@@ -10,15 +10,15 @@ from semipd.core.snapshot import Completion, FirstToken, Step
 
 
 def test_percentiles_are_by_nearest_rank() -> None:
-    assert spread((float(n), 1) for n in range(100, 0, -1)) == Spread(50.0, 90.0, 99.0)
+    assert percentiles((float(n), 1) for n in range(100, 0, -1)) == LatencyPercentiles(50.0, 90.0, 99.0)
 
 
 def test_percentiles_of_one_value_are_that_value() -> None:
-    assert spread([(3.0, 1)]) == Spread(3.0, 3.0, 3.0)
+    assert percentiles([(3.0, 1)]) == LatencyPercentiles(3.0, 3.0, 3.0)
 
 
 def test_a_value_counts_as_often_as_it_was_seen() -> None:
-    assert spread([(5.0, 1), (1.0, 89), (3.0, 1), (4.0, 9)]) == Spread(1.0, 3.0, 4.0)
+    assert percentiles([(5.0, 1), (1.0, 89), (3.0, 1), (4.0, 9)]) == LatencyPercentiles(1.0, 3.0, 4.0)
 
 
 @pytest.mark.parametrize(

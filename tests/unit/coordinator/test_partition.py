@@ -10,9 +10,9 @@ from support.stage import Stage
 H200_SMS = 132
 
 
-def appointed(stage: Stage, role: wk.WorkerRole) -> wk.Appoint:
+def assigned(stage: Stage, role: wk.WorkerRole) -> wk.Appoint:
     appoint = wk.Appoint(role=role)
-    stage.partition.charge(appoint)
+    stage.partition.fill_appoint(appoint)
     return appoint
 
 
@@ -27,16 +27,16 @@ def test_a_change_is_told_to_both_workers_once() -> None:
     assert stage.partition.set(Shares(25, 75)) == Shares(25, 75)
     stage.partition.set(Shares(25, 75))
     assert [(len(s.cpus), s.percent) for s in stage.told_shares()] == [(1, 25.0), (3, 75.0)]
-    assert list(appointed(stage, wk.WORKER_ROLE_DECODE).cpus) == [1, 2, 3]
+    assert list(assigned(stage, wk.WORKER_ROLE_DECODE).cpus) == [1, 2, 3]
 
 
 def test_a_policy_that_wishes_the_same_again_leaves_alone_what_an_operator_set() -> None:
     stage = Stage(cpus=4)
-    stage.partition.wish(Shares(50, 50))
+    stage.partition.request(Shares(50, 50))
     stage.partition.set(Shares(25, 75))
-    stage.partition.wish(Shares(50, 50))
+    stage.partition.request(Shares(50, 50))
     assert stage.state.shares == Shares(25, 75)
-    stage.partition.wish(Shares(75, 25))
+    stage.partition.request(Shares(75, 25))
     assert stage.state.shares == Shares(75, 25)
 
 
@@ -72,7 +72,7 @@ def test_the_delay_of_a_split_is_a_metric_where_there_are_multiprocessors() -> N
     stage = Stage(partition="green")
     for sms in (64, 0):
         applied = wk.SharesApplied(change=1, delay_s=0.0002, sms=sms)
-        stage.coordinator.hear_worker(stage.decode, wk.FromWorker(shares_applied=applied))
+        stage.coordinator.on_worker_message(stage.decode, wk.FromWorker(shares_applied=applied))
     counted = stage.state.metrics.registry.get_sample_value("semipd:split_delay_seconds_count", {"role": "decode"})
     assert counted == 1
 
@@ -113,6 +113,6 @@ def test_prefills_turn_is_as_long_as_the_plan_says() -> None:
 def test_mps_is_for_life_and_in_whole_percents() -> None:
     stage = Stage(partition="mps")
     assert stage.partition.set(Shares(71.6, 2)) == Shares(72, 5)
-    assert appointed(stage, wk.WORKER_ROLE_PREFILL).active_thread_percentage == 72
-    assert appointed(stage, wk.WORKER_ROLE_DECODE).active_thread_percentage == 5
+    assert assigned(stage, wk.WORKER_ROLE_PREFILL).active_thread_percentage == 72
+    assert assigned(stage, wk.WORKER_ROLE_DECODE).active_thread_percentage == 5
     assert stage.told_shares() == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semipd.coordinator.decode_dispatch import LOST_AFTER_S
+from semipd.coordinator.decode_dispatch import ADOPT_LOST_AFTER_S
 from semipd.internal.v1 import worker_pb2 as wk
 from support.stage import Stage
 
@@ -14,7 +14,7 @@ def test_the_stream_goes_on_after_the_decode_worker_died() -> None:
     lease = stage.running(1, max_tokens=4)
     stage.step([(lease, 1, 8)])
     stage.die(stage.decode)
-    stage.decode = stage.appoint(stage.decode.role)
+    stage.decode = stage.assign(stage.decode.role)
     stage.coordinator.act()
     (adopt,) = stage.adopts()
     assert adopt.lease == lease, "its KV is still there"
@@ -31,7 +31,7 @@ def test_tokens_that_died_with_the_worker_are_made_again_where_it_had_released_t
     lease = stage.running(1, max_tokens=2)
     stage.account.release(lease, stage.decode.holder)  # it finished the sequence, and died before it could say so
     stage.die(stage.decode)
-    stage.decode = stage.appoint(stage.decode.role)
+    stage.decode = stage.assign(stage.decode.role)
     stage.coordinator.act()
     (batch,) = stage.batches()
     assert list(batch.chunks[0].continuation.output) == [7]
@@ -56,7 +56,7 @@ def test_a_prefill_worker_dies_in_mid_chunk_and_its_successor_goes_on_from_the_l
     (second,) = stage.batches()
     stage.account.take(second.chunks[0].lease, 1, stage.prefill.holder)
     stage.die(stage.prefill)
-    stage.prefill = stage.appoint(stage.prefill.role)
+    stage.prefill = stage.assign(stage.prefill.role)
     stage.coordinator.act()
     (again,) = stage.batches()
     assert again.chunks[0].start == 32
@@ -67,7 +67,7 @@ def test_a_prefill_worker_dies_in_mid_chunk_and_its_successor_goes_on_from_the_l
 def test_a_cancelled_request_leaves_no_page_behind_when_its_worker_dies() -> None:
     stage = Stage()
     lease = stage.running(1)
-    stage.coordinator.gateway_lost(b"gateway.0")
+    stage.coordinator.on_gateway_lost(b"gateway.0")
     assert stage.account.holder(lease) == stage.decode.holder
     stage.die(stage.decode)
     assert stage.all_pages_are_free()
@@ -79,7 +79,7 @@ def test_a_request_that_crashes_its_worker_twice_is_ended_and_the_others_are_not
     poison = leases[1]
     for _ in range(4):
         stage.die(stage.decode, killed=False)
-        stage.decode = stage.appoint(stage.decode.role)
+        stage.decode = stage.assign(stage.decode.role)
         stage.coordinator.act()
         adopts = stage.adopts()
         while adopts and all(a.lease != poison for a in adopts):
@@ -98,7 +98,7 @@ def test_a_few_kills_from_outside_end_nobody() -> None:
     stage.running(1)
     for _ in range(4):
         stage.die(stage.decode, killed=True)
-        stage.decode = stage.appoint(stage.decode.role)
+        stage.decode = stage.assign(stage.decode.role)
         stage.coordinator.act()
         stage.adopts()
     assert stage.reasons() == {}
@@ -120,9 +120,9 @@ def test_a_lost_adopt_is_noticed(through: int) -> None:
     stage = Stage()
     lease = stage.running(1)
     if through == 0:
-        stage.clock.advance(LOST_AFTER_S + 1)
+        stage.clock.advance(ADOPT_LOST_AFTER_S + 1)
     beat = wk.Heartbeat(pulses=1, leases=[], adopted_through=through)
-    stage.coordinator.hear_worker(stage.decode, wk.FromWorker(heartbeat=beat))
+    stage.coordinator.on_worker_message(stage.decode, wk.FromWorker(heartbeat=beat))
     stage.coordinator.act()
     (batch,) = stage.batches()
     assert batch.chunks[0].lease != lease
@@ -138,7 +138,7 @@ def test_a_lost_prefill_message_is_noticed(answered: int) -> None:
     stage.batches()
     stage.clock.advance(2.0)
     beat = wk.Heartbeat(pulses=1, answered_through=answered, idle=True)
-    stage.coordinator.hear_worker(stage.prefill, wk.FromWorker(heartbeat=beat))
+    stage.coordinator.on_worker_message(stage.prefill, wk.FromWorker(heartbeat=beat))
     stage.coordinator.act()
     stage.prefill_all()
     assert stage.tokens(1) == [7]
@@ -149,7 +149,7 @@ def test_a_batch_that_is_still_computed_is_not_taken_for_lost() -> None:
     stage.submit(1)
     stage.batches()
     stage.clock.advance(60.0)
-    stage.coordinator.hear_worker(stage.prefill, wk.FromWorker(heartbeat=wk.Heartbeat(pulses=9, idle=False)))
+    stage.coordinator.on_worker_message(stage.prefill, wk.FromWorker(heartbeat=wk.Heartbeat(pulses=9, idle=False)))
     stage.coordinator.act()
     assert stage.batches() == []
 
@@ -157,7 +157,7 @@ def test_a_batch_that_is_still_computed_is_not_taken_for_lost() -> None:
 def test_leases_that_the_book_does_not_know_are_dropped() -> None:
     stage = Stage()
     beat = wk.Heartbeat(pulses=1, leases=[12345])
-    stage.coordinator.hear_worker(stage.decode, wk.FromWorker(heartbeat=beat))
+    stage.coordinator.on_worker_message(stage.decode, wk.FromWorker(heartbeat=beat))
     assert stage.drops(stage.decode) == [12345]
 
 
@@ -205,6 +205,6 @@ def test_when_the_resident_is_lost_everybody_hears_at_once() -> None:
     stage = Stage()
     stage.running(1)
     stage.submit(2)
-    stage.coordinator.resident_lost()
+    stage.coordinator.on_resident_lost()
     assert stage.reasons() == {1: "WORKER_LOST", 2: "WORKER_LOST"}
     assert len(stage.state.requests) == 0

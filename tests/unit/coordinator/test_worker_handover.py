@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from semipd.coordinator.state import Worker
-from semipd.coordinator.worker_pool import RETIRE_S
+from semipd.coordinator.worker_pool import SHUTDOWN_LIMIT_S
 from semipd.core.partition import Shares
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import COORDINATOR
@@ -15,7 +15,7 @@ MORE_PREFILL = Shares(40, 100)
 
 def successor(stage: PoolStage) -> int:
     """The incarnation of the one that is about to take over."""
-    (found,) = [incarnation for title, _, incarnation in stage.pool.roll() if title == "successor"]
+    (found,) = [incarnation for title, _, incarnation in stage.pool.processes() if title == "successor"]
     return found
 
 
@@ -38,8 +38,8 @@ def test_the_old_decode_worker_goes_on_until_its_successor_is_ready() -> None:
     stage = PoolStage()
     lease, old = stage.running(1, max_tokens=5), stage.decode
     new = begin(stage, MORE_DECODE)
-    assert stage.appointed()[new].active_thread_percentage == 40
-    assert not stage.appointed()[new].replacement
+    assert stage.assigned()[new].active_thread_percentage == 40
+    assert not stage.assigned()[new].replacement
     assert stage.decode is old
     assert not stage.told(old, "resign")
     stage.says(new, heartbeat=wk.Heartbeat(pulses=3))  # it holds nothing; that is no news about the batch
@@ -88,7 +88,7 @@ def test_a_request_cancelled_while_its_worker_resigns_leaves_no_page_behind() ->
     lease, old = stage.running(1), stage.decode
     stage.ready(begin(stage, MORE_DECODE))
     stage.round()
-    stage.coordinator.gateway_lost(b"gateway.0")
+    stage.coordinator.on_gateway_lost(b"gateway.0")
     resign(stage, old, [lease])  # before it heard of the cancel
     stage.round()
     assert stage.all_pages_are_free()
@@ -119,7 +119,7 @@ def test_both_roles_change_each_on_its_own() -> None:
     prefill, decode = stage.prefill, stage.decode
     stage.partition.set(Shares(70, 30))
     stage.round()
-    for incarnation, appoint in stage.appointed().items():
+    for incarnation, appoint in stage.assigned().items():
         if appoint.active_thread_percentage == 70:
             stage.ready(incarnation)
     stage.round()
@@ -246,6 +246,6 @@ def test_a_retired_worker_that_does_not_end_is_ended() -> None:
     stage.round()
     assert stage.prefill is not old
     stage.says(old.incarnation, heartbeat=wk.Heartbeat(pulses=99))  # not listened to
-    stage.clock.advance(RETIRE_S + 0.1)
+    stage.clock.advance(SHUTDOWN_LIMIT_S + 0.1)
     stage.round()
     assert stage.child(old).code is not None

@@ -35,10 +35,10 @@ def test_workers_find_the_mps_daemon_by_their_environment() -> None:
 
 def test_only_who_is_appointed_after_the_first_service_is_a_replacement() -> None:
     stage = on_gpu()
-    assert not any(a.replacement for a in stage.appointed().values())
+    assert not any(a.replacement for a in stage.assigned().values())
     stage.end(stage.decode)
     stage.round()
-    assert [a.replacement for a in stage.appointed().values()] == [False, True]
+    assert [a.replacement for a in stage.assigned().values()] == [False, True]
 
 
 def test_a_fault_on_the_gpu_replaces_both_workers_once_all_clients_are_gone() -> None:
@@ -148,7 +148,7 @@ def test_spares_that_die_end_no_request_while_both_workers_serve() -> None:
     stage = on_gpu()
     stage.running(1)
     for _ in range(FAILED_STARTS + 1):
-        for title, _, incarnation in list(stage.pool.roll()):
+        for title, _, incarnation in list(stage.pool.processes()):
             if title == "spare":
                 stage.children.started[incarnation].code = 1
         stage.round()
@@ -161,7 +161,7 @@ def test_spares_that_die_end_no_request_while_both_workers_serve() -> None:
 def test_pages_of_a_dead_worker_stay_in_quarantine_until_its_work_is_over(successor: bool) -> None:
     stage = on_gpu(spare_worker=False)
     stage.running(1)
-    stage.coordinator.gateway_lost(b"gateway.0")  # nobody wants the pages any more
+    stage.coordinator.on_gateway_lost(b"gateway.0")  # nobody wants the pages any more
     stage.end(stage.decode)
     stage.round()
     held = stage.account.counts()
@@ -181,7 +181,7 @@ def test_a_request_cancelled_after_its_workers_death_leaves_its_pages_in_quarant
     stage.running(1)
     stage.end(stage.decode)
     stage.round()
-    stage.coordinator.gateway_lost(b"gateway.0")
+    stage.coordinator.on_gateway_lost(b"gateway.0")
     assert stage.account.counts().quarantined > 0
     stage.clock.advance(OVER_S)
     stage.round()
@@ -197,7 +197,7 @@ def test_a_dead_workers_busy_word_is_cleared() -> None:
 
 
 class Listener:
-    """Of a console, what tells of graphs."""
+    """A console that keeps what it is told of graphs."""
 
     def __init__(self) -> None:
         self.captured: list[tuple[int, int]] = []
@@ -210,8 +210,18 @@ class Listener:
 
 
 def watched(stage: PoolStage) -> tuple[Supervisor, Listener]:
-    supervisor = Supervisor(stage.state, Path(), stage.children, stage.coordinator, stage.partition, stage.mps)
-    supervisor.pool, supervisor.console = stage.pool, (console := Listener())
+    console = Listener()
+    supervisor = Supervisor(
+        stage.state,
+        Path(),
+        stage.children,
+        stage.pool,
+        stage.coordinator,
+        stage.partition,
+        stage.mps,
+        console,
+        lambda _port: None,
+    )
     return supervisor, console
 
 
@@ -223,15 +233,15 @@ def test_while_a_server_starts_the_console_is_told_how_many_graphs_both_workers_
     stage = PoolStage(partition="green", settled=False)
     supervisor, console = watched(stage)
     stage.hello()
-    supervisor.attend()
-    first, second = stage.appointed()
+    supervisor.poll()
+    first, second = stage.assigned()
     capture(stage, first, 1, 20)
-    supervisor.attend()
+    supervisor.poll()
     capture(stage, first, 2, 20)
     capture(stage, second, 1, 10)
     capture(stage, second, 3, 10)
-    supervisor.attend()
-    supervisor.attend()
+    supervisor.poll()
+    supervisor.poll()
     assert console.captured == [(1, 20), (5, 30)]
 
 
@@ -239,11 +249,11 @@ def test_of_graphs_that_are_captured_after_the_server_has_served_nothing_is_told
     stage = on_gpu()
     supervisor, console = watched(stage)
     stage.end(stage.decode)
-    supervisor.attend()
-    supervisor.attend()
-    for incarnation in stage.appointed():
+    supervisor.poll()
+    supervisor.poll()
+    for incarnation in stage.assigned():
         capture(stage, incarnation, 1, 20)
-    supervisor.attend()
+    supervisor.poll()
     assert console.captured == []
 
 
