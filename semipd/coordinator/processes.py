@@ -128,13 +128,13 @@ class ChildProcesses:
     """Starts a server's processes, has them watched, and reaps them."""
 
     def __init__(self, run_dir: Path, watch: DescriptorWatch) -> None:
-        self._run_dir = run_dir
+        self.run_dir = run_dir
         self._watch = watch
 
     def start(
         self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None
     ) -> ChildProcess:
-        child = ChildProcess(name, module, ["--run-dir", str(self._run_dir), *arguments], environment)
+        child = ChildProcess(name, module, ["--run-dir", str(self.run_dir), *arguments], environment)
         self._watch.watch(child.pidfd)
         self._watch.watch(child.out_fd)
         return child

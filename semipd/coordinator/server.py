@@ -166,9 +166,7 @@ class CoordinatorServer:
         self._coordinator = Coordinator(state, host, partition, model, self._processes)
         children = ChildProcesses(run_dir, self)
         pool = WorkerPool(state, children, self._coordinator, partition, mps)
-        self._supervisor = Supervisor(
-            state, run_dir, children, pool, self._coordinator, partition, mps, console, self._on_port
-        )
+        self._supervisor = Supervisor(state, children, pool, self._coordinator, partition, mps, console, self._on_port)
         self._address = ""
         self._announced = False
         self._drain_until_s: float | None = None

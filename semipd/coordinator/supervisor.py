@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -37,7 +36,6 @@ class Supervisor:
     def __init__(
         self,
         state: CoordinatorState,
-        run_dir: Path,
         children: ChildProcesses,
         pool: WorkerPool,
         events: ProcessEvents,
@@ -48,7 +46,6 @@ class Supervisor:
     ) -> None:
         """`on_port` is called with a gateway's port when it listens."""
         self._state = state
-        self._run_dir = run_dir
         self._children = children
         self._events = events
         self._partition = partition
@@ -122,7 +119,7 @@ class Supervisor:
         elif event.get("event") == "failed":
             raise StartError(str(event["error"]))
         elif event.get("event") == "ready":
-            self._attached = AttachedAccount(RunDir(self._run_dir).resident_socket)
+            self._attached = AttachedAccount(RunDir(self._children.run_dir).resident_socket)
             self._state.account = self._attached.account
             self._state.control = self._attached.control
             self._partition.device_known(int(event.get("sms", 0)))

@@ -51,6 +51,7 @@ class PlayedChild(ChildProcess):
 
 class PlayedChildren(ChildProcesses):
     def __init__(self) -> None:
+        self.run_dir = Path()
         self.started: dict[int, PlayedChild] = {}
         self.environments: list[Mapping[str, str] | None] = []
 

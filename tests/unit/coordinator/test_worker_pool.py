@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from semipd.coordinator.quarantine import OVER_S
@@ -213,7 +211,6 @@ def watched(stage: PoolStage) -> tuple[Supervisor, Listener]:
     console = Listener()
     supervisor = Supervisor(
         stage.state,
-        Path(),
         stage.children,
         stage.pool,
         stage.coordinator,
