@@ -33,7 +33,7 @@ from semipd.coordinator.requests import RequestTable
 from semipd.coordinator.state import CoordinatorState, Worker
 from semipd.coordinator.transport import ZmqTransport
 from semipd.core.clock import ManualClock
-from semipd.core.config import PAGE_SIZE, ServerConfig, resolve
+from semipd.core.config import ServerConfig, pages_for, resolve
 from semipd.core.request import Request, SamplingParams, Slo, StoppingParams
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import worker_pb2 as wk
@@ -138,7 +138,7 @@ class Rig:
         for chunk in batch.chunks:
             end = chunk.start + len(chunk.tokens)
             table = self.state.pages.table(chunk.lease)
-            self.state.pages.take(chunk.lease, -(-end // PAGE_SIZE) - len(table), worker.holder)
+            self.state.pages.take(chunk.lease, pages_for(end) - len(table), worker.holder)
             said = done.chunks.add(lease=chunk.lease, outcome=wk.CHUNK_OUTCOME_COMPUTED, computed=end)
             if chunk.HasField("continuation"):
                 said.sampled.token, said.sampled.position = 1234, 0

@@ -248,3 +248,8 @@ def resolve(config: ServerConfig, device: str) -> ServerConfig:
 def option(field_name: str) -> str:
     """The command line's name of a field ("max_context" -> "max-context")."""
     return field_name.replace("_", "-")
+
+
+def pages_for(tokens: int, page_size: int = PAGE_SIZE) -> int:
+    """Returns the number of pages that hold the KV of `tokens` tokens of one sequence; the last may be part full."""
+    return -(-tokens // page_size)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, overload
 
+from semipd.core.config import pages_for
 from semipd.core.latency import LatencyModel
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.request import Slo
@@ -107,7 +108,7 @@ class PageUse:
     """Tokens."""
 
     def pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.page_size)
+        return pages_for(tokens, self.page_size)
 
 
 @dataclass(frozen=True, slots=True)

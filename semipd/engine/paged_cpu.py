@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import PAGE_SIZE, pages_for
 from semipd.core.model import ModelConfig
 from semipd.engine.attention import Attention, Pages, TokenSpan
 
@@ -128,7 +128,7 @@ class SpanAttention:
         if window not in self._views:
             span = self._span
             first = 0 if window is None else max(0, span.start + 1 - window) // PAGE_SIZE
-            last = -(-span.end // PAGE_SIZE)
+            last = pages_for(span.end)
             query = torch.arange(span.start, span.end)[:, None]
             key = torch.arange(first * PAGE_SIZE, last * PAGE_SIZE)[None]
             hidden = key > query

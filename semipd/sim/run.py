@@ -15,7 +15,7 @@ from semipd.bench.scoring.score import distribution, score
 from semipd.bench.settings import RunSettings
 from semipd.bench.targets.base import TargetInfo
 from semipd.bench.traces import TraceEntry, load_trace, scaled
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import PAGE_SIZE, pages_for
 from semipd.core.errors import ConfigError
 from semipd.core.partition import Mode
 from semipd.policies.registry import make_policy
@@ -120,7 +120,7 @@ def check_fit(trace: list[TraceEntry], profile: Profile, settings: Settings) -> 
             f"the trace has a request of {longest.prompt_len} + {longest.output_len} tokens, and the context of "
             f"{profile.model.name} ends at {profile.model.max_context}; shorten all of them with --scale"
         )
-    if -(-tokens // PAGE_SIZE) > settings.pages:
+    if pages_for(tokens) > settings.pages:
         raise InputError(f"a request of {tokens} tokens does not fit into a pool of {settings.pages} pages")
 
 

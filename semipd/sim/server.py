@@ -16,7 +16,7 @@ from typing import Any
 from semipd.coordinator.observations import Observations
 from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.requests import Stage
-from semipd.core.config import MIXED_TOKENS, PAGE_SIZE, PLANS_AHEAD, REVIEW_S
+from semipd.core.config import MIXED_TOKENS, PAGE_SIZE, PLANS_AHEAD, REVIEW_S, pages_for
 from semipd.core.errors import Reason
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.plan import Plan
@@ -267,7 +267,7 @@ class Server:
             tokens += count
             context += life.computed + count
             pairs += count * (life.computed + count / 2)
-            held = -(-(life.computed + count) // PAGE_SIZE)
+            held = pages_for(life.computed + count)
             self.free_pages -= held - life.pages
             life.pages = held
             life.stage, life.in_flight, life.seen = Stage.PREFILLING, count, None

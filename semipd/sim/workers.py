@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from semipd.core.chunking import split_chunks
-from semipd.core.config import MIXED_PROMPTS, MIXED_TOKENS, PAGE_SIZE
+from semipd.core.config import MIXED_PROMPTS, MIXED_TOKENS, PAGE_SIZE, pages_for
 from semipd.core.partition import Phase
 from semipd.sim.device import Batch, Device, Pass
 from semipd.sim.request import SimRequest
@@ -218,7 +218,7 @@ class DecodeWorker:
 
     def pages_of(self, life: SimRequest, steps: int) -> int:
         """Held by a member after so many steps."""
-        return -(-(life.computed + steps) // PAGE_SIZE)
+        return pages_for(life.computed + steps)
 
     # --- launching --------------------------------------------------------------------------------------------------
 

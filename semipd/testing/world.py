@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from semipd.core.config import OBSERVATIONS_KEPT, PLANS_AHEAD, REVIEW_S
+from semipd.core.config import OBSERVATIONS_KEPT, PLANS_AHEAD, REVIEW_S, pages_for
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.plan import Chunk, Plan
 from semipd.core.request import Slo
@@ -223,7 +223,7 @@ class World:
         return self.settings.pages - sum(self._pages(life.computed + life.in_flight) for life in lives)
 
     def _pages(self, tokens: int) -> int:
-        return -(-tokens // self.settings.page_size)
+        return pages_for(tokens, self.settings.page_size)
 
     def _unjam(self) -> None:
         """Prompts that are half computed hold all pages and nothing runs: the least important starts over."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import pages_for
 from semipd.engine.engine import PrefillItem, SequenceFailure, TokenOutcome
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
@@ -90,7 +90,7 @@ class Chunks:
         end = chunk.start + len(chunk.tokens)
         try:
             table = self._account.table(chunk.lease)
-            missing = -(-end // PAGE_SIZE) - len(table)
+            missing = pages_for(end) - len(table)
             if missing > 0:
                 if self._account.take(chunk.lease, missing, self._me) is None:
                     answer.outcome = wk.CHUNK_OUTCOME_NO_ROOM

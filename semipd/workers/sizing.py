@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
-from semipd.core.config import PAGE_SIZE, ServerConfig
+from semipd.core.config import PAGE_SIZE, ServerConfig, pages_for
 from semipd.core.errors import ConfigError, StartError
 from semipd.core.model import ModelConfig
 from semipd.models import BUNDLED
@@ -39,7 +39,7 @@ def pool_pages(config: ServerConfig, model: ModelConfig, item_bytes: int, availa
     memory is not there.
     """
     page_bytes = prod((model.layers, 2, PAGE_SIZE, model.kv_heads, model.head_dim)) * item_bytes
-    one_context = -(-context_limit(config, model) // PAGE_SIZE)
+    one_context = pages_for(context_limit(config, model))
     if config.kv_pages:
         pages, asked = config.kv_pages, f"--kv-pages {config.kv_pages}"
     elif config.kv_memory_gb:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.core.config import MIXED_TOKENS, PAGE_SIZE
+from semipd.core.config import MIXED_TOKENS, PAGE_SIZE, pages_for
 from semipd.core.model import ModelConfig
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.decode import CudaDecodeBatch
@@ -271,7 +271,7 @@ def fill_batch(
 
     Raises ValueError, with nothing done, where the pool has not so many pages.
     """
-    each, others = -(-grown // PAGE_SIZE), -(-prompt // PAGE_SIZE)
+    each, others = pages_for(grown), pages_for(prompt)
     needed = rows * each + others
     if needed > engine.pages:
         wanted = f"{rows} sequences of {context} tokens" + (f" and a prompt of {prompt}" if prompt else "")
@@ -319,7 +319,7 @@ def prompt_item(
 
 def any_pages(engine: CudaEngine, tokens: int) -> npt.NDArray[np.int32]:
     """For so many tokens of one sequence, anywhere in the pool. Raises ValueError where it has not so many."""
-    needed = -(-tokens // PAGE_SIZE)
+    needed = pages_for(tokens)
     if needed > engine.pages:
         raise ValueError(f"{tokens} tokens need {needed} pages; there are {engine.pages}")
     return np.random.default_rng(1).permutation(engine.pages)[:needed].astype(np.int32)

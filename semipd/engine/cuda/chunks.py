@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import PAGE_SIZE, pages_for
 from semipd.core.request import Logprob
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import AttendFunction, ForwardPass, Rotation, halves
@@ -73,7 +73,7 @@ class PrefillChunks:
             count, start = len(item.tokens), item.start
             mine = slice(begin + first, begin + first + count)
             at = np.arange(start, start + count)
-            table = np.asarray(item.table, np.int32)[: -(-(start + count) // PAGE_SIZE)]
+            table = np.asarray(item.table, np.int32)[: pages_for(start + count)]
             host["tokens"][mine] = item.tokens
             host["positions"][mine] = np.arange(mine.start, mine.stop) if own_rotation else at
             host["slots"][mine] = table[at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE

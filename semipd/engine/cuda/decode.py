@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import PAGE_SIZE, pages_for
 from semipd.engine.attention import Pages
 from semipd.engine.cuda.block_tables import BlockTables
 from semipd.engine.cuda.chunks import PrefillChunks, prompt_outcomes
@@ -77,7 +77,7 @@ class CudaDecodeBatch:
         self._forward, self._rotation, self._streams = forward, rotation, streams
         self._most_rows = most_rows
         slots = SLOTS * most_rows
-        self._tables = BlockTables(slots, -(-most_context // PAGE_SIZE) + 1, device)
+        self._tables = BlockTables(slots, pages_for(most_context) + 1, device)
         self._device_rows = DecodeRows(forward, self._tables, most_rows, decode_attention.PROGRAMS_AN_SM * streams.all)
         self._args = LaunchArgs(
             {

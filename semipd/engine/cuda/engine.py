@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import structlog
 import torch
 
-from semipd.core.config import MIXED_PROMPTS, PAGE_SIZE
+from semipd.core.config import MIXED_PROMPTS, pages_for
 from semipd.core.model import ModelConfig
 from semipd.engine.cuda.chunks import GRAPH_PROMPTS, PrefillChunks
 from semipd.engine.cuda.decode import CudaDecodeBatch
@@ -119,7 +119,7 @@ class CudaEngine:
     @property
     def _widest(self) -> int:
         """Pages of a sequence, at most."""
-        return -(-self._max_context // PAGE_SIZE) + 1
+        return pages_for(self._max_context) + 1
 
     def _chunks(self, forward: ForwardPass, tokens: int, prompts: int, pages: int) -> PrefillChunks:
         model, pool = self._model, self._pool
@@ -146,7 +146,7 @@ class CudaEngine:
         part: list[PrefillItem] = []
         tokens = pages = 0
         for item in items:
-            more = -(-(item.start + len(item.tokens)) // PAGE_SIZE)
+            more = pages_for(item.start + len(item.tokens))
             tokens, pages = tokens + len(item.tokens), pages + more
             if part and (len(part) == most_prompts or tokens > self._max_batch_tokens or pages > most_pages):
                 yield part

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import PAGE_SIZE, pages_for
 from semipd.core.model import ModelConfig
 from semipd.engine.cuda.forward import AttendFunction
 from semipd.engine.prefill_inputs import PrefillItem
@@ -34,12 +34,12 @@ class FlashInferPrefill:
         self._turn ^= 1
         wrapper = self._wrappers[self._turn]
         ends = np.array([item.start + len(item.tokens) for item in items])
-        counts = -(-ends // PAGE_SIZE)
+        counts = [pages_for(int(end)) for end in ends]
         model = self._model
         wrapper.plan(
             _starts([len(item.tokens) for item in items]),
-            _starts(counts.tolist()),
-            pages[: int(counts.sum())],
+            _starts(counts),
+            pages[: sum(counts)],
             torch.from_numpy(((ends - 1) % PAGE_SIZE + 1).astype(np.int32)),
             model.heads,
             model.kv_heads,

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import pages_for
 from semipd.engine.cuda.block_tables import BlockTables
 from semipd.engine.cuda.chunks import HostArgs, PrefillChunks, fill_sampling_columns, special_places
 from semipd.engine.cuda.decode_rows import DecodeRows
@@ -78,7 +78,7 @@ class MixedSteps:
     def check(self, prompts: Sequence[PrefillItem]) -> None:
         """Raises ValueError where a step has no room for so many."""
         tokens = sum(len(item.tokens) for item in prompts)
-        pages = sum(-(-(item.start + len(item.tokens)) // PAGE_SIZE) for item in prompts)
+        pages = sum(pages_for(item.start + len(item.tokens)) for item in prompts)
         chunks = self._chunks
         for count, most, what in (
             (tokens, chunks.most_tokens, "tokens of prompts"),
@@ -129,7 +129,7 @@ class MixedSteps:
         """Compiles and loads what is launched, captured or not. Touches no sequence; reads page 0, and writes
         nowhere."""
         tokens = min(self._chunks.most_tokens, WARM_TOKENS)
-        nobody = PrefillItem(0, [0] * tokens, 0, np.zeros(-(-tokens // PAGE_SIZE), np.int32))
+        nobody = PrefillItem(0, [0] * tokens, 0, np.zeros(pages_for(tokens), np.int32))
         host = self._args.next()
         self._fill_nothing(host)
         self._chunks.fill(host, [nobody], 1)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.core.config import PAGE_SIZE
+from semipd.core.config import pages_for
 from semipd.engine.cuda.chunks import (
     GRAPH_PROMPTS,
     PrefillChunks,
@@ -138,7 +138,7 @@ class CudaPrefill:
         """Compiles and loads what a pass launches, captured or not. Touches no sequence."""
         self._send_padding()
         tokens = min(self._forward.most_tokens, WARM_TOKENS)
-        nobody = PrefillItem(0, [0] * tokens, 0, np.zeros(-(-tokens // PAGE_SIZE), np.int32))
+        nobody = PrefillItem(0, [0] * tokens, 0, np.zeros(pages_for(tokens), np.int32))
         with self._streams.on():
             self._launch([nobody], tokens, 1, self._rotation)  # reads page 0, and writes nowhere
             args = self._args.device
