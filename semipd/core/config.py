@@ -19,6 +19,11 @@ REVIEW_S = 0.02
 OBSERVATIONS_KEPT = 256
 """Steps, first tokens and completions that a snapshot shows, of each the latest."""
 
+GPU_RESERVE_BYTES = 7_000_000_000
+"""GPU memory that stays free for the two workers where the size of the KV pool is left to the server: a CUDA context,
+workspaces, captured graphs and activations of each. A device that is full to the brim launches graphs kernel by kernel,
+which takes twice as long."""
+
 MIXED_TOKENS = 2048
 """Most prompt tokens in a decode step on a GPU: activations for more would be memory that the pool can use better, and
 a step of so many takes 50 ms of an H200 with 8 billion weights."""

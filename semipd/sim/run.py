@@ -15,7 +15,7 @@ from semipd.bench.scoring.score import distribution, score
 from semipd.bench.settings import RunSettings
 from semipd.bench.targets.base import TargetInfo
 from semipd.bench.traces import TraceEntry, load_trace, scaled
-from semipd.core.config import PAGE_SIZE, pages_for
+from semipd.core.config import GPU_RESERVE_BYTES, PAGE_SIZE, pages_for
 from semipd.core.errors import ConfigError
 from semipd.core.partition import Mode
 from semipd.policies.registry import make_policy
@@ -26,8 +26,6 @@ from semipd.sim.request import SimRequest
 from semipd.sim.server import Settings
 
 TARGET = "simulated time"
-RESERVED_BYTES = 6_000_000_000
-"""Of the GPU's memory, for contexts, workspaces and graphs, as the server reserves them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ class SimConfig:
 
 
 def fitting_pages(profile: Profile) -> int:
-    left = profile.gpu.memory_bytes - profile.model.weight_bytes - RESERVED_BYTES
+    left = profile.gpu.memory_bytes - profile.model.weight_bytes - GPU_RESERVE_BYTES
     return max(0, left) // (PAGE_SIZE * profile.model.kv_token_bytes)
 
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
-from semipd.core.config import PAGE_SIZE, ServerConfig, pages_for
+from semipd.core.config import GPU_RESERVE_BYTES, PAGE_SIZE, ServerConfig, pages_for
 from semipd.core.errors import ConfigError, StartError
 from semipd.core.model import ModelConfig
 from semipd.models import BUNDLED
 
 SHARE_OF_MEMORY = 0.5
 """Of a CPU's available memory, at most, where nothing is said: others live there too."""
-
-GPU_RESERVE_BYTES = 7_000_000_000
-"""Of a GPU's free memory, what is left to the two workers where nothing is said: a CUDA context, workspaces, captured
-graphs and activations of each. A device that is full to the brim launches graphs kernel by kernel: twice as slow."""
 
 
 def model_directory(config: ServerConfig) -> Path:

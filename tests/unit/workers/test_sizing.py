@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from semipd.core.config import ServerConfig
+from semipd.core.config import GPU_RESERVE_BYTES, ServerConfig
 from semipd.core.errors import ConfigError, StartError
 from semipd.core.model import ModelConfig, parse_model_config
-from semipd.workers.sizing import GPU_RESERVE_BYTES, context_limit, pool_pages
+from semipd.workers.sizing import context_limit, pool_pages
 
 GB = 1_000_000_000
 
