@@ -3,8 +3,8 @@ adaptive]`.
 
 A real coordinator (request table, page account, policy, sockets to the gateways) hears messages as they come from the
 wire; this process plays the workers and reads what the gateways get. Prints microseconds of the
-thread's CPU time for each event with so many sequences running and waiting. Whatever else happens waits for as long: so
-much later comes a first token. No model is computed.
+thread's CPU time for each event, with a given number of sequences running and waiting. Everything else waits that long,
+and a first token comes that much later. No model is computed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ EVENTS = ("step", "plan", "arrival", "prefill")
 
 
 class SerialisingTransport(ZmqTransport):
-    """The real one to the gateways; what goes to the workers is serialised and kept."""
+    """Sends to the gateways as the real transport does. Messages to the workers are serialised and kept."""
 
     def __init__(self, run_dir: RunDir) -> None:
         super().__init__(run_dir)
@@ -64,6 +64,8 @@ class SerialisingTransport(ZmqTransport):
 
 
 class Rig:
+    """A coordinator whose workers and gateways this process plays."""
+
     def __init__(self, run_dir: RunDir, transport: SerialisingTransport, policy: str) -> None:
         self.clock, self.transport = ManualClock(100.0), transport
         config = resolve(ServerConfig(partition="green", max_running=1024, log_level="warning"), "cuda")
@@ -106,7 +108,7 @@ class Rig:
     # --- what comes from the wire -----------------------------------------------------------------------------------
 
     def arrival(self) -> tuple[bytes, bytes]:
-        """Gateway and frame."""
+        """Returns the next request: its gateway, and the frame that the gateway sends."""
         ticket = next(self._tickets)
         request = Request(
             request_id=f"request-{ticket}",
@@ -133,7 +135,7 @@ class Rig:
         return wk.FromWorker(step_done=done).SerializeToString()
 
     def answer(self, worker: Worker, batch: wk.PrefillBatch) -> bytes:
-        """All is computed, first tokens where prompts end."""
+        """Returns the answer to a batch that was computed whole, with first tokens where prompts end."""
         done = wk.PrefillDone(batch=batch.batch, seconds=0.01)
         for chunk in batch.chunks:
             end = chunk.start + len(chunk.tokens)
@@ -147,7 +149,7 @@ class Rig:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Takes what was sent, so that nothing piles up."""
+        """Takes the messages that were sent, so that nothing piles up."""
         self.transport.flush()
         by_incarnation = {worker.incarnation: worker for worker in self.state.workers.values()}
         for incarnation, message in self.transport.to_workers:
@@ -161,7 +163,8 @@ class Rig:
                 gateway.recv()
 
     def load(self, running: int, waiting: int) -> None:
-        """Brings so many into the decode batch, then lets so many wait while the prefill worker has no room."""
+        """Brings `running` sequences into the decode batch; `waiting` more wait while the prefill worker has no
+        room."""
         for _ in range(running):
             self.submit(*self.arrival())
         while len(self.positions) < running:
@@ -182,7 +185,7 @@ def cpu_us(work: Callable[[], object]) -> float:
 
 
 def measure(rig: Rig, rounds: int) -> dict[str, float]:
-    """Median microseconds of each event."""
+    """Returns the median microseconds of each event."""
     spent: dict[str, list[float]] = {event: [] for event in EVENTS}
     coordinator, decode = rig.coordinator, rig.state.workers[Role.DECODE]
 

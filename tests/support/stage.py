@@ -27,7 +27,7 @@ GATEWAY = b"gateway.0"
 
 
 class Letters:
-    """A Transport that keeps what is sent."""
+    """A Transport that keeps the messages that are sent."""
 
     def __init__(self) -> None:
         self.gateway: list[gw.ToGateway] = []
@@ -48,8 +48,8 @@ class Letters:
 
 
 class Stage:
-    """Prefill worker 1 and decode worker 2 are ready at the start. With `partition` green or mps: on a GPU of `sms`
-    multiprocessors."""
+    """A coordinator with a prefill worker 1 and a decode worker 2, both ready. With `partition` green or mps it is on a
+    GPU of `sms` multiprocessors."""
 
     def __init__(
         self,
@@ -116,15 +116,15 @@ class Stage:
         self.coordinator.act()
 
     def told(self, kind: str) -> list[object]:
-        """What the gateway was told of that kind."""
+        """Returns what the gateway was told by messages of that kind."""
         return [getattr(m, kind) for m in self.transport.gateway if m.WhichOneof("message") == kind]
 
     def reasons(self) -> dict[int, str]:
-        """Why requests ended without (further) tokens, by ticket."""
+        """Returns why requests ended without (further) tokens, by ticket."""
         return {m.ended.ticket: m.ended.failure.reason for m in self.transport.gateway if m.HasField("ended")}
 
     def tokens(self, ticket: int, index: int = 0) -> list[int]:
-        """What the client has, checked for gaps and duplicates."""
+        """Returns the tokens that the client has. Asserts that there is no gap and no duplicate."""
         got: list[int] = []
         for delta in self.transport.deltas[ticket]:
             if delta.index == index:
@@ -135,7 +135,7 @@ class Stage:
     # --- the workers' part ------------------------------------------------------------------------------------------
 
     def batches(self, worker: Worker | None = None) -> list[wk.PrefillBatch]:
-        """Batches sent to the present prefill worker, or to that worker, and not yet taken by the test."""
+        """Takes the batches that were sent to the present prefill worker, or to `worker`."""
         incarnation = (worker or self.prefill).incarnation
         inbox = self.transport.worker[incarnation]
         found = [m.prefill for m in inbox if m.HasField("prefill")]
@@ -149,7 +149,7 @@ class Stage:
         return found
 
     def told_shares(self) -> list[wk.SetShares]:
-        """What the workers were told, prefill first."""
+        """Returns the shares that the workers were told, prefill first."""
         inboxes = (self.transport.worker[w.incarnation] for w in (self.prefill, self.decode))
         return [m.set_shares for inbox in inboxes for m in inbox if m.HasField("set_shares")]
 
@@ -159,7 +159,7 @@ class Stage:
         ]
 
     def prefill_batch(self, batch: wk.PrefillBatch, token: int = 7, worker: Worker | None = None) -> None:
-        """Plays the prefill worker, or that worker: takes pages and answers that all was computed; the first token is
+        """Plays the prefill worker, or `worker`: takes pages and answers that all was computed. The first token is
         `token`."""
         worker = worker or self.prefill
         answers = []
@@ -183,7 +183,8 @@ class Stage:
             self.prefill_batch(batch)
 
     def step(self, rows: Iterable[tuple[int, int, int]], ends: Iterable[int] = ()) -> None:
-        """Plays the decode worker: rows of (lease, position, token); leases in `ends` end by length, released."""
+        """Plays the decode worker. A row is (lease, position, token). Leases in `ends` end by length, and are
+        released."""
         done = wk.StepDone(seconds=0.005)
         for row, (lease, position, token) in enumerate(rows):
             done.leases.append(lease)
@@ -199,7 +200,7 @@ class Stage:
         self.coordinator.act()
 
     def running(self, ticket: int, **request: object) -> int:
-        """Submits a request and brings it into the decode batch with its first token, 7; its lease."""
+        """Submits a request, brings it into the decode batch with its first token, 7, and returns its lease."""
         self.submit(ticket, **request)
         self.prefill_all()
         (adopt,) = self.adopts()

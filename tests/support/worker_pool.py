@@ -1,4 +1,4 @@
-"""A pool on a stage: real coordinator, pool and successions; processes are played by the test."""
+"""A worker pool on a stage: coordinator, pool and handovers are real, the test plays the processes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from support.stage import Stage
 
 
 class PlayedChild(ChildProcess):
-    """A process that is only played: it ends when the test, or the pool, says so."""
+    """A process that is only played. It ends when the test or the pool says so."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.code: int | None = None
         self.said: list[dict[str, Any]] = []
-        """Its next events."""
+        """The events that it prints next."""
         self.lingers = False
-        """Killed, it is there until the test gives it a code."""
+        """If True, a kill does not end it: it is there until the test gives it a code."""
         self.pidfd = self._fd = -1
         self._faulty = False
 
@@ -67,7 +67,7 @@ class PlayedChildren(ChildProcesses):
 
 
 class PlayedMps(Mps):
-    """A daemon that is there until the test says otherwise."""
+    """A daemon that runs until the test says that it died."""
 
     kind = "own"
 
@@ -83,7 +83,8 @@ class PlayedMps(Mps):
 
 
 class PoolStage(Stage):
-    """Prefill and decode workers are ready at the start, and the spares have said hello; unless `settled` is False."""
+    """A stage with a worker pool. Both workers are ready at the start and the spares have said hello, unless `settled`
+    is False."""
 
     def __init__(self, partition: str = "mps", mps: Mps | None = None, *, settled: bool = True, **config: Any) -> None:
         super().__init__(partition=partition, **config)
@@ -97,7 +98,7 @@ class PoolStage(Stage):
             self.settle()
 
     def round(self) -> None:
-        """What the server's tick does, but for hearing."""
+        """Does what the server's tick does, except receiving messages."""
         self.pool.poll()
         self.pool.assign_roles()
         self.coordinator.act()
@@ -108,7 +109,8 @@ class PoolStage(Stage):
                 self.decode = worker
 
     def settle(self) -> None:
-        """Rounds in which every process says at once what it has to say: hello, and once appointed ready."""
+        """Plays rounds in which every process says at once what it has to say: hello, and once it is assigned,
+        ready."""
         for _ in range(8):
             self.hello()
             self.round()
@@ -129,7 +131,7 @@ class PoolStage(Stage):
         self.says(incarnation, ready=wk.Ready(step_rows=step_rows))
 
     def assigned(self) -> dict[int, wk.Appoint]:
-        """All processes that live and were appointed, and as what."""
+        """Returns the Appoint message of each process that lives and has got one."""
         found = {}
         for incarnation, child in self.children.started.items():
             for message in self.transport.worker[incarnation]:

@@ -1,4 +1,4 @@
-"""Mixed batches as the coordinator sees them: prompts are with the decode worker, and modes change under way."""
+"""Tests mixed batches from the coordinator's side: the decode worker has prompts, and modes change meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.stage import GATEWAY, Stage
 
 
 class MixedStage(Stage):
-    """Under the policy `chunked`."""
+    """A stage under the policy `chunked`."""
 
     def __init__(self, budget: int = 512, **config: object) -> None:
         super().__init__(policy=Chunked(Chunked.Options(budget=budget)), **config)  # type: ignore[arg-type]
@@ -30,13 +30,13 @@ class MixedStage(Stage):
             self.compute(batch)
 
     def use(self, budget: int | None) -> None:
-        """Another policy: `chunked`, or without a budget `fcfs`."""
+        """Changes the policy to `chunked`, or without a budget to `fcfs`."""
         self.coordinator.host.swap(Fcfs() if budget is None else Chunked(Chunked.Options(budget=budget)))
         self.clock.advance(1.0)
         self.coordinator.act()
 
     def begin(self, ticket: int, **request: object) -> int:
-        """Into the decode batch with its first token, 7; its lease."""
+        """Brings a request into the decode batch with its first token, 7, and returns its lease."""
         self.submit(ticket, **request)
         self.compute_all()
         (adopt,) = self.adopts()

@@ -30,7 +30,7 @@ def test_a_change_is_told_to_both_workers_once() -> None:
     assert list(assigned(stage, wk.WORKER_ROLE_DECODE).cpus) == [1, 2, 3]
 
 
-def test_a_policy_that_wishes_the_same_again_leaves_alone_what_an_operator_set() -> None:
+def test_a_policy_that_asks_for_the_same_again_leaves_alone_what_an_operator_set() -> None:
     stage = Stage(cpus=4)
     stage.partition.request(Shares(50, 50))
     stage.partition.set(Shares(25, 75))
@@ -40,7 +40,7 @@ def test_a_policy_that_wishes_the_same_again_leaves_alone_what_an_operator_set()
     assert stage.state.shares == Shares(75, 25)
 
 
-def test_green_has_nothing_to_divide_before_the_device_is_known_and_grants_the_wish_then() -> None:
+def test_green_has_nothing_to_divide_before_the_device_is_known_and_grants_what_was_asked_for_then() -> None:
     stage = Stage(partition="green", sms=0)
     assert stage.partition.set(Shares(50, 50)) == FULL
     assert stage.control.split() == Split(0, 0)

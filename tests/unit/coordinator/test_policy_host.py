@@ -120,7 +120,7 @@ BUDGET_S = 0.01
 
 
 class Readings:
-    """A clock that reads 0 at first and `later` s from then on."""
+    """A clock that reads 0 s once and `later` s from then on."""
 
     def __init__(self, later: float) -> None:
         self._later = later

@@ -154,7 +154,7 @@ def test_a_batch_that_is_still_computed_is_not_taken_for_lost() -> None:
     assert stage.batches() == []
 
 
-def test_leases_that_the_book_does_not_know_are_dropped() -> None:
+def test_leases_that_the_request_table_does_not_know_are_dropped() -> None:
     stage = Stage()
     beat = wk.Heartbeat(pulses=1, leases=[12345])
     stage.coordinator.on_worker_message(stage.decode, wk.FromWorker(heartbeat=beat))

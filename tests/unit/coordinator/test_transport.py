@@ -1,4 +1,4 @@
-"""In which order what is gathered leaves the coordinator."""
+"""Tests in which order gathered messages leave the coordinator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWER_MS = 10_000
 
 @pytest.fixture
 def wire(tmp_path: Path) -> Iterator[tuple[ZmqTransport, zmq.Socket[bytes]]]:
-    """A transport, and the gateway that it knows."""
+    """A transport, and the socket of the gateway that it knows."""
     run_dir = RunDir(tmp_path)
     with ZmqTransport(run_dir) as transport, zmq.Context() as context:
         gateway = connect_dealer(context, run_dir.gateway_endpoint, GATEWAY.decode())
@@ -39,7 +39,7 @@ def heard(gateway: zmq.Socket[bytes]) -> gw.ToGateway:
 
 
 def told(message: gw.ToGateway) -> list[tuple[int, int]]:
-    """Ticket and position of each delta."""
+    """Returns ticket and position of each delta."""
     return [(delta.ticket, delta.position) for delta in message.deltas.deltas]
 
 

@@ -14,13 +14,13 @@ MORE_PREFILL = Shares(40, 100)
 
 
 def successor(stage: PoolStage) -> int:
-    """The incarnation of the one that is about to take over."""
+    """Returns the incarnation of the worker that is about to take over."""
     (found,) = [incarnation for title, _, incarnation in stage.pool.processes() if title == "successor"]
     return found
 
 
 def begin(stage: PoolStage, shares: Shares) -> int:
-    """Wishes for a change and lets its successor be appointed."""
+    """Asks for a change of shares and lets a successor be assigned."""
     stage.partition.set(shares)
     stage.round()
     return successor(stage)
@@ -128,14 +128,14 @@ def test_both_roles_change_each_on_its_own() -> None:
     assert stage.prefill.percentage == 70
 
 
-def test_wishes_during_a_succession_are_coalesced_to_the_latest() -> None:
+def test_requests_for_shares_during_a_handover_are_coalesced_to_the_latest() -> None:
     stage = PoolStage()
     old = stage.decode
     new = begin(stage, Shares(100, 40))
     for decode in (50, 60, 70):
         stage.partition.set(Shares(100, decode))
         stage.round()
-    assert successor(stage) == new, "one succession a role at a time"
+    assert successor(stage) == new, "one handover a role at a time"
     stage.ready(new)
     stage.round()
     resign(stage, old, [])
@@ -172,7 +172,7 @@ def test_a_successor_that_dies_before_it_is_ready_costs_nobody_anything_and_anot
     assert stage.told(old, "resign")
 
 
-def test_when_the_old_worker_dies_the_successor_is_in_office_ready_or_not() -> None:
+def test_when_the_old_worker_dies_the_successor_is_assigned_ready_or_not() -> None:
     stage = PoolStage()
     lease, old = stage.running(1), stage.decode
     new = begin(stage, MORE_DECODE)
@@ -239,13 +239,13 @@ def test_when_the_successor_dies_after_the_old_one_was_asked_to_resign_the_next_
     assert stage.decode.percentage == 40
 
 
-def test_a_retired_worker_that_does_not_end_is_ended() -> None:
+def test_a_drained_worker_that_does_not_end_is_ended() -> None:
     stage = PoolStage()
     old = stage.prefill
     stage.ready(begin(stage, MORE_PREFILL))
     stage.round()
     assert stage.prefill is not old
-    stage.says(old.incarnation, heartbeat=wk.Heartbeat(pulses=99))  # not listened to
+    stage.says(old.incarnation, heartbeat=wk.Heartbeat(pulses=99))  # its messages are refused
     stage.clock.advance(SHUTDOWN_LIMIT_S + 0.1)
     stage.round()
     assert stage.child(old).code is not None

@@ -31,7 +31,7 @@ def test_workers_find_the_mps_daemon_by_their_environment() -> None:
     assert on_gpu().children.environments[0] == {"CUDA_MPS_PIPE_DIRECTORY": "/run/mps"}
 
 
-def test_only_who_is_appointed_after_the_first_service_is_a_replacement() -> None:
+def test_only_a_worker_that_is_assigned_after_the_first_service_is_a_replacement() -> None:
     stage = on_gpu()
     assert not any(a.replacement for a in stage.assigned().values())
     stage.end(stage.decode)
