@@ -18,7 +18,8 @@ from semipd.wire.codec import end_from_wire, logprob_from_wire
 log = structlog.get_logger()
 
 ADOPT_LOST_AFTER_S = 5.0
-"""If the worker has heard neither of an Adopt nor of a later one for longer than this, the Adopt never reached it."""
+"""Seconds without word of an Adopt, or of a later one, after which that Adopt is known not to have reached the
+worker."""
 
 
 class DecodeDispatcher:
@@ -28,7 +29,7 @@ class DecodeDispatcher:
         self._state = state
         self._adopts = 0
         self._adopted: dict[SequenceId, tuple[int, float]] = {}
-        """For each sequence in the batch: the ordinal of its Adopt, and when that was sent."""
+        """Ordinal of the Adopt of each sequence in the batch, and when it was sent."""
         self.limit = state.config.max_running
         """Sequences in the batch at once, as the policy wants it."""
 

@@ -51,7 +51,7 @@ class Choice:
     why: str
     """The reason, for people."""
     degraded: bool = False
-    """Whether there is a GPU that can't be used as well as it could be: worth a warning."""
+    """True if there is a GPU that can't be used as well as it could be: worth a warning."""
 
 
 def choose_device(

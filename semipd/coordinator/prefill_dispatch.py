@@ -27,7 +27,7 @@ from semipd.wire.codec import end_from_wire, logprob_from_wire
 log = structlog.get_logger()
 
 BATCH_LOST_AFTER_S = 1.0
-"""If a worker is idle and has not answered a batch for longer than this, the batch never reached it."""
+"""Seconds without an answer after which a batch is known not to have reached a worker that is idle."""
 
 
 @dataclass(frozen=True, slots=True)

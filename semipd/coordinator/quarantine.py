@@ -20,7 +20,7 @@ class PageQuarantine:
     """The dead workers whose work may not be over, and the leases that they held."""
 
     _dead: dict[Holder, float] = field(default_factory=dict)
-    """When each worker was found dead."""
+    """The time at which each worker was found dead."""
     _leases: dict[int, Holder] = field(default_factory=dict)
     """The dead worker from which each lease was reassigned."""
 

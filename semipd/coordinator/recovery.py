@@ -1,4 +1,4 @@
-"""What the death of a worker means for the requests that it had.
+"""Takes back the work of workers that died, and finds requests that kill their worker.
 
 No request loses anything: the resident keeps the KV, the account knows which lease has which pages, and the journal
 knows what the client has. Only a request that kills its worker again and again is ended. To find it among the others,

@@ -23,7 +23,7 @@ SEED_MODULUS = 2**64
 
 
 class Stage(Enum):
-    """Where a sequence is between its arrival and its end."""
+    """The stages between the arrival of a sequence and its end."""
 
     WAITING = "waiting"
     PREFILLING = "prefilling"

@@ -55,14 +55,14 @@ class Worker:
     ready: bool = False
     pulses: int = 0
     progress_s: float = 0.0
-    """When the worker last showed progress, or got work after it had none."""
+    """The time at which the worker last showed progress, or got work after it had none."""
     assigned_s: float = 0.0
     step_rows: tuple[int, ...] = ()
     """Sizes that its decode steps are padded to, as its Ready message names them."""
     percentage: int | None = None
     """Partition back end `mps`: percent of the multiprocessors, for the life of the process. None: another back end."""
     draining_s: float | None = None
-    """Since when its successor is ready and it gets no more work. None: it gets work."""
+    """The time since when its successor is ready and it gets no more work. None: it gets work."""
 
     @property
     def holder(self) -> Holder:
@@ -71,7 +71,7 @@ class Worker:
 
 @dataclass(slots=True)
 class CoordinatorState:
-    """What the parts of the coordinator share.
+    """The state that the parts of the coordinator share.
 
     The methods below are the only code that ends a sequence or takes its pages away.
     """
@@ -93,7 +93,7 @@ class CoordinatorState:
     """The shares as they are granted."""
     mode: Mode = Mode.SPLIT
     draining: bool = False
-    """Whether the server refuses new requests because it is shutting down."""
+    """True while the server refuses new requests because it is shutting down."""
 
     @property
     def pages(self) -> PageAccount:

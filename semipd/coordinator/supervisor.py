@@ -24,7 +24,7 @@ WORTH_A_NOTE_BYTES = 1_000_000_000
 
 
 class ProcessEvents(Protocol):
-    """What the coordinator does when a process ends that is no worker."""
+    """The coordinator's reactions to the end of processes that are no workers."""
 
     def on_gateway_lost(self, gateway: bytes) -> None: ...
     def on_resident_lost(self) -> None: ...

@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class WorkerLifecycle(Protocol):
-    """What a handover needs to have done with worker processes. The worker pool does it."""
+    """The operations on worker processes that a handover needs. The worker pool implements them."""
 
     def assign_successor(self, role: Role) -> Worker | None:
         """Gives the role to a process beside the assigned worker. Returns None where no process is free."""

@@ -30,7 +30,7 @@ FAILED_STARTS = 5
 
 
 class WorkerEvents(Protocol):
-    """What the coordinator does when something happens to a worker."""
+    """The coordinator's reactions to events of workers."""
 
     def on_worker_message(self, worker: Worker, message: wk.FromWorker) -> None: ...
     def on_worker_lost(self, worker: Worker, *, killed: bool) -> None: ...
@@ -48,9 +48,9 @@ class WorkerProcess:
     worker: Worker | None = None
     """None: it has no role yet (a spare), and has not opened the device."""
     shutdown_s: float | None = None
-    """Since when it has nothing and is to end; its messages are refused. None: it is in use."""
+    """The time since when it has nothing and is to end; its messages are refused. None: it is in use."""
     dying: bool = False
-    """Whether it was killed and is not reaped yet."""
+    """True if it was killed and is not reaped yet."""
     captured: tuple[int, int] = (0, 0)
     """(captured, total) CUDA graphs, as last reported."""
 

@@ -26,7 +26,7 @@ class PlayedChild(ChildProcess):
         self.said: list[dict[str, Any]] = []
         """The events that it prints next."""
         self.lingers = False
-        """If True, a kill does not end it: it is there until the test gives it a code."""
+        """True: a kill does not end it; it is there until the test gives it a code."""
         self.pidfd = self._fd = -1
         self._faulty = False
 

@@ -1,4 +1,4 @@
-"""Which device, which MPS, which partition, and why."""
+"""Tests which device, MPS and partition are chosen, and the reasons given."""
 
 from __future__ import annotations
 

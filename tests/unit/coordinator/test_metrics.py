@@ -1,4 +1,4 @@
-"""What the endpoint tells."""
+"""Tests of the metrics that the endpoint exports."""
 
 from __future__ import annotations
 
