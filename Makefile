@@ -29,14 +29,16 @@ lint:
 	$(BIN)/mypy --config-file clients/python/pyproject.toml clients/python/semipd_client
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/protos.py --check
+	$(BIN)/python scripts/api_page.py --check
 	bash scripts/buf.sh lint
 	bash scripts/buf.sh breaking --against proto/released.binpb
 
 docs: dev  ## builds the docs site into build/site; a dead link fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
-protos: dev  ## regenerates the committed stubs
+protos: dev  ## regenerates the committed stubs and the reference in docs/api.md
 	$(BIN)/python scripts/protos.py
+	$(BIN)/python scripts/api_page.py
 
 released:  ## the API as it is now becomes what later changes must not break
 	bash scripts/buf.sh build proto --exclude-source-info -o proto/released.binpb
