@@ -41,11 +41,11 @@ from figures.bench import Bench, NeedsGpu, limit  # noqa: E402
 from figures.engine import engine  # noqa: E402
 from figures.fault import fault  # noqa: E402
 from figures.goodput import goodput  # noqa: E402
-from figures.interfere import interfere  # noqa: E402
+from figures.interference import interfere  # noqa: E402
 from figures.memory import memory  # noqa: E402
 from figures.mps import mps  # noqa: E402
-from figures.pages import Page  # noqa: E402
-from figures.scale import FULL, TINY, Scale  # noqa: E402
+from figures.section_results import Page  # noqa: E402
+from figures.sizes import FULL, TINY, Scale  # noqa: E402
 from figures.split import split  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "h200"

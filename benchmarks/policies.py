@@ -15,7 +15,7 @@ that don't count: what its mode compiles when it is first used is there then.
 After its arrivals a run waits --drain seconds for answers; what has not ended by then is a miss, in an overload many.
 `on_pace` in a run counts those of them that were inside their SLO until then: were it much of a run, wait longer.
 
-Goodput out of a few rates: see figures/crossing.py; of runs of one rate the longest counts. Results are in
+Goodput out of a few rates: see figures/goodput_estimate.py; of runs of one rate the longest counts. Results are in
 h200_policies.json in --out after every run. What is there already is not run again, so the same command line goes on
 where it was interrupted (--again: from the start).
 `--tiny` runs a few seconds with a small model on a CPU: it tests the script and measures nothing.
@@ -60,8 +60,8 @@ from figures.goodput import HOPELESS, said, summary  # noqa: E402
 from figures.load import settings_for, trace_arrivals  # noqa: E402
 from figures.power import PowerWatch  # noqa: E402
 from figures.power import told as drawn  # noqa: E402
-from figures.scale import FULL, TINY, Scale  # noqa: E402
-from figures.sheet import Sheet, attained, goodput_of, sheets  # noqa: E402
+from figures.run_table import Sheet, attained, goodput_of, sheets  # noqa: E402
+from figures.sizes import FULL, TINY, Scale  # noqa: E402
 
 from semipd.bench.load.drive import drive, look  # noqa: E402
 from semipd.bench.plain import to_plain  # noqa: E402

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also for the processes that are spawned
 
 from figures.cases import contender
-from figures.compared import NAME, REPEATS, TOLERANCE, Plan, PolicyComparison, simulate_all
-from figures.compared_plots import draw_goodputs, draw_shift
-from figures.compared_text import page
+from figures.policy_comparison import NAME, REPEATS, TOLERANCE, Plan, PolicyComparison, simulate_all
+from figures.policy_plots import draw_goodputs, draw_shift
+from figures.policy_text import page
 from provenance import RESULTS, save
 from rich.console import Console
 

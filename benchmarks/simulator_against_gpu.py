@@ -4,7 +4,7 @@
 
 Reads h200_policies.json (benchmarks/policies.py) and h200_{chat,mixed,long}.json (benchmarks/h200.py) in DIR, as far
 as they are there. Each run is simulated with the same policy, options, trace, SLO, rate, duration, drain, seed and
-pages. Goodput comes out of the same rates in the same way (figures/crossing.py); where they don't bracket the
+pages. Goodput comes out of the same rates in the same way (figures/goodput_estimate.py); where they don't bracket the
 simulated one, further rates are simulated, 4 % apart. It is compared only where the measured one is bracketed.
 
 Writes simulator_against_gpu.json, in benchmarks/results unless told, and prints two tables: measured, simulated.
@@ -24,9 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from figures.cases import Case, Contender
-from figures.crossing import Crossing, crossing, pooled
-from figures.sheet import Sheet, attained, goodput_of, key_of, label_of, longest, sheets
-from figures.simulated import SimulationSettings, inside, run_simulated
+from figures.goodput_estimate import Crossing, crossing, pooled
+from figures.run_table import Sheet, attained, goodput_of, key_of, label_of, longest, sheets
+from figures.simulated_cases import SimulationSettings, inside, run_simulated
 from provenance import RESULTS, save
 
 from semipd.bench.errors import RunFailed

@@ -6,7 +6,7 @@ import asyncio
 
 from figures.bench import Bench
 from figures.load import lost, said_of, settings_for
-from figures.pages import Page, spread
+from figures.section_results import Page, spread
 from semipd.bench.arrivals import Arrival
 from semipd.bench.errors import RunFailed
 from semipd.bench.load.drive import drive, look

@@ -13,8 +13,8 @@ from types import FrameType
 import grpc
 
 from figures.load import warm_up
-from figures.scale import Scale, model_directory
-from figures.served import Admin, Served
+from figures.server_process import Admin, Served
+from figures.sizes import Scale, model_directory
 from semipd.bench.errors import RunFailed
 from semipd.bench.gpu import GpuMeter
 from semipd.core.config import ServerConfig

@@ -12,7 +12,7 @@ from typing import Any
 
 from figures import engine_process
 from figures.bench import Bench, NeedsGpu
-from figures.pages import Page
+from figures.section_results import Page
 from semipd.bench.errors import RunFailed
 
 

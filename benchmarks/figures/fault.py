@@ -16,11 +16,11 @@ from typing import Any
 
 import grpc
 
-from figures import trespasser
+from figures import illegal_access
 from figures.bench import Bench, wait_for
 from figures.load import during, gaps, pause, running_at, said_of, settings_for
-from figures.pages import Page, histogram, spread
-from figures.served import Admin, started_at
+from figures.section_results import Page, histogram, spread
+from figures.server_process import Admin, started_at
 from semipd.bench.arrivals import arrivals
 from semipd.bench.drawing.plots import draw_gaps_over_time
 from semipd.bench.errors import RunFailed
@@ -141,7 +141,7 @@ def ready_to_trespass(workers: dict[str, tuple[int, int]]) -> Any:
 
     def trespass() -> tuple[float, str]:
         done = subprocess.run(
-            [sys.executable, "-P", trespasser.__file__],
+            [sys.executable, "-P", illegal_access.__file__],
             env=environment,
             capture_output=True,
             text=True,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from figures.bench import Bench
-from figures.pages import Page
+from figures.section_results import Page
 from semipd.bench.drawing.pictures import draw_runs
 from semipd.bench.runs.run import run
 from semipd.bench.scoring.records import Outcome, RequestRecord

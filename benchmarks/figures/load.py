@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from figures.scale import Scale
+from figures.sizes import Scale
 from semipd.bench.arrivals import Arrival, arrivals
 from semipd.bench.load.drive import DriveResult, Progress, drive, look
 from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from figures.bench import Bench, NeedsGpu, memory_used
-from figures.pages import Page
+from figures.section_results import Page
 from semipd.core.model import parse_model_config
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

@@ -20,8 +20,8 @@ from figures.load import (
     said_of,
     settings_for,
 )
-from figures.pages import Page, spread
-from figures.served import Admin
+from figures.section_results import Page, spread
+from figures.server_process import Admin
 from semipd.bench.arrivals import Arrival
 from semipd.bench.drawing.plots import draw_gaps_over_time
 from semipd.bench.scoring.records import UNFINISHED, Outcome

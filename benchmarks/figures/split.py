@@ -14,8 +14,8 @@ from typing import Any
 
 from figures.bench import Bench
 from figures.load import during, gaps_between, last_index, lost, places, said_of, settings_for
-from figures.pages import Page, spread
-from figures.served import Admin
+from figures.section_results import Page, spread
+from figures.server_process import Admin
 from semipd.bench.arrivals import Arrival
 from semipd.bench.load.drive import DriveResult
 from semipd.bench.scoring.records import RequestRecord

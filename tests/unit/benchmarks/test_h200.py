@@ -17,7 +17,7 @@ from figures.aims import AIMS  # noqa: E402
 from figures.bench import Wanted  # noqa: E402
 from figures.goodput import misses  # noqa: E402
 from figures.load import pause  # noqa: E402
-from figures.pages import histogram  # noqa: E402
+from figures.section_results import histogram  # noqa: E402
 from figures.split import around, delays  # noqa: E402
 
 from semipd.bench.scoring.records import Outcome, RequestRecord  # noqa: E402

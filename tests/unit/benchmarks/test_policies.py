@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script it
 
 from figures.aims import AIMS  # noqa: E402
 from figures.cases import RATES, Contender, cases, trace_for  # noqa: E402
-from figures.crossing import crossing, pooled  # noqa: E402
-from figures.sheet import NAME, Sheet, attained, goodput_of  # noqa: E402
+from figures.goodput_estimate import crossing, pooled  # noqa: E402
+from figures.run_table import NAME, Sheet, attained, goodput_of  # noqa: E402
 
 from semipd.bench.traces import LOOSE, load_trace  # noqa: E402
 

@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script it
 
 from figures.cases import Case, Contender  # noqa: E402
 from figures.goodput import summary  # noqa: E402
-from figures.sheet import Sheet  # noqa: E402
-from figures.simulated import SimulationSettings, run_simulated  # noqa: E402
+from figures.run_table import Sheet  # noqa: E402
+from figures.simulated_cases import SimulationSettings, run_simulated  # noqa: E402
 from simulator_against_gpu import verdict_of  # noqa: E402
 
 from semipd.bench.plain import to_plain  # noqa: E402

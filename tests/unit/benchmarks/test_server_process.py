@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 
-from figures.served import KEPT_COMPLAINTS, KEPT_LOG, shorten
+from figures.server_process import KEPT_COMPLAINTS, KEPT_LOG, shorten
 
 
 def line(number: int, level: str = "info") -> str:

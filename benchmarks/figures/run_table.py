@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from figures.cases import Case, Contender
-from figures.crossing import Crossing, crossing, pooled
+from figures.goodput_estimate import Crossing, crossing, pooled
 from semipd.bench.plain import to_plain
 from semipd.bench.provenance import provenance
 

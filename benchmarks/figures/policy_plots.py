@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures.aims import AIMS
 from figures.cases import TRACES, Contender
-from figures.compared import PolicyComparison
+from figures.policy_comparison import PolicyComparison
 from semipd.bench.drawing.plots import COLOURS, DECODE, PREFILL, blank, colours, finish, save
 
 if TYPE_CHECKING:

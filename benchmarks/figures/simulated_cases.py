@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from figures.cases import Case, trace_for
-from figures.crossing import Crossing, crossing
+from figures.goodput_estimate import Crossing, crossing
 from semipd.bench.errors import RunFailed
 from semipd.bench.runs.search import Probe, Search, SearchSettings, fitted
 from semipd.bench.scoring.report import RunReport

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from figures.cases import BUILT_IN, RATES, SLOS, TRACES, Case, Contender, default_cases, trace_for
-from figures.crossing import Crossing
-from figures.sheet import Key, Sheet, goodput_of, sheets
-from figures.shift import BIN_S, CONTENDERS, LOOK_S, PHASES, follow
-from figures.simulated import GROWTH, SimulationSettings, search
+from figures.changing_load import BIN_S, CONTENDERS, LOOK_S, PHASES, follow
+from figures.goodput_estimate import Crossing
+from figures.run_table import Key, Sheet, goodput_of, sheets
+from figures.simulated_cases import GROWTH, SimulationSettings, search
 from figures.watch import Watched
 from semipd.bench.arrivals import arrivals
 from semipd.bench.errors import BenchError

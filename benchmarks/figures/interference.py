@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from figures.bench import Bench
-from figures.pages import Page, histogram
+from figures.section_results import Page, histogram
 from semipd.bench.runs.interference import InterferenceSettings, gaps_within, windows
 from semipd.bench.runs.interference_run import measure_interference
 

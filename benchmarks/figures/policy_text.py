@@ -7,9 +7,9 @@ from typing import Any
 
 from figures.aims import AIMS
 from figures.cases import SLOS, TRACES, Contender
-from figures.compared import PolicyComparison
-from figures.crossing import Crossing
-from figures.sheet import Key
+from figures.goodput_estimate import Crossing
+from figures.policy_comparison import PolicyComparison
+from figures.run_table import Key
 
 NEAR = 0.03
 """Policies whose goodputs differ by less than this share are not told apart: searches end that far from the truth."""
