@@ -64,11 +64,11 @@ from figures.run_table import Sheet, attained, goodput_of, sheets  # noqa: E402
 from figures.sizes import FULL, TINY, Scale  # noqa: E402
 
 from semipd.bench.load.drive import drive, look  # noqa: E402
-from semipd.bench.plain import to_plain  # noqa: E402
 from semipd.bench.runs.run import run  # noqa: E402
 from semipd.bench.scoring.records import UNFINISHED, RequestRecord  # noqa: E402
 from semipd.bench.scoring.report import RunReport  # noqa: E402
 from semipd.bench.settings import RunSettings  # noqa: E402
+from semipd.core.plain import to_plain  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "h200"
 SECONDS = {"chat": 12.0, "mixed": 12.0, "long": 15.0}

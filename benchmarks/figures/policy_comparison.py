@@ -19,7 +19,7 @@ from figures.run_table import Key, Sheet, goodput_of, sheets
 from figures.simulated_cases import GROWTH, SimulationSettings, search
 from figures.watch import Watched
 from semipd.bench.arrivals import arrivals
-from semipd.bench.errors import BenchError
+from semipd.bench.errors import CommandError
 from semipd.bench.runs.search import SearchSettings
 from semipd.bench.settings import DRAIN_S
 from semipd.bench.traces import load_trace
@@ -65,7 +65,7 @@ def searched(case: Case, plan: Plan, folder: Path) -> dict[str, Any]:
         found = search(case, settings, SimulationSettings(profile, folder, plan.seconds, DRAIN_S))
         at = found.goodput.value or found.goodput.passed
         watched = None if at is None else watch(case, at, profile, folder)
-    except BenchError as error:
+    except CommandError as error:
         return head | {"error": str(error)}
     return head | {
         "goodput": asdict(found.goodput),

@@ -17,8 +17,8 @@ from typing import Any
 
 from figures.cases import Case, Contender
 from figures.goodput_estimate import Crossing, crossing, pooled
-from semipd.bench.plain import to_plain
 from semipd.bench.provenance import provenance
+from semipd.core.plain import to_plain
 
 NAME = "h200_policies.json"
 SECTION = "policies"

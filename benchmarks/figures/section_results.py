@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from semipd.bench.plain import to_plain
 from semipd.bench.provenance import provenance
 from semipd.bench.scoring.score import distribution
+from semipd.core.plain import to_plain
 
 BINS_A_DECADE = 10
 

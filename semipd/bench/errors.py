@@ -1,6 +1,6 @@
-"""Errors that end a benchmark without a report; each knows the exit code of the command.
+"""Errors that end a benchmark without a report: those of every command, and one of its own.
 
-BenchError
+CommandError (semipd.core.errors)
 ├── InputError      2: an option, a trace or a saved report that can't be used
 ├── Unreachable     3: nobody answers at the target
 └── RunFailed       1: the target answers, but not with tokens; or a load process died
@@ -8,20 +8,12 @@ BenchError
 
 from __future__ import annotations
 
+from semipd.core.errors import CommandError, InputError, RunFailed
 
-class BenchError(Exception):
-    """The message is for the person at the terminal."""
-
-    exit_code = 1
+__all__ = ["CommandError", "InputError", "RunFailed", "Unreachable"]
 
 
-class InputError(BenchError):
-    exit_code = 2
+class Unreachable(CommandError):
+    """Nobody answers at the target."""
 
-
-class Unreachable(BenchError):
     exit_code = 3
-
-
-class RunFailed(BenchError):
-    exit_code = 1

@@ -1,4 +1,4 @@
-"""The origin of a figure, kept beside every figure."""
+"""Finds out where a figure comes from, so that it can be kept beside the figure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import platform
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from semipd.core.provenance import Provenance
 
 PACKAGES = (
     *("semipd", "torch", "transformers", "grpcio", "protobuf", "pyzmq", "tokenizers", "aiohttp", "uvloop"),
@@ -21,26 +22,6 @@ ROOT = Path(__file__).parents[2]
 COMMIT = "SEMIPD_COMMIT"
 """The environment's variable with the commit, for a copy of the tree without its repository; "-dirty" at its end says
 that the copy had changes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Describes the machine and the program that measured. A field that is not known is empty."""
-
-    command: str
-    commit: str
-    """Empty where the program does not run from its repository and nobody says."""
-    uncommitted_changes: bool
-    date: str
-    """UTC, ISO 8601."""
-    python: str
-    system: str
-    cpu: str
-    cpus: int
-    """CPUs that this process may use."""
-    gpus: tuple[str, ...]
-    """Name, memory and driver of each, as nvidia-smi tells them."""
-    versions: dict[str, str]
 
 
 def provenance() -> Provenance:

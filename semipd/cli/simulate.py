@@ -156,9 +156,8 @@ def opened(
     max_waiting: int,
 ) -> SimConfig:
     """Raises InputError where an option or the profile can't be used."""
-    from semipd.bench.errors import InputError
     from semipd.cli.serve import named_values
-    from semipd.core.errors import ConfigError
+    from semipd.core.errors import ConfigError, InputError
     from semipd.profiles.profile import load_profile
     from semipd.sim.run import SimConfig
 

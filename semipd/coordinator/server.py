@@ -7,9 +7,8 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -37,7 +36,7 @@ from semipd.memory.account import Role
 from semipd.policies.registry import make_policy
 from semipd.wire.logging import configure_logging
 from semipd.wire.process import freeze_start_up_objects
-from semipd.wire.sockets import RunDir
+from semipd.wire.sockets import RunDir, private_folder
 
 log = structlog.get_logger()
 
@@ -84,17 +83,6 @@ def _announce(console: ServeConsole, device: ChosenDevice, backend: Choice, mps:
             log.warning("the GPU is not used as well as it could be", choice=choice.name, why=choice.why)
     if device.gpu and mps.name == "off":
         console.note(f"WARNING: without MPS prefill and decode take turns on the GPU ({mps.why})")
-
-
-@contextmanager
-def private_folder() -> Iterator[Path]:
-    """Makes a folder with permissions 0700, and removes it at the end. Its path is short: the path of a socket has at
-    most 107 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="semipd-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 class Signals:

@@ -15,9 +15,12 @@
     │   ├── NotAuthenticated
     │   ├── NotPermitted
     │   └── InternalError       a bug or a sequence that its engine cannot compute
-    └── StartError              the server cannot start; for the person at the terminal
-        ├── ConfigError         an option or its value
-        └── CheckpointError     the model directory, by the name of the field or tensor
+    ├── StartError              the server cannot start; for the person at the terminal
+    │   ├── ConfigError         an option or its value
+    │   └── CheckpointError     the model directory, by the name of the field or tensor
+    └── CommandError            a command ends without a result; each class has an exit code
+        ├── InputError          2: an option or a file that cannot be used
+        └── RunFailed           1: what was to be run or measured gave no result
 
 A RequestError's message may reach clients and logs: it never holds prompt or output text.
 """
@@ -181,3 +184,21 @@ class ConfigError(StartError):
 
 class CheckpointError(StartError):
     """A model directory that cannot be served; the message names the file and the field or tensor."""
+
+
+class CommandError(SemipdError):
+    """A benchmark, a simulation or a recording ends without a result. The message is for the person at the terminal."""
+
+    exit_code = 1
+
+
+class InputError(CommandError):
+    """An option, a trace, a profile or a saved report that cannot be used; the message names it."""
+
+    exit_code = 2
+
+
+class RunFailed(CommandError):
+    """What was to be run or measured gave no result: no request was done, or a process died."""
+
+    exit_code = 1

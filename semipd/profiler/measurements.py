@@ -8,9 +8,10 @@ from itertools import zip_longest
 from statistics import median
 from typing import Protocol
 
-from semipd.bench.errors import InputError
-from semipd.bench.provenance import Provenance, provenance
+from semipd.bench.provenance import provenance
 from semipd.core.clock import Clock
+from semipd.core.errors import InputError
+from semipd.core.provenance import Provenance
 from semipd.core.sms import decode_choices
 from semipd.profiles.profile import (
     Buckets,
@@ -101,7 +102,7 @@ class Unfit(Exception):
 
 
 class Machine(Protocol):
-    """Does the tasks; milliseconds. Raises Unfit, or BenchError where nothing more can be measured."""
+    """Does the tasks; milliseconds. Raises Unfit, or CommandError where nothing more can be measured."""
 
     def step_alone(self, task: StepAlone) -> float: ...
     def pass_alone(self, task: PassAlone) -> float: ...

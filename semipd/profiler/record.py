@@ -22,12 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from semipd.bench.commands.writable import ready_to_write
-from semipd.bench.errors import InputError, RunFailed
 from semipd.coordinator.devices import ChosenDevice, choose_device, choose_mps
 from semipd.coordinator.mps import PIPES, open_mps
-from semipd.coordinator.server import private_folder
 from semipd.core.clock import SystemClock
-from semipd.core.errors import CheckpointError, StartError
+from semipd.core.errors import CheckpointError, InputError, RunFailed, StartError
 from semipd.core.model import ModelConfig, parse_model_config
 from semipd.profiler.measurements import (
     MOST_TOKENS,
@@ -45,6 +43,7 @@ from semipd.profiler.measurements import (
 )
 from semipd.profiles.profile import Buckets, Gpu, ModelShape
 from semipd.wire.process import PARENT
+from semipd.wire.sockets import private_folder
 
 ENGINE = "semipd.engine.cuda.profiling"
 OPEN_S = 120.0

@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from semipd.bench.errors import InputError
-from semipd.bench.plain import from_plain, read_json, to_plain, write_json
-from semipd.bench.provenance import Provenance
+from semipd.core.errors import InputError
+from semipd.core.plain import from_plain, read_json, to_plain, write_json
+from semipd.core.provenance import Provenance
 
 KIND = "semipd profile"
 FORMAT = 1

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from semipd.bench.arrivals import arrivals
-from semipd.bench.errors import InputError, RunFailed
 from semipd.bench.provenance import provenance
 from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.scoring.report import RunReport
@@ -16,7 +15,7 @@ from semipd.bench.settings import RunSettings
 from semipd.bench.targets.base import TargetInfo
 from semipd.bench.traces import TraceEntry, load_trace, scaled
 from semipd.core.config import GPU_RESERVE_BYTES, PAGE_SIZE, pages_for
-from semipd.core.errors import ConfigError
+from semipd.core.errors import ConfigError, InputError, RunFailed
 from semipd.core.partition import Mode
 from semipd.policies.registry import make_policy
 from semipd.profiles.profile import Profile

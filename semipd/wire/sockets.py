@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +13,19 @@ import zmq
 
 QUEUED_MESSAGES = 100_000
 """High-water mark. Everything that is queued belongs to an accepted request, and those are bounded by admission."""
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Makes a temporary folder that only we may open (0700) and removes it at the end.
+
+    Its name is short, because the path of a Unix socket ends at 107 bytes.
+    """
+    path = Path(tempfile.mkdtemp(prefix="semipd-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

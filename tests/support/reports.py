@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from semipd.bench.provenance import Provenance
 from semipd.bench.scoring.records import Outcome, RequestRecord
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.scoring.score import distribution, score
@@ -12,6 +11,7 @@ from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import ClientUse
 from semipd.bench.settings import RunSettings
 from semipd.bench.targets.base import TargetInfo
+from semipd.core.provenance import Provenance
 
 SETTINGS = RunSettings(target="grpc://127.0.0.1:50051", trace="chat", rate=4.0, duration_s=10.0)
 PROVENANCE = Provenance("semipd bench run", "abc", False, "2026-01-01T00:00:00", "3.12", "Linux", "cpu", 2, (), {})

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
-from semipd.bench.errors import BenchError
+from semipd.bench.errors import CommandError
 
 FAILED = 1
 """An invalid run, a search that found nothing, or a target that fails."""
@@ -21,7 +21,7 @@ def errors_as_messages() -> Iterator[None]:
     """Ends the command with the error's sentence and exit code."""
     try:
         yield
-    except BenchError as error:
+    except CommandError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:

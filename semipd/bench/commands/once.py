@@ -24,7 +24,7 @@ TABLE_WIDTH = 120
 
 
 def run_once(settings: RunSettings, json_file: Path | None, plot: Path | None, *, gaps: bool) -> bool:
-    """Runs once, prints and saves the report, and returns whether the run was valid. Raises BenchError."""
+    """Runs once, prints and saves the report, and returns whether the run was valid. Raises CommandError."""
     for path in (json_file.parent if json_file is not None else None, plot):
         if path is not None:
             make_folder(path)  # before the run: a minute later is a bad time to hear of it

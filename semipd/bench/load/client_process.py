@@ -17,7 +17,7 @@ from itertools import pairwise
 import uvloop
 
 from semipd.bench.arrivals import Arrival
-from semipd.bench.errors import BenchError
+from semipd.bench.errors import CommandError
 from semipd.bench.load.job import Done, Job, LoadFailed, Message, Ready, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.scoring.score import Distribution, distribution
@@ -209,7 +209,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve_job(read, tell))
-    except BenchError as error:
+    except CommandError as error:
         tell(LoadFailed(type(error).__name__, str(error)))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from semipd.bench import errors
 from semipd.bench.arrivals import Arrival
-from semipd.bench.errors import BenchError, RunFailed
+from semipd.bench.errors import CommandError, RunFailed
 from semipd.bench.load.job import LINE_LIMIT, Done, Job, LoadFailed, Message, Ready, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.scoring.timeline import LoadSample
@@ -161,9 +161,9 @@ class LoadProcess:
         return said
 
 
-def _raised(said: LoadFailed) -> BenchError:
+def _raised(said: LoadFailed) -> CommandError:
     kind = getattr(errors, said.kind, RunFailed)
-    assert issubclass(kind, BenchError)
+    assert issubclass(kind, CommandError)
     return kind(said.message)
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from semipd.bench.arrivals import Arrival
-from semipd.bench.plain import from_plain, to_plain
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.scoring.validity import ClientUse
 from semipd.bench.settings import RunSettings
 from semipd.bench.targets.base import TargetInfo
+from semipd.core.plain import from_plain, to_plain
 
 LINE_LIMIT = 1 << 30
 """Bytes of one message: a child's records with all their gaps come in one."""

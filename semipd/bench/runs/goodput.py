@@ -13,12 +13,12 @@ from semipd.bench.commands.writable import ready_to_write
 from semipd.bench.drawing.pictures import rate_point
 from semipd.bench.drawing.plots import Curve, draw_rates
 from semipd.bench.errors import InputError, RunFailed
-from semipd.bench.plain import from_plain, read_json, write_json
 from semipd.bench.runs.run import run
 from semipd.bench.runs.search import Probe, Search, SearchEnding, SearchResult, SearchSettings
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.settings import RunSettings
 from semipd.bench.traces import LOOSE
+from semipd.core.plain import from_plain, read_json, write_json
 
 FEW = 100
 """Below so many requests at an end of the interval, the result is said to rest on little."""

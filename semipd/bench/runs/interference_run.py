@@ -15,8 +15,7 @@ from semipd.bench.commands.writable import ready_to_write
 from semipd.bench.drawing.plots import GapCurve, draw_interference, rounded
 from semipd.bench.errors import InputError
 from semipd.bench.load.drive import Progress, drive, look
-from semipd.bench.plain import from_plain, read_json, write_json
-from semipd.bench.provenance import Provenance, provenance
+from semipd.bench.provenance import provenance
 from semipd.bench.runs.interference import (
     Interference,
     InterferenceHalf,
@@ -33,6 +32,8 @@ from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import ClientUse, problems
 from semipd.bench.settings import RunSettings
 from semipd.bench.targets.base import TargetInfo
+from semipd.core.plain import from_plain, read_json, write_json
+from semipd.core.provenance import Provenance
 
 KIND = "semipd bench interference"
 FORMAT = 1
@@ -137,7 +138,7 @@ def check_context(settings: InterferenceSettings, target: TargetInfo) -> None:
 
 
 def interference_once(settings: InterferenceSettings, json_file: Path | None, plot: Path | None) -> bool:
-    """Runs for a person at a terminal: the table and the files. Returns whether it was valid. Raises BenchError."""
+    """Runs for a person at a terminal: the table and the files. Returns whether it was valid. Raises CommandError."""
     ready_to_write(json_file, plot)
     report = asyncio.run(measure_interference(settings))
     Console(soft_wrap=True).print(table(report))

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semipd.bench.errors import InputError
-from semipd.bench.plain import from_plain, read_json, write_json
-from semipd.bench.provenance import Provenance
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.scoring.score import Distribution, Score
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import ClientUse
 from semipd.bench.settings import RunSettings
 from semipd.bench.targets.base import TargetInfo
+from semipd.core.plain import from_plain, read_json, write_json
+from semipd.core.provenance import Provenance
 
 KIND = "semipd bench run"
 FORMAT = 1

@@ -20,7 +20,7 @@ from figures.run_table import Sheet  # noqa: E402
 from figures.simulated_cases import SimulationSettings, run_simulated  # noqa: E402
 from simulator_against_gpu import verdict_of  # noqa: E402
 
-from semipd.bench.plain import to_plain  # noqa: E402
+from semipd.core.plain import to_plain  # noqa: E402
 from semipd.profiles.profile import SHIPPED, load_profile  # noqa: E402
 
 PAGES = 80_000

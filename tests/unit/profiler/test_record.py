@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import support
-from semipd.bench.errors import InputError, RunFailed
 from semipd.core.clock import ManualClock
 from semipd.core.config import MIXED_TOKENS
+from semipd.core.errors import InputError, RunFailed
 from semipd.profiler.measurements import (
     MOST_TOKENS,
     MOST_TURN_TOKENS,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from unit.sim.small import small_profile
 
-from semipd.bench.errors import InputError
-from semipd.bench.plain import to_plain
+from semipd.core.errors import InputError
+from semipd.core.plain import to_plain
 from semipd.profiles import profile
 from semipd.profiles.profile import SHIPPED, Buckets, MixedPoint, load_profile, read_profile
 from semipd.sim.execution_times import ProfileTimes

@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 from unit.sim.small import small_profile
 
-from semipd.bench.errors import InputError
 from semipd.bench.runs.goodput import read_goodput
 from semipd.bench.scoring.report import read_report
 from semipd.bench.settings import RunSettings
 from semipd.cli.main import app
+from semipd.core.errors import InputError
 from semipd.profiles.profile import SHIPPED
 from semipd.sim.run import SimConfig, simulate
 

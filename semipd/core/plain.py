@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from semipd.bench.errors import InputError
+from semipd.core.errors import InputError
 
 T = TypeVar("T")
 
