@@ -80,9 +80,9 @@ def simulate(
 
     from semipd.bench.commands.exits import errors_as_messages
     from semipd.bench.commands.once import TABLE_WIDTH
-    from semipd.bench.commands.writable import ready_to_write
     from semipd.bench.drawing.pictures import draw_run
     from semipd.bench.drawing.table import table
+    from semipd.bench.writable import ready_to_write
     from semipd.sim.run import simulate as run
 
     with errors_as_messages():

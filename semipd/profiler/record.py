@@ -21,7 +21,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from semipd.bench.commands.writable import ready_to_write
+from semipd.bench.writable import ready_to_write
 from semipd.coordinator.devices import ChosenDevice, choose_device, choose_mps
 from semipd.coordinator.mps import PIPES, open_mps
 from semipd.core.clock import SystemClock

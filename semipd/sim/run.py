@@ -11,8 +11,8 @@ from semipd.bench.provenance import provenance
 from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.scoring.score import distribution, score
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import TargetInfo
 from semipd.bench.traces import TraceEntry, load_trace, scaled
 from semipd.core.config import GPU_RESERVE_BYTES, PAGE_SIZE, pages_for
 from semipd.core.errors import ConfigError, InputError, RunFailed

@@ -7,10 +7,10 @@ from dataclasses import replace
 from semipd.bench.scoring.records import Outcome, RequestRecord
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.scoring.score import distribution, score
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import ClientUse
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import TargetInfo
 from semipd.core.provenance import Provenance
 
 SETTINGS = RunSettings(target="grpc://127.0.0.1:50051", trace="chat", rate=4.0, duration_s=10.0)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from semipd.bench.commands.writable import ready_to_write
 from semipd.bench.drawing.pictures import draw_run, draw_runs
 from semipd.bench.drawing.plots import draw_comparison
 from semipd.bench.errors import InputError
 from semipd.bench.scoring.compare import Labelled, check_comparable, metrics, table
 from semipd.bench.scoring.report import read_report
+from semipd.bench.writable import ready_to_write
 
 UNDRAWN = {"TTFT p90", "TPOT p90", "largest gap p50", "end to end p50"}
 """Metrics that only the table shows, so that the plot stays on one screen."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semipd.bench.errors import InputError
+from semipd.bench.scoring.compare import ComparedMetric
 from semipd.bench.scoring.score import Distribution
 
 if TYPE_CHECKING:
@@ -57,15 +58,6 @@ class ServerMoment:
     pages_used: float
     prefill_share: float
     decode_share: float
-
-
-@dataclass(frozen=True, slots=True)
-class ComparedMetric:
-    """One metric of several reports, in the order of the reports; None where a report lacks it."""
-
-    name: str
-    unit: str
-    values: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from semipd.bench.arrivals import Arrival
 from semipd.bench.errors import CommandError, RunFailed
 from semipd.bench.load.job import LINE_LIMIT, Done, Job, LoadFailed, Message, Ready, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import RequestRecord
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import ClientUse
 from semipd.bench.settings import RunSettings, default_clients
-from semipd.bench.targets.base import Target, TargetInfo
+from semipd.bench.targets.base import Target
 from semipd.bench.targets.registry import open_target
 
 SAMPLE_S = 0.5

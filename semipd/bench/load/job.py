@@ -11,9 +11,9 @@ from typing import Any
 
 from semipd.bench.arrivals import Arrival
 from semipd.bench.scoring.records import RequestRecord
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.validity import ClientUse
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import TargetInfo
 from semipd.core.plain import from_plain, to_plain
 
 LINE_LIMIT = 1 << 30

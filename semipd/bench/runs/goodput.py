@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from semipd.bench.commands.writable import ready_to_write
 from semipd.bench.drawing.pictures import rate_point
 from semipd.bench.drawing.plots import Curve, draw_rates
 from semipd.bench.errors import InputError, RunFailed
@@ -18,6 +17,7 @@ from semipd.bench.runs.search import Probe, Search, SearchEnding, SearchResult, 
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.settings import RunSettings
 from semipd.bench.traces import LOOSE
+from semipd.bench.writable import ready_to_write
 from semipd.core.plain import from_plain, read_json, write_json
 
 FEW = 100

@@ -11,7 +11,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from semipd.bench.commands.writable import ready_to_write
 from semipd.bench.drawing.plots import GapCurve, draw_interference, rounded
 from semipd.bench.errors import InputError
 from semipd.bench.load.drive import Progress, drive, look
@@ -28,10 +27,11 @@ from semipd.bench.runs.interference import (
 )
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.scoring.score import distribution
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import ClientUse, problems
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import TargetInfo
+from semipd.bench.writable import ready_to_write
 from semipd.core.plain import from_plain, read_json, write_json
 from semipd.core.provenance import Provenance
 

@@ -11,9 +11,9 @@ from semipd.bench.provenance import provenance
 from semipd.bench.scoring.records import Outcome
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.scoring.score import distribution, score
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.validity import problems
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import TargetInfo
 from semipd.bench.traces import load_trace, scaled
 
 

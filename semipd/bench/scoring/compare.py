@@ -9,7 +9,6 @@ from enum import Enum
 from rich.table import Table
 from rich.text import Text
 
-from semipd.bench.drawing.plots import ComparedMetric
 from semipd.bench.errors import InputError
 from semipd.bench.scoring.report import RunReport
 from semipd.bench.scoring.score import Distribution, Score
@@ -19,6 +18,15 @@ from semipd.bench.settings import RunSettings
 class Better(Enum):
     LOWER = "lower"
     HIGHER = "higher"
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedMetric:
+    """One metric of several reports, in the order of the reports; None where a report lacks it."""
+
+    name: str
+    unit: str
+    values: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

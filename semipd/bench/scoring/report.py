@@ -8,10 +8,10 @@ from pathlib import Path
 from semipd.bench.errors import InputError
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.scoring.score import Distribution, Score
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import ClientUse
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import TargetInfo
 from semipd.core.plain import from_plain, read_json, write_json
 from semipd.core.provenance import Provenance
 

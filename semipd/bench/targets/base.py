@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from semipd.bench.errors import InputError, RunFailed, Unreachable
 from semipd.bench.scoring.records import Outcome
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.timeline import LoadSample
 
 DEFAULT_VOCAB = 32_000
@@ -33,22 +34,6 @@ class Address:
     @property
     def hostport(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class TargetInfo:
-    """The target's description of itself; it may leave fields open."""
-
-    protocol: str
-    model: str
-    vocab_size: int
-    """Prompts are drawn below it."""
-    max_context: int | None
-    """Prompt and output together, in tokens."""
-    counting: str
-    """The way in which tokens are counted in its stream."""
-    server: dict[str, str]
-    """Version, device, policy, partition and the like."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped, unused-ignore]
 
 from semipd.bench.errors import InputError, RunFailed
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.settings import RunSettings, authorization
 from semipd.bench.targets.base import (
@@ -21,7 +22,6 @@ from semipd.bench.targets.base import (
     PromptRequest,
     ResponseStream,
     Target,
-    TargetInfo,
     check_probe,
     unreachable,
 )

@@ -15,6 +15,7 @@ from typing import Any, Self
 import aiohttp
 
 from semipd.bench.errors import InputError, RunFailed, Unreachable
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.settings import RunSettings, authorization
 from semipd.bench.targets.base import (
@@ -25,7 +26,6 @@ from semipd.bench.targets.base import (
     PromptRequest,
     ResponseStream,
     Target,
-    TargetInfo,
     check_probe,
     unreachable,
 )

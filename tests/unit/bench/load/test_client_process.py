@@ -12,10 +12,11 @@ from semipd.bench.arrivals import Arrival
 from semipd.bench.load.client_process import LoadClient
 from semipd.bench.load.job import Done, Job, LoadFailed, Message, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import UNFINISHED, Outcome
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import problems
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import PromptRequest, ResponseStream, Target, TargetInfo
+from semipd.bench.targets.base import PromptRequest, ResponseStream, Target
 from semipd.bench.traces import TraceEntry
 
 INFO = TargetInfo("grpc", "m", 100, None, "", {})

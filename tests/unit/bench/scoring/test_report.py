@@ -15,10 +15,10 @@ from semipd.bench.provenance import gpus, provenance
 from semipd.bench.scoring.records import Outcome, RequestRecord
 from semipd.bench.scoring.report import RunReport, read_report
 from semipd.bench.scoring.score import distribution, score
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.bench.scoring.validity import ClientUse
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import TargetInfo
 
 DONE = RequestRecord(
     0, 10, 3, 0.5, 0.2, 0.999, 1.0, Outcome.DONE, "", 3, 1.5, 1.75, 1.8, None, 0.15, (0.1, 0.15), (1, 1, 1)

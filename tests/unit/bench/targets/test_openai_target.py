@@ -9,8 +9,9 @@ import pytest
 
 from semipd.bench.errors import InputError, RunFailed, Unreachable
 from semipd.bench.scoring.records import Outcome
+from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.settings import RunSettings
-from semipd.bench.targets.base import PromptRequest, ResponseStream, TargetInfo
+from semipd.bench.targets.base import PromptRequest, ResponseStream
 from semipd.bench.targets.openai_target import AT_THE_END, CHUNKS, EVERY_CHUNK
 from semipd.bench.targets.registry import open_target
 from support.openai_server import DONE, MODEL, OpenAiServer, chunk, event, last_usage
