@@ -44,7 +44,7 @@ def policies(
 
         server = address(target, host, port)
         with errors_as_messages(server), connect(server, api_key, tls, tls_ca, timeout=10) as client:
-            rows = [table.Row(p.name, p.summary, p.distribution, p.active) for p in client.policies()]
+            rows = [table.PolicyRow(p.name, p.summary, p.distribution, p.active) for p in client.policies()]
     if as_json:
         typer.echo(table.as_json(rows))
     else:

@@ -15,7 +15,7 @@ from semipd.policies.registry import discover, find_policy, policy_options
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PolicyRow:
     name: str
     summary: str
     package: str
@@ -23,16 +23,16 @@ class Row:
     """True: the server runs it; None: no server was asked."""
 
 
-def installed() -> list[Row]:
+def installed() -> list[PolicyRow]:
     """Lists the policies of this environment. One that can't be imported says why in its summary."""
-    return [Row(entry.name, entry.summary, entry.distribution) for entry in discover().values()]
+    return [PolicyRow(entry.name, entry.summary, entry.distribution) for entry in discover().values()]
 
 
-def as_json(rows: Sequence[Row]) -> str:
+def as_json(rows: Sequence[PolicyRow]) -> str:
     return json.dumps([asdict(row) for row in rows], ensure_ascii=False)
 
 
-def show(rows: Sequence[Row], console: Console | None = None) -> None:
+def show(rows: Sequence[PolicyRow], console: Console | None = None) -> None:
     served = any(row.active is not None for row in rows)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("", "policy", "what it does", "package") if served else ("policy", "what it does", "package"):

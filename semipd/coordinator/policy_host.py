@@ -22,18 +22,19 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 Budget = Callable[[float], AbstractContextManager[None]]
-"""Ends its body with PolicyOverrun when that has used up so many seconds, by what the implementation counts."""
+"""Makes a context manager for a number of seconds: it ends its body with PolicyOverrun when these are used up. The
+implementation says what it counts."""
 
 PATIENCE = 2
-"""Budgets that may go by on the clock. Between one and this many, it matters whether the policy computed or whether the
-operating system gave the processor to somebody else."""
+"""The time on the clock after which a call ends, in budgets. Between one budget and this many, it matters whether the
+policy computed or whether the operating system gave the processor to another process."""
 RING_S = 0.01
-"""At most, between two looks at a policy whose first budget has gone by."""
+"""Most seconds between two looks at a policy whose first budget has gone by."""
 
 
 class PolicyOverrun(BaseException):
-    """The policy's time is over; str() says how. Not an Exception, so that a policy's own `except Exception` does not
-    keep it."""
+    """Says that the policy's time is over, and how. It is no Exception, so that a policy's own `except Exception` does
+    not catch it."""
 
 
 @contextmanager
@@ -42,12 +43,14 @@ def alarm(
     computed: Callable[[], float] = time.thread_time,
     passed: Callable[[], float] = time.monotonic,
 ) -> Iterator[None]:
-    """Ends its body when the thread has computed for `seconds`, or PATIENCE times `seconds` have passed, whatever it
-    did meanwhile: it may sleep, or wait for something. A thread that is off the CPU for less than that is not at fault.
+    """Ends its body with PolicyOverrun when the thread has computed for `seconds`, or when PATIENCE times `seconds`
+    have passed, whatever it did meanwhile: it may sleep, or wait for something. A thread that is off the CPU for less
+    than that is not at fault.
 
-    `computed` and `passed` are clocks in seconds: of the thread's processor time, and of the world's. By SIGALRM, hence
-    for the main thread only. The first signal comes after `seconds`; the next ones, RING_S or less apart, look again,
-    and ring again in case that a PolicyOverrun was swallowed. One of them falls on the end of PATIENCE.
+    `computed` and `passed` are clocks in seconds: the thread's processor time, and the world's time. It uses SIGALRM,
+    and hence works in the main thread only. The first signal comes after `seconds`. The next ones, RING_S or less
+    apart, look again, and raise again in case that the policy caught a PolicyOverrun. One of them falls on the end of
+    PATIENCE.
     """
     computed_at_start, passed_at_start = computed(), passed()
 
@@ -69,11 +72,14 @@ def alarm(
                 signal.signal(signal.SIGALRM, previous)
                 disarmed = True
             except PolicyOverrun:
-                continue  # it rang while we reached for it; outside the policy's call it must never ring
+                continue  # the signal came while it was being switched off; outside the policy's call none may come
 
 
 class PolicyHost:
-    """`on_failure(name, why)` is told when a policy is replaced."""
+    """Holds the policy that decides, and asks it under a time budget.
+
+    `on_failure(name, why)` hears of each policy that was replaced by the fallback.
+    """
 
     def __init__(self, policy: Policy, budget_s: float, on_failure: Callable[[str, str], None], budget: Budget = alarm):
         self._policy = policy
@@ -86,20 +92,22 @@ class PolicyHost:
         return self._policy.name
 
     def swap(self, policy: Policy) -> str:
-        """The name of the one before."""
+        """Puts a policy to work and returns the name of the one before."""
         previous, self._policy = self._policy, policy
         return previous.name
 
     def admit(self, snapshot: Snapshot, sequence: WaitingSequence) -> Admission:
+        """Returns what the policy says to a request; where the policy fails, the request is accepted."""
         answer = self._guarded(lambda: ask_admission(self._policy, snapshot, sequence))
         return answer if answer is not None else Admission()
 
     def plan(self, snapshot: Snapshot) -> Plan:
+        """Returns a plan that keeps the contract: the policy's, or where that fails, the fallback's."""
         plan = self._guarded(lambda: ask_plan(self._policy, snapshot))
         return plan if plan is not None else ask_plan(self._policy, snapshot)
 
     def _guarded(self, call: Callable[[], T]) -> T | None:
-        """None: the policy failed, and the fallback is in its place."""
+        """Returns what the call returns; None: the policy failed, and the fallback has taken its place."""
         try:
             with self._budget(self._budget_s):
                 return call()

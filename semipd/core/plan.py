@@ -1,4 +1,4 @@
-"""What a policy answers: an admission for each request that arrives, and plans. All values are immutable."""
+"""The answers of a policy: an admission for each request that arrives, and plans. All values are immutable."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Plan:
     shares: Shares | None = None
     """The shares of the device; None: they stay as they are."""
     mode: Mode = Mode.SPLIT
-    """How the phases use the device. An engine that has no such mode (`limits.modes`) uses `Mode.SPLIT` instead."""
+    """The way in which the phases use the device. `Mode.SPLIT` takes its place where the engine does not have it
+    (`limits.modes`)."""
     step_tokens: int | None = None
     """The most prompt tokens for each decode step. `Mode.TURNS`: what prefill may compute between two steps, in as many
     batches as there are; a larger number shortens the wait of prompts and delays tokens. None: one batch, which is

@@ -1,4 +1,4 @@
-"""What a policy is, and what must hold for its answers.
+"""Defines what a policy is and what must hold for its answers.
 
 A policy sees a `Snapshot` of the server and answers with a `Plan`: which prompts run now, in which chunks, and on which
 share of the device. Snapshot and plan are immutable. A policy does no I/O and reads no clock (`snapshot.now_s` is the

@@ -1,7 +1,7 @@
 """Recognises policies that are written against the former contract, and says what to change in them.
 
-Until 0.1 a policy had two methods, `order` and `place`, wrapper types around their arguments, and read its options from
-strings. Nothing here adapts such a policy: it is refused when it is loaded.
+A policy used to have two methods, `order` and `place`, with wrapper types around their arguments, and read its options
+from strings. Nothing here adapts such a policy: the registry refuses it when it is loaded.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _BOUNDS = "semipd.option"
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """What `option` was given, less the default."""
+    """Everything that `option` was given, less the default."""
 
     help: str
     unit: str

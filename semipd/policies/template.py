@@ -1,4 +1,4 @@
-"""The package that `semipd policies new NAME` writes: a policy that runs at once, and its test."""
+"""Makes the package that `semipd policies new NAME` writes: a policy that runs at once, and its test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-"""What a policy may be called."""
+"""The names that a policy may have."""
 
 POLICY = '''\
 """The policy {name!r}."""
@@ -75,15 +75,15 @@ py-modules = ["{module}"]
 
 
 def files(name: str) -> Mapping[str, str]:
-    """Contents by file name. Raises ValueError where the name is not fit for a policy, saying what is."""
+    """Returns the contents of the files, by file name. Raises ValueError, which says what a policy may be called."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"a policy is named in small letters, digits and single hyphens, as in my-policy; got {name!r}"
         )
     words = name.split("-")
-    told = {"name": name, "module": "_".join(words), "cls": "".join(word.capitalize() for word in words)}
+    words_of_name = {"name": name, "module": "_".join(words), "cls": "".join(word.capitalize() for word in words)}
     return {
-        "pyproject.toml": PYPROJECT.format(**told),
-        f"{told['module']}.py": POLICY.format(**told),
-        f"test_{told['module']}.py": TEST.format(**told),
+        "pyproject.toml": PYPROJECT.format(**words_of_name),
+        f"{words_of_name['module']}.py": POLICY.format(**words_of_name),
+        f"test_{words_of_name['module']}.py": TEST.format(**words_of_name),
     }

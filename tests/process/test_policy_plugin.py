@@ -1,4 +1,4 @@
-"""Somebody else's policy, as the README shows how to write one, in a running server."""
+"""Runs policies of another package in a server: the README's, one that loops, and one of the former contract."""
 
 from __future__ import annotations
 
@@ -27,19 +27,28 @@ class Loops(Policy):
             pass
 '''
 
+FORMER = """
+from semipd.core.plan import Order, OrderInput, PlaceInput, Plan
+from semipd.policies.contract import Policy
+"""
+
 
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An installed distribution with two policies: the README's, and one that loops."""
+    """Installs a distribution with three policies: the README's, one that loops, and one of the former contract."""
     folder = tmp_path_factory.mktemp("site")
     (code,) = re.findall(r"```python\n(# shortest_first\.py\n.*?)```", README.read_text(), re.DOTALL)
     (folder / "shortest_first.py").write_text(code)
     (folder / "loops.py").write_text(WRONG)
+    (folder / "former.py").write_text(FORMER)
     info = folder / "shortest_first-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shortest-first\nVersion: 0.1\n")
     (info / "entry_points.txt").write_text(
-        "[semipd.policies]\nshortest-first = shortest_first:ShortestFirst\nloops = loops:Loops\n"
+        "[semipd.policies]\n"
+        "shortest-first = shortest_first:ShortestFirst\n"
+        "loops = loops:Loops\n"
+        "former = former:Former\n"
     )
     return folder
 
@@ -60,6 +69,9 @@ def test_the_readmes_policy_serves(plugins: Path) -> None:
         assert client.generate("The harbour", max_tokens=5, ignore_eos=True).usage.output_tokens == 5
         assert until(lambda: [p.name for p in client.policies() if p.active] == ["fcfs"])
 
+        with pytest.raises(InvalidArgument, match="does not keep the present contract of policies"):
+            client.set_policy("former")
+        assert found["former"].summary.endswith("'From the former contract', shows each change")
         with pytest.raises(NotFound) as caught:
             client.set_policy("nobody")
         assert caught.value.reason == "POLICY_NOT_FOUND"

@@ -16,14 +16,14 @@ from semipd.policies.policy_options import PolicyOptions, option
 from semipd.policies.toolkit.ordering import OrderName, order_option, prompt_order
 
 KEPT = 32
-"""Windows that the model is fitted to."""
+"""The number of latest windows that the model is fitted to."""
 LEAST_SPARE = 1e-3
-"""Of the share, in percent, beyond λ, below which the queue counts as one that never ends."""
+"""The least part of the share beyond λ, in percent; with less, the queue counts as one that never ends."""
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """Latencies by relative share, in percent. Both are in the units of the observations: here, of the SLO."""
+class LatencyCurves:
+    """Gives TTFT and TPOT by relative share, in percent. Both are in the unit of the observations: here, the SLO."""
 
     a1: float
     load: float
@@ -33,17 +33,20 @@ class Model:
     b2: float
 
     def ttft(self, x: float) -> float:
-        """Equation 3: TTFT(x) = a1/(x − λ) + b1; infinite where the queue would grow without end."""
+        """Returns equation 3: TTFT(x) = a1/(x − λ) + b1; infinite where the queue would grow without end."""
         return self.a1 / (x - self.load) + self.b1 if x - self.load > LEAST_SPARE else math.inf
 
     def tpot(self, y: float) -> float:
-        """Equation 4: TPOT(y) = a2/y + b2."""
+        """Returns equation 4: TPOT(y) = a2/y + b2."""
         return self.a2 / y + self.b2
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """What one window showed: shares relative to each other, in percent, and latencies in units of the SLO."""
+class ControlWindow:
+    """Holds what one window showed: shares relative to each other, in percent, and latencies in units of the SLO.
+
+    A latency is None where no observation had an SLO for it.
+    """
 
     x: float
     y: float
@@ -52,16 +55,17 @@ class Window:
 
 
 def relative(shares: Shares) -> tuple[float, float]:
-    """(x', y') of the paper, in percent: what each gets of a device for which both compete."""
+    """Returns the paper's (x', y') in percent: what each phase gets of a device for which both compete."""
     both = shares.prefill + shares.decode
     return 100 * shares.prefill / both, 100 * shares.decode / both
 
 
-def fit(windows: Sequence[Window]) -> Model:
-    """Least squares over the windows; the latest ones decide where fewer than the parameters are seen.
+def fit(windows: Sequence[ControlWindow]) -> LatencyCurves:
+    """Fits the model to the windows by least squares.
 
-    λ is found by search, for given λ the rest is linear. Under one share only, b is 0 and λ is 0: the curve through
-    what was seen there. Slopes are never negative: more of the device never makes a phase slower.
+    λ is found by search; for a given λ the rest is linear. With fewer than three different shares λ is 0; with one
+    share only, b1 and b2 are 0, too: the curve through what was seen there. Slopes are never negative, because more of
+    the device never makes a phase slower.
     """
     firsts = [(w.x, w.ttft) for w in windows if w.ttft is not None]
     others = [(w.y, w.tpot) for w in windows if w.tpot is not None]
@@ -75,11 +79,11 @@ def fit(windows: Sequence[Window]) -> Model:
             key=lambda found: sum((found[0] / (x - found[2]) + found[1] - t) ** 2 for x, t in firsts),
         )
     a2, b2 = _line([(1 / y, t) for y, t in others])
-    return Model(a1, load, b1, a2, b2)
+    return LatencyCurves(a1, load, b1, a2, b2)
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and offset, both at least 0; through the origin where all points have one abscissa."""
+    """Returns slope and offset, both at least 0. Where all points have one abscissa, the offset is 0."""
     if not points:
         return 0.0, 0.0
     n = len(points)
@@ -98,10 +102,11 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def raised(
     shares: Shares, expected: Callable[[Shares], float], step: float, max_steps: int, *, prefill: bool
 ) -> Shares:
-    """Algorithm 1, its inner loop: raise one share by `step` until the model meets the SLO, `max_steps` times at most.
+    """Runs the inner loop of Algorithm 1: raises one share by `step` until the model meets the SLO, at most `max_steps`
+    times.
 
-    Shares are at most 100, so a rise that would pass it is replaced by lowering the other, which never falls below
-    `step`: where neither is left to move, the loop ends.
+    Shares are at most 100. A rise beyond that is replaced by lowering the other share, which never falls below `step`.
+    The loop ends where neither share can move.
     """
     x, y = (shares.prefill, shares.decode) if prefill else (shares.decode, shares.prefill)
     for _ in range(max_steps):
@@ -117,8 +122,8 @@ def raised(
     return shares
 
 
-def adjusted(shares: Shares, seen: Window, model: Model, step: float, max_steps: int) -> Shares:
-    """Algorithm 1 at the end of a window. Latencies are in units of the SLO, so above 1 one fails."""
+def adjusted(shares: Shares, seen: ControlWindow, model: LatencyCurves, step: float, max_steps: int) -> Shares:
+    """Returns the shares that Algorithm 1 sets at the end of a window. An SLO fails where its latency is above 1."""
     ttft_fails = seen.ttft is not None and seen.ttft > 1.0
     tpot_fails = seen.tpot is not None and seen.tpot > 1.0
     if ttft_fails and not tpot_fails:
@@ -167,8 +172,8 @@ class SemiPd(Policy):
       (`adjusted`);
     * "x, y ≤ 100: a rise that would overflow is replaced by lowering the other" (`raised`).
 
-    The paper has one SLO for all; here each request may name its own, so latencies are measured in units of it. What a
-    request leaves open is `ttft_ms` or `tpot_ms`, where given; else it does not count.
+    The paper has one SLO for all requests. Here each may name its own, so latencies are measured in units of it.
+    Where a request names none, the options `ttft_ms` and `tpot_ms` take its place; without them it does not count.
     """
 
     name: ClassVar[str] = "semi-pd"
@@ -182,7 +187,7 @@ class SemiPd(Policy):
         self._tpot_s = chosen.tpot_ms / 1000 if chosen.tpot_ms else None
         self._order = prompt_order(chosen.order)
         self._shares = Shares(chosen.prefill, chosen.decode)
-        self._windows: deque[Window] = deque(maxlen=KEPT)
+        self._windows: deque[ControlWindow] = deque(maxlen=KEPT)
         self._began_s = float("-inf")
         self._counted_s = float("-inf")
         self._iterations = 0
@@ -206,7 +211,7 @@ class SemiPd(Policy):
         self._counted_s = latest
         return self._iterations >= self.options.window
 
-    def _seen(self, snapshot: Snapshot) -> Window:
+    def _seen(self, snapshot: Snapshot) -> ControlWindow:
         observed = snapshot.observed
         first = self._worst(
             (f.ttft_s, f.slo.ttft_s or self._ttft_s) for f in observed.first_tokens if f.at_s > self._began_s
@@ -215,10 +220,10 @@ class SemiPd(Policy):
             (c.tpot_s, c.slo.tpot_s or self._tpot_s) for c in observed.completions if c.at_s > self._began_s
         )
         x, y = relative(self._shares)
-        return Window(x, y, first, other)
+        return ControlWindow(x, y, first, other)
 
     def _worst(self, latencies: Iterable[tuple[float | None, float | None]]) -> float | None:
-        """At the percentile, in units of the SLO; None: nothing was observed that has one."""
+        """Returns the latency at the percentile in units of the SLO; None: no observation has an SLO."""
         ratios = sorted(seconds / slo for seconds, slo in latencies if seconds is not None and slo)
         if not ratios:
             return None

@@ -1,1 +1,1 @@
-"""What policies have in common: latency models, orders, deadlines, batches, forecasts."""
+"""Parts that policies share: latency models, orders, deadlines, batches, forecasts."""

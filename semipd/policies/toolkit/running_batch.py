@@ -1,4 +1,4 @@
-"""The running batch, looked over now and then: it may be hundreds of sequences, and changes by a token each a step."""
+"""Looks over the running batch now and then, for it may have hundreds of sequences that change by one token a step."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from semipd.core.snapshot import RunningSequence, Snapshot, WaitingSequence
 
 LOOK_S = 0.05
-"""It is looked over at most so often, a few decode steps, unless the number of its sequences changes by more than
-1/MUCH meanwhile."""
+"""Seconds between two looks, a few decode steps, unless the number of sequences changes by more than 1/MUCH before."""
 MUCH = 8
+"""The part of the running sequences, 1/8, by which their number must change for another look before LOOK_S is over."""
 
 
 def joining(snapshot: Snapshot) -> list[WaitingSequence]:
-    """Those whose prompts end in the batches that are with a worker: they will be in the running batch next."""
+    """Returns the sequences whose prompts end in batches that a worker has: they join the running batch next."""
     return [w for w in snapshot.waiting if w.in_flight_tokens and not w.remaining_tokens]
 
 
 class RunningBatch:
-    """Remembers the last look. What it says is at most LOOK_S old."""
+    """Remembers the last look at the running sequences, which is at most LOOK_S old."""
 
     def __init__(self) -> None:
         self._looked: Sequence[RunningSequence] = ()
@@ -26,7 +26,7 @@ class RunningBatch:
         self._mean_context = 0.0
 
     def looked_over(self, snapshot: Snapshot) -> Sequence[RunningSequence]:
-        """`snapshot.running`, or what it was at the last look: then the same object as was returned before."""
+        """Returns `snapshot.running`, or what it was at the last look: then the object that was returned before."""
         running, now = snapshot.running, snapshot.now_s
         rows, before = len(running), len(self._looked)
         if not self._looked_s <= now < self._looked_s + LOOK_S or abs(rows - before) * MUCH > before:
@@ -35,6 +35,6 @@ class RunningBatch:
         return self._looked
 
     def context_tokens(self, snapshot: Snapshot) -> int:
-        """Of all that run: as many as run now, as long as they were at the last look."""
+        """Returns the context of all running sequences, in tokens: their number now times the mean of the last look."""
         self.looked_over(snapshot)
         return round(len(snapshot.running) * self._mean_context)

@@ -1,4 +1,4 @@
-"""What a policy is, and what must hold for its answers."""
+"""Tests what a policy is and what must hold for its answers."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class ChunkOptions(PolicyOptions):
 
 
 class InChunks(Policy):
-    """By arrival, in chunks."""
+    """Plans by arrival, in chunks."""
 
     name = "in-chunks"
     Options = ChunkOptions

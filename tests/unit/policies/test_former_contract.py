@@ -32,7 +32,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def refusal(site: Path, code: str) -> str:
-    """What is said of a plug-in with that code when it is loaded."""
+    """Returns what is said of a plug-in with that code when it is loaded."""
     (site / "plugin.py").write_text(code)
     entry = PolicyEntry("plugin", "theirs", EntryPoint("plugin", "plugin:Plugin", GROUP))
     with pytest.raises(ConfigError) as caught:

@@ -11,14 +11,14 @@ from semipd.core.partition import FULL, Phase, Shares
 from semipd.core.plan import Plan
 from semipd.core.request import Slo
 from semipd.core.snapshot import Completion, FirstToken, Limits, Observed, PageUse, Snapshot, Step
-from semipd.policies.builtin.semi_pd import Model, SemiPd, Window, adjusted, fit, raised, relative
+from semipd.policies.builtin.semi_pd import ControlWindow, LatencyCurves, SemiPd, adjusted, fit, raised, relative
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.1)
-TRUE = Model(a1=20.0, load=15.0, b1=0.2, a2=30.0, b2=0.1)
+TRUE = LatencyCurves(a1=20.0, load=15.0, b1=0.2, a2=30.0, b2=0.1)
 
 
-def seen(ttft: float | None, tpot: float | None, shares: Shares = FULL) -> Window:
-    return Window(*relative(shares), ttft, tpot)
+def seen(ttft: float | None, tpot: float | None, shares: Shares = FULL) -> ControlWindow:
+    return ControlWindow(*relative(shares), ttft, tpot)
 
 
 class TestAlgorithm:
@@ -42,7 +42,7 @@ class TestAlgorithm:
         assert adjusted(Shares(40, 80), seen(2.0, 0.5), TRUE, 1, 3) == Shares(43, 80)
 
     def test_a_rise_beyond_a_hundred_lowers_the_other_instead(self) -> None:
-        assert adjusted(FULL, seen(0.5, 2.0), Model(0, 0, 0, 60, 0), 5, 10) == Shares(65, 100)
+        assert adjusted(FULL, seen(0.5, 2.0), LatencyCurves(0, 0, 0, 60, 0), 5, 10) == Shares(65, 100)
         assert raised(Shares(90, 50), lambda _: math.inf, 5, 4, prefill=True) == Shares(100, 40)
 
     def test_nobody_is_left_with_nothing(self) -> None:
@@ -58,20 +58,20 @@ class TestModel:
         assert TRUE.ttft(15.0) == math.inf
 
     def test_the_fit_finds_the_curves_behind_the_windows(self) -> None:
-        windows = [Window(x, 100 - x, TRUE.ttft(x), TRUE.tpot(100 - x)) for x in (30, 40, 50, 60, 70)]
+        windows = [ControlWindow(x, 100 - x, TRUE.ttft(x), TRUE.tpot(100 - x)) for x in (30, 40, 50, 60, 70)]
         model = fit(windows)
         for x in (35.0, 45.0, 65.0):
             assert model.ttft(x) == pytest.approx(TRUE.ttft(x), rel=0.02)
             assert model.tpot(x) == pytest.approx(TRUE.tpot(x), rel=0.02)
 
     def test_one_window_gives_the_curve_through_it(self) -> None:
-        model = fit([Window(50, 50, 2.0, 1.5)])
+        model = fit([ControlWindow(50, 50, 2.0, 1.5)])
         assert model.ttft(50) == pytest.approx(2.0)
         assert model.ttft(100) == pytest.approx(1.0)
         assert model.tpot(75) == pytest.approx(1.0)
 
     def test_more_share_never_looks_slower(self) -> None:
-        model = fit([Window(40, 60, 1.0, 1.0), Window(60, 40, 2.0, 0.5)])
+        model = fit([ControlWindow(40, 60, 1.0, 1.0), ControlWindow(60, 40, 2.0, 0.5)])
         assert model.ttft(80) <= model.ttft(40)
         assert model.tpot(80) <= model.tpot(40)
 
