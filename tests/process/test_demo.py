@@ -38,7 +38,7 @@ def test_ctrl_c_while_the_server_starts_leaves_nothing_running() -> None:
         demo.send_signal(signal.SIGINT)
         demo.stderr.read()
         assert demo.wait(30) == 130
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
 
 

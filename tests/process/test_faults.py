@@ -112,7 +112,7 @@ def test_a_lost_gateway_ends_its_own_streams_and_its_successor_has_the_same_port
     with pytest.raises(Unavailable):
         streamed(client, {5: lambda: server.kill("gateway")}, LONG)
     with server.client() as fresh:
-        fresh.wait_ready(timeout=20)
+        fresh.wait_ready(timeout=90)
         assert greedy(fresh) == undisturbed
         assert server.free_pages_are_back()
 

@@ -17,8 +17,9 @@ import psutil
 
 from semipd.cli.child import DidNotStart, announced
 from semipd_client import Client, Process
+from support.signals import send_signal
 
-START_S = 60.0
+START_S = 120.0
 
 T = TypeVar("T")
 
@@ -90,19 +91,21 @@ class RunningServer:
         return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
 
     def pid(self, role: str) -> int:
-        """Of the process that has the role now; waits until there is one."""
+        """Waits until a process has the role, and returns its pid."""
         with self.client() as client:
-
-            def find() -> int | None:
-                pids = [p.pid for p in client.server_info().processes if p.role == role]
-                return pids[0] if pids else None
-
-            return until(find)
+            return until(lambda: _pid_of(client, role))
 
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> int:
-        pid = self.pid(role)
-        os.kill(pid, number)
-        return pid
+        """Sends the signal to the process that has the role at this moment, and returns its pid."""
+        with self.client() as client:
+
+            def hit() -> int | None:
+                pid = _pid_of(client, role)
+                if pid is None or not send_signal(pid, number, lambda: _pid_of(client, role) == pid):
+                    return None
+                return pid
+
+            return until(hit)
 
     def family(self) -> list[psutil.Process]:
         """The server's process and all its children."""
@@ -119,8 +122,13 @@ class RunningServer:
             return until(lambda: (load := client.load()).free_pages == load.total_pages)
 
 
-def until(look: Callable[[], T | None], seconds: float = 30.0) -> T:
-    """The first true answer; a test's way to wait for what another process does, without a guess at how long."""
+def _pid_of(client: Client, role: str) -> int | None:
+    pids = [p.pid for p in client.server_info().processes if p.role == role]
+    return pids[0] if pids else None
+
+
+def until(look: Callable[[], T | None], seconds: float = 90.0) -> T:
+    """Returns the first true answer: a test waits so for what another process does, without a guess at how long."""
     end = time.monotonic() + seconds
     while True:
         found = look()

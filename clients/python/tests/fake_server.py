@@ -24,7 +24,7 @@ from semipd_client._proto.semipd.v1 import (
 )
 
 Events = Iterator[generation_pb2.GenerateStreamResponse]
-PATIENCE_S = 10.0
+PATIENCE_S = 90.0
 
 
 class FakeServer:

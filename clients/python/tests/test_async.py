@@ -90,7 +90,7 @@ async def test_close_by_another_task_is_cancelled_and_no_cancellation_of_the_tas
 async def test_the_deadline(server: FakeServer, client: AsyncClient) -> None:
     server.stream = silent
     with pytest.raises(DeadlineExceeded):
-        await client.stream("p", timeout=0.2).result()
+        await client.stream("p", timeout=1.0).result()
     assert await left(server)
 
 

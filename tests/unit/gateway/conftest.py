@@ -25,7 +25,7 @@ from semipd.v1 import generation_pb2 as pb
 from semipd.v1 import generation_pb2_grpc
 from semipd.wire.sockets import RunDir, bind_router
 
-PATIENCE_S = 10.0
+PATIENCE_S = 90.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

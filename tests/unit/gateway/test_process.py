@@ -17,7 +17,7 @@ from semipd.core.config import ServerConfig
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.wire.sockets import RunDir, bind_router
 
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 @contextmanager

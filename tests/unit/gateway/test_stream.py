@@ -109,9 +109,9 @@ async def test_a_client_that_leaves_while_it_waits_for_a_whole_answer_cancels_it
 
 
 async def test_a_deadline_that_passes_cancels_the_request(bench):
-    call = bench.stream(text="hello", timeout=0.5)
+    call = bench.stream(text="hello", timeout=2.0)
     submit = await bench.coordinator.admit()
-    assert submit.deadline_s < 1
+    assert submit.deadline_s <= 2.0
     assert (await call.read()).HasField("accepted")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()

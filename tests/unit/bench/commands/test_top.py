@@ -28,7 +28,7 @@ from semipd.bench.targets.watch import LoadWatch, ServerGone, ServerReport, addr
 from semipd.v1 import admin_pb2 as pb
 from semipd.v1 import admin_pb2_grpc
 
-PATIENCE_S = 10.0
+PATIENCE_S = 90.0
 INFO = pb.GetServerInfoResponse(
     version="0.1.0",
     model="Qwen3-0.6B",
