@@ -1,7 +1,7 @@
-"""A gateway process, a child of the coordinator: `python -m semipd.wire.child semipd.gateway --run-dir DIR --name X`.
+"""Runs a gateway, a child of the coordinator: `python -m semipd.wire.child semipd.gateway --run-dir DIR --name NAME`.
 
-Says on standard output, as JSON, that it listens and where, or why it can't. SIGTERM lets the streams finish; the end
-of the coordinator ends it at once.
+It says on standard output, as JSON, that it listens and where, or why it can't. SIGTERM lets the streams finish; the
+end of the coordinator ends it at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from semipd.wire.sockets import RunDir
 log = structlog.get_logger()
 
 PARENT_S = 0.5
-"""Between two looks at the parent, for systems whose kernel doesn't tell."""
+"""Seconds between two looks at the parent, for systems whose kernel doesn't tell of its death."""
 
 
 def main() -> int:
@@ -44,19 +44,19 @@ def main() -> int:
         configure_logging(config, given.name)
         return uvloop.run(serve(config, RunDir(given.run_dir), given.name, parent))
     except StartError as error:
-        say(event="failed", error=str(error))
+        announce(event="failed", error=str(error))
         return 1
 
 
 async def serve(config: ServerConfig, run_dir: RunDir, name: str, parent: int) -> int:
-    """Until SIGTERM (0), or the parent's death (1). Raises StartError."""
+    """Runs the gateway until SIGTERM, and returns 0. The parent's death ends the process (1). Raises StartError."""
     terminated: asyncio.Queue[None] = asyncio.Queue()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.put_nowait, None)
     async with Gateway(config, run_dir, name) as gateway:
         freeze_start_up_objects()
-        say(event="listening", port=gateway.port)
+        announce(event="listening", port=gateway.port)
         log.info("listening", host=config.host, port=gateway.port)
-        if not await _until_told(terminated, parent):
+        if not await _wait_for_sigterm(terminated, parent):
             os._exit(1)
         log.info("stopping")
         stopping = asyncio.ensure_future(gateway.stop(config.drain_timeout_s))
@@ -69,8 +69,8 @@ async def serve(config: ServerConfig, run_dir: RunDir, name: str, parent: int) -
     return 0
 
 
-async def _until_told(terminated: asyncio.Queue[None], parent: int) -> bool:
-    """False: the parent is gone."""
+async def _wait_for_sigterm(terminated: asyncio.Queue[None], parent: int) -> bool:
+    """Waits for SIGTERM and returns True; False: the parent is gone."""
     while os.getppid() == parent:
         try:
             async with asyncio.timeout(PARENT_S):
@@ -81,7 +81,8 @@ async def _until_told(terminated: asyncio.Queue[None], parent: int) -> bool:
     return False
 
 
-def say(**event: Any) -> None:
+def announce(**event: Any) -> None:
+    """Writes one event for the coordinator."""
     print(json.dumps(event), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""API keys and TLS: who may speak to the server, and over what."""
+"""API keys and TLS."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import grpc
 
 from semipd.core.config import ServerConfig
 from semipd.core.errors import ConfigError, NotAuthenticated, Reason
-from semipd.gateway.interceptor import Continuation, Handler, refusing
+from semipd.gateway.interceptor import Continuation, Handler, refusing_handler
 
 GENERATIONS = "/semipd.v1.GenerationService/Generate"
-"""What the methods begin with whose refusal is counted."""
+"""The beginning of the methods whose refusal is counted."""
 
 
 def read_api_keys(path: str) -> tuple[str, ...]:
-    """One key a line; empty lines and those that begin with # don't count. Raises ConfigError."""
+    """Reads a file with one key a line. Empty lines and lines that begin with # don't count. Raises ConfigError."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -29,7 +29,7 @@ def read_api_keys(path: str) -> tuple[str, ...]:
     return keys
 
 
-class BearerKeys(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
+class ApiKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     """Refuses every RPC, of whatever service, that doesn't bring `authorization: Bearer KEY` with one of the keys."""
 
     def __init__(self, keys: Iterable[str], refused: Callable[[Reason], None]) -> None:
@@ -45,7 +45,7 @@ class BearerKeys(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignor
         if handler_call_details.method.startswith(GENERATIONS):
             self._refused(Reason.UNAUTHENTICATED)
         why = "the API key is not known" if values else "an API key is needed: `authorization: Bearer KEY`"
-        return refusing(NotAuthenticated(why))
+        return refusing_handler(NotAuthenticated(why))
 
     def _knows(self, values: list[str | bytes]) -> bool:
         if len(values) != 1:
@@ -63,7 +63,7 @@ def _digest(key: bytes) -> bytes:
 
 
 def tls_credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
-    """None: plain text. Raises ConfigError."""
+    """Reads certificate and key. None: the server speaks plain text. Raises ConfigError."""
     if not config.tls_certificate:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Chat messages to a prompt, by the checkpoint's own template, rendered in a process that can be ended."""
+"""Turns chat messages into a prompt, by the checkpoint's own template, in a process that can be ended."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from semipd.gateway.served_model import read_json
 log = structlog.get_logger()
 
 RENDER_S = 0.5
+"""Seconds that a template may take for one prompt."""
 START_S = 10.0
-"""A Python process and the compilation of the template; seconds only where the machine is busy."""
+"""Seconds for starting a Python process and compiling the template; it takes as long only on a busy machine."""
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -34,7 +35,7 @@ class ChatTemplate:
 
     @classmethod
     def of_checkpoint(cls, directory: Path) -> ChatTemplate | None:
-        """From chat_template.jinja or tokenizer_config.json; None: the checkpoint has none."""
+        """Reads chat_template.jinja or tokenizer_config.json. None: the checkpoint has no template."""
         path = directory / "tokenizer_config.json"
         settings = read_json(path) if path.is_file() else {}
         names = {name: text for name in SPECIAL_NAMES if (text := _token(settings.get(name))) is not None}
@@ -49,7 +50,7 @@ def _token(value: Any) -> str | None:
 
 
 def _source(value: Any) -> str | None:
-    """A string, or a list of named ones, of which "default" is the one for chat."""
+    """Returns the template's text. The field is a string, or a list of named ones of which "default" is for chat."""
     if isinstance(value, list):
         value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}.get("default")
     if value is not None and not isinstance(value, str):
@@ -58,7 +59,7 @@ def _source(value: Any) -> str | None:
 
 
 class ChatRenderer:
-    """Owns the process. `start` it in the event loop that uses it; `close` ends it."""
+    """Owns the process that renders. `start` it in the event loop that uses it; `close` ends it."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
@@ -66,12 +67,12 @@ class ChatRenderer:
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
-        """Raises CheckpointError where the template cannot be compiled."""
+        """Starts the process. Raises CheckpointError if the template cannot be compiled."""
         async with self._turn:
             await self._started()
 
     async def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Raises InvalidRequest where the template refuses the messages, fails on them or doesn't end in time."""
+        """Returns the prompt. Raises InvalidRequest if the template refuses the messages, fails or is too slow."""
         async with self._turn:
             process = await self._started()
             answered = False

@@ -1,4 +1,4 @@
-"""The gateway's end of the wire to the coordinator: one DEALER, many requests."""
+"""The gateway's end of the wire to the coordinator: one DEALER socket for all requests."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from semipd.wire.sockets import RunDir, connect_dealer
 log = structlog.get_logger()
 
 ANSWER_S = 10.0
-"""A coordinator that lives answers within milliseconds."""
+"""Seconds to wait for an answer; a coordinator that lives needs milliseconds."""
 FRAMES_A_TURN = 256
-"""Then the event loop does something else before it reads on."""
+"""Messages that are read before the event loop may do something else."""
 
 
 class CoordinatorLink:
-    """Open it in the event loop that uses it.
+    """Sends requests and hands what comes back to their buffers. Open it in the event loop that uses it.
 
-    Reads its socket when the loop says so rather than through zmq.asyncio, whose futures cost more than a message.
+    It reads its socket when the loop says so rather than through zmq.asyncio, whose futures cost more than a message.
     """
 
     def __init__(self, run_dir: RunDir, name: str, on_state: Callable[[gw.ServerState], None]) -> None:
@@ -42,7 +42,7 @@ class CoordinatorLink:
         self._on_state = on_state
         # A gateway that takes the place of a dead one must not get what is still on its way to the other.
         self._numbers = itertools.count(secrets.randbits(31) << 20)
-        self._mailboxes: dict[int, ResponseBuffer] = {}
+        self._buffers: dict[int, ResponseBuffer] = {}
         self._answers: dict[int, asyncio.Future[gw.Answer]] = {}
         self._reading = False
 
@@ -61,52 +61,58 @@ class CoordinatorLink:
         self._socket.close()
         self._context.term()
 
-    # --- said -------------------------------------------------------------------------------------------------------
+    # --- to the coordinator -------------------------------------------------------------------------------------------
 
     def hello(self, port: int) -> None:
+        """Says that this gateway listens on `port`."""
         self._send(gw.FromGateway(hello=gw.GatewayHello(pid=os.getpid(), port=port)))
 
-    def submit(self, request: Request, mailbox_of: Callable[[int], ResponseBuffer]) -> tuple[int, ResponseBuffer]:
-        """The ticket, and the buffer (made for it) in which the answers lie. Whoever submits must `close` it."""
+    def submit(self, request: Request, make_buffer: Callable[[int], ResponseBuffer]) -> tuple[int, ResponseBuffer]:
+        """Submits a request. Returns its ticket, and the buffer that `make_buffer` made for its answers.
+
+        Whoever submits must `close` the ticket.
+        """
         ticket = next(self._numbers)
-        buffer = self._mailboxes[ticket] = mailbox_of(ticket)
+        buffer = self._buffers[ticket] = make_buffer(ticket)
         try:
             self._send(gw.FromGateway(submit=request_to_wire(ticket, request)))
         except BaseException:
-            del self._mailboxes[ticket]
+            del self._buffers[ticket]
             raise
         return ticket, buffer
 
     def close(self, ticket: int) -> None:
-        """The client has its answer, or has left: then the coordinator is told."""
-        buffer = self._mailboxes.pop(ticket, None)
+        """Forgets the ticket. If the request is not over, its client has left, and the coordinator is told."""
+        buffer = self._buffers.pop(ticket, None)
         if buffer is not None and not buffer.over:
             self._send(gw.FromGateway(cancel=gw.Cancel(ticket=ticket, cause=gw.CANCEL_CAUSE_CLIENT_GONE)))
 
     def stop_matched(self, ticket: int, index: int, output_tokens: int) -> None:
+        """Says that a stop string ended the sample `index` after `output_tokens` tokens."""
         matched = gw.StopMatched(ticket=ticket, index=index, output_tokens=output_tokens)
         self._send(gw.FromGateway(stop_matched=matched))
 
-    def door_refusal(self, reason: Reason) -> None:
+    def count_refusal(self, reason: Reason) -> None:
+        """Tells the coordinator, which counts it, that a request was refused here."""
         self._send(gw.FromGateway(door_refusal=gw.DoorRefusal(reason=reason.value)))
 
     async def abort(self, request_id: str) -> public.AbortResponse:
-        """By an operator, whichever gateway the request came through."""
+        """Ends a request on behalf of an operator, whichever gateway it came through."""
         ask_id = next(self._numbers)
         cancel = gw.Cancel(request_id=request_id, cause=gw.CANCEL_CAUSE_OPERATOR, ask_id=ask_id)
         return (await self._answer(ask_id, gw.FromGateway(cancel=cancel), ANSWER_S)).abort
 
-    async def ask(self, question: gw.Ask, patience_s: float = ANSWER_S) -> gw.Answer:
-        """Raises the RequestError that is the answer, and Unavailable where none comes in time."""
+    async def ask(self, question: gw.Ask, timeout_s: float = ANSWER_S) -> gw.Answer:
+        """Returns the answer. Raises the RequestError that is the answer, and Unavailable if none comes in time."""
         question.ask_id = next(self._numbers)
-        return await self._answer(question.ask_id, gw.FromGateway(ask=question), patience_s)
+        return await self._answer(question.ask_id, gw.FromGateway(ask=question), timeout_s)
 
-    async def _answer(self, ask_id: int, message: gw.FromGateway, patience_s: float) -> gw.Answer:
+    async def _answer(self, ask_id: int, message: gw.FromGateway, timeout_s: float) -> gw.Answer:
         future: asyncio.Future[gw.Answer] = self._loop.create_future()
         self._answers[ask_id] = future
         try:
             self._send(message)
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 answer = await future
         except TimeoutError:
             raise Unavailable("the coordinator does not answer", reason=Reason.NOT_READY) from None
@@ -124,7 +130,7 @@ class CoordinatorLink:
         # Sending may take note of what arrived, and then the descriptor does not tell of it again.
         self._read_soon()
 
-    # --- heard ------------------------------------------------------------------------------------------------------
+    # --- from the coordinator -----------------------------------------------------------------------------------------
 
     def _read_soon(self) -> None:
         if not self._reading:
@@ -141,21 +147,21 @@ class CoordinatorLink:
                     return
                 raise
             try:
-                self._hear(gw.ToGateway.FromString(frame))
+                self._on_message(gw.ToGateway.FromString(frame))
             except DecodeError:
                 log.error("the coordinator sent what is no message")
         self._read_soon()
 
-    def _hear(self, message: gw.ToGateway) -> None:
+    def _on_message(self, message: gw.ToGateway) -> None:
         match message.WhichOneof("message"):
             case "deltas":
-                self._hear_deltas(message.deltas)
+                self._on_deltas(message.deltas)
             case "admitted":
-                buffer = self._mailboxes.get(message.admitted.ticket)
+                buffer = self._buffers.get(message.admitted.ticket)
                 if buffer is not None:
                     buffer.admit()
             case "ended":
-                buffer = self._mailboxes.get(message.ended.ticket)
+                buffer = self._buffers.get(message.ended.ticket)
                 if buffer is not None:
                     buffer.fail(failure_of(message.ended.failure))
             case "answer":
@@ -165,8 +171,8 @@ class CoordinatorLink:
             case "state":
                 self._on_state(message.state)
 
-    def _hear_deltas(self, message: gw.Deltas) -> None:
-        buffers = self._mailboxes
+    def _on_deltas(self, message: gw.Deltas) -> None:
+        buffers = self._buffers
         for delta in message.deltas:
             # None: cancelled here while these were on their way.
             buffer = buffers.get(delta.ticket)
@@ -174,7 +180,7 @@ class CoordinatorLink:
                 self._deliver(buffer, delta)
 
     def _deliver(self, buffer: ResponseBuffer, delta: gw.Delta) -> None:
-        """Whatever goes wrong ends one request, never the reading."""
+        """Gives a delta to its request. Whatever goes wrong ends that request, never the reading."""
         try:
             buffer.deliver(delta)
         except Exception as error:
@@ -186,7 +192,7 @@ class CoordinatorLink:
 
 
 def failure_of(failure: gw.Failure) -> RequestError:
-    """As `failure_from_wire`; a reason that this gateway doesn't know is a bug and told as one."""
+    """Returns what `failure_from_wire` does; a reason that this gateway doesn't know is a bug and told as one."""
     try:
         return failure_from_wire(failure)
     except ValueError:

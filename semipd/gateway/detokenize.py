@@ -1,8 +1,8 @@
-"""Tokens to text as they come: never half a character, and each token looked at once.
+"""Turns tokens into text as they come: never half a character, and each token looked at once.
 
-Two ways. Where each token stands for fixed bytes (byte-level BPE, SentencePiece with byte fallback: all the families
-that are served) the bytes go through an incremental UTF-8 decoder. For any other decoder the text of a short window
-of tokens is compared with what it was (the prefix and read offsets of text-generation-inference).
+There are two ways. Where each token stands for fixed bytes (byte-level BPE, SentencePiece with byte fallback: all the
+families that are served), the bytes go through an incremental UTF-8 decoder. With any other decoder, the text of a
+short window of tokens is compared with what it was (the prefix and read offsets of text-generation-inference).
 """
 
 from __future__ import annotations
@@ -22,40 +22,43 @@ CONTEXT = 6
 
 
 class Detokenizer(Protocol):
-    """One sample's text. What comes out is final and makes the whole text when joined."""
+    """Makes one sample's text. What comes out is final, and joined it is the whole text."""
 
-    def push(self, tokens: Sequence[int]) -> str: ...
+    def push(self, tokens: Sequence[int]) -> str:
+        """Takes the next tokens and returns the text that is certain now; empty: none yet."""
+        ...
 
     def flush(self) -> str:
-        """What is left at the sample's end; incomplete bytes become U+FFFD."""
+        """Returns the rest at the sample's end; incomplete bytes become U+FFFD."""
         ...
 
 
-class Pieces:
-    """The bytes of each token, looked up once; shared by all samples."""
+class TokenBytes:
+    """Knows the bytes of each token, looked up once. All samples share it."""
 
-    def __init__(self, tokenizer: Tokenizer, spelling: Spelling) -> None:
+    def __init__(self, tokenizer: Tokenizer, encoding: VocabularyEncoding) -> None:
         self._tokenizer = tokenizer
-        self._spelling = spelling
+        self._encoding = encoding
         added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in added.items() if token.special)
         self._known: dict[int, bytes] = {}
 
     def __getitem__(self, token: int) -> bytes:
-        """Empty for special tokens and for ids that the tokenizer doesn't know (a padded vocabulary has them)."""
+        """Returns the token's bytes: none for special tokens, and for ids that the tokenizer doesn't know (of a padded
+        vocabulary)."""
         piece = self._known.get(token)
         if piece is None:
             text = None if token in self._special else self._tokenizer.id_to_token(token)
-            piece = self._known[token] = b"" if text is None else self._spelling.to_bytes(text)
+            piece = self._known[token] = b"" if text is None else self._encoding.to_bytes(text)
         return piece
 
     def starts_text(self, prompt: Sequence[int]) -> bool:
-        """Whether nothing is visible before the output: then its first space is the tokenizer's, not the text's."""
-        return self._spelling.strips_first_space and all(token in self._special for token in prompt)
+        """Says that nothing visible stands before the output. Then the tokenizer made its first space."""
+        return self._encoding.strips_first_space and all(token in self._special for token in prompt)
 
 
-class Spelling(Protocol):
-    """How a vocabulary writes bytes as characters."""
+class VocabularyEncoding(Protocol):
+    """The way in which a vocabulary writes bytes as characters."""
 
     @property
     def strips_first_space(self) -> bool: ...
@@ -63,8 +66,8 @@ class Spelling(Protocol):
     def to_bytes(self, token: str) -> bytes: ...
 
 
-class ByteLevelSpelling:
-    """GPT-2's: a printable character stands for each byte."""
+class ByteLevelEncoding:
+    """The encoding of GPT-2: a printable character stands for each byte."""
 
     strips_first_space = False
 
@@ -80,8 +83,8 @@ class ByteLevelSpelling:
             return token.encode()
 
 
-class SentencePieceSpelling:
-    """U+2581 for a space and, with byte fallback, <0x0A> for a byte."""
+class SentencePieceEncoding:
+    """The encoding of SentencePiece: U+2581 for a space and, with byte fallback, <0x0A> for a byte."""
 
     def __init__(self, *, byte_fallback: bool, strips_first_space: bool) -> None:
         self._byte_fallback = byte_fallback
@@ -96,16 +99,16 @@ class SentencePieceSpelling:
         return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
 
-def spelling_of(decoder: Mapping[str, Any]) -> Spelling | None:
-    """From the decoder object of a tokenizer.json; None where tokens don't stand for fixed bytes."""
+def encoding_of(decoder: Mapping[str, Any]) -> VocabularyEncoding | None:
+    """Reads the decoder object of a tokenizer.json. None: its tokens don't stand for fixed bytes."""
     steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
-        return ByteLevelSpelling()
+        return ByteLevelEncoding()
     if kinds == ["Metaspace"]:
         if steps[0].get("replacement") != "▁":
             return None
-        return SentencePieceSpelling(byte_fallback=False, strips_first_space=steps[0].get("prepend_scheme") != "never")
+        return SentencePieceEncoding(byte_fallback=False, strips_first_space=steps[0].get("prepend_scheme") != "never")
     if "Replace" not in kinds or not set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
         return None
     strips = False
@@ -117,11 +120,13 @@ def spelling_of(decoder: Mapping[str, Any]) -> Spelling | None:
                 strips = start == 1
             case _:
                 return None
-    return SentencePieceSpelling(byte_fallback="ByteFallback" in kinds, strips_first_space=strips)
+    return SentencePieceEncoding(byte_fallback="ByteFallback" in kinds, strips_first_space=strips)
 
 
 class ByteDetokenizer:
-    def __init__(self, pieces: Pieces, *, starts_text: bool) -> None:
+    """Decodes the bytes of the tokens, whatever characters their borders cut."""
+
+    def __init__(self, pieces: TokenBytes, *, starts_text: bool) -> None:
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip = starts_text
@@ -142,7 +147,10 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """For any decoder. `_window[:_read]` has been told; its text is what new text is measured against."""
+    """Works with any decoder: it compares the text of the last tokens with what that was.
+
+    `_window[:_read]` has been told, and `_told` is its text.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -176,17 +184,17 @@ class WindowDetokenizer:
         return new
 
 
-class Detokenizers:
+class DetokenizerFactory:
     """Makes a Detokenizer for each sample of a request, in the way that fits the tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         decoder = tokenizer.decoder
-        spelling = spelling_of(json.loads(decoder.__getstate__())) if decoder is not None else None
-        self._pieces = Pieces(tokenizer, spelling) if spelling else None
+        encoding = encoding_of(json.loads(decoder.__getstate__())) if decoder is not None else None
+        self._pieces = TokenBytes(tokenizer, encoding) if encoding else None
 
     def make(self, prompt: Sequence[int]) -> Detokenizer:
-        """For output that follows `prompt`."""
+        """Makes the one for output that follows `prompt`."""
         if self._pieces is None:
             return WindowDetokenizer(self._tokenizer, prompt)
         return ByteDetokenizer(self._pieces, starts_text=self._pieces.starts_text(prompt))

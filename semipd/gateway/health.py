@@ -1,4 +1,4 @@
-"""grpc.health.v1, tied to the coordinator's word that requests make progress."""
+"""The service grpc.health.v1, tied to the coordinator's word that requests make progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignore]
-    """All services, and the server as a whole (""), are well or unwell together."""
+    """Gives one status to all services and to the server as a whole ("")."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset(("", *services))
@@ -25,13 +25,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
         self._closed = False
         self._changed = asyncio.Event()
 
-    def tell(self, *, serving: bool) -> None:
+    def set_serving(self, serving: bool) -> None:
+        """Takes the coordinator's word. After `close` it has no effect."""
         if serving != self._serving and not self._closed:
             self._serving = serving
             self._wake()
 
     def close(self) -> None:
-        """Not serving from now on; those who watch are told so and let go."""
+        """Says NOT_SERVING from now on, and ends the calls of Watch."""
         self._closed = True
         self._serving = False
         self._wake()

@@ -1,4 +1,4 @@
-"""Between gRPC and the services: requests are parsed here, and whatever a service raises is told in gRPC's terms."""
+"""Stands between gRPC and the services: parses requests, and tells whatever a service raises in gRPC's terms."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""Of the request that this RPC carries, as soon as it is known; errors name it."""
+"""Id of the request that this RPC carries, as soon as it is known; errors name it."""
 
 
 async def refuse(context: Context, error: RequestError) -> None:
-    """Ends the RPC with the error; never returns."""
+    """Ends the RPC with the error. It never returns."""
     number = request_id.get()
     status = status_of(error, {"request_id": number} if number else None)
     trailers = (("grpc-status-details-bin", status.SerializeToString()), *pushback(error))
@@ -46,7 +46,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
         method = handler_call_details.method
         handler = await continuation(handler_call_details)
         if handler is None:
-            return refusing(Unsupported("this server has no such method"))
+            return refusing_handler(Unsupported("this server has no such method"))
         # typeshed knows no attributes of handlers; grpc documents them.
         wrapped: Any = handler
         if wrapped.request_streaming:
@@ -87,15 +87,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
 
 
 def _log_bug(method: str, error: Exception) -> None:
-    """Where it happened. An exception's own text may hold what a client wrote, so it stays out."""
+    """Logs where it happened. An exception's own text may hold what a client wrote, so it stays out."""
     frames = traceback.extract_tb(error.__traceback__)
     where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     log.error("a request failed unexpectedly", method=method, request_id=request_id.get(), error=type(error).__name__,
               where=where)  # fmt: skip
 
 
-def refusing(error: RequestError) -> Handler:
-    """A handler for any kind of method that refuses before it reads a message."""
+def refusing_handler(error: RequestError) -> Handler:
+    """Returns a handler, for any kind of method, that refuses before it reads a message."""
 
     async def refusal(_requests: Any, context: Context) -> None:
         await refuse(context, error)

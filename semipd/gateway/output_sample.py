@@ -1,4 +1,4 @@
-"""One sample of a request: its tokens become text, its end is found, and what its client has not seen waits here."""
+"""One sample of a request: turns its tokens into text, finds its end, and keeps what its client has not seen."""
 
 from __future__ import annotations
 
@@ -20,64 +20,67 @@ FINISH = {
 }
 
 
-class Gap(Exception):
-    """Tokens are missing between what is known and what came: a bug."""
+class TokensMissing(Exception):
+    """Tokens are missing between those that are known and those that came: a bug."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What of a sample goes to the client, and where it ends. The same for all samples of a request."""
+class OutputOptions:
+    """Says what of a sample goes to its client, and what ends it. All samples of a request share it."""
 
     text: bool = True
     token_ids: bool = True
     stops: StopStrings | None = None
     include_stop: bool = False
     min_tokens: int = 0
-    """Stop strings don't end a sample before."""
+    """Output tokens before which stop strings don't end a sample."""
 
 
 @dataclass(frozen=True, slots=True)
-class HeldToken:
-    """A token whose text may yet turn out to belong to a stop string."""
+class PendingToken:
+    """A token that is held back, because its text may yet turn out to belong to a stop string."""
 
     start: int
-    """Of its text, in characters of the sample's whole text."""
+    """Beginning of its text, in characters of the sample's whole text."""
     token: int
     logprob: pb.Logprob | None
 
 
 class OutputSample:
-    """`take` a delta of the coordinator's; `news` and `finish` are for the client.
+    """Takes the coordinator's deltas (`take`) and has what the client is to hear (`next_event`, `finish`).
 
-    A sample is `finished` once its last word to the client is known, and `over` once the coordinator has closed it:
-    the two differ after a stop string, which is found here.
+    `finish` is set once the sample's last word to the client is known, `over` once the coordinator has closed it. The
+    two differ after a stop string, which is found here.
     """
 
-    def __init__(self, index: int, shape: Shape, detokenizer: Detokenizer | None) -> None:
+    def __init__(self, index: int, options: OutputOptions, detokenizer: Detokenizer | None) -> None:
         self.index = index
         self.finish: pb.Finish | None = None
         self.timings: pb.Timings | None = None
         self.over = False
         self.output_tokens = 0
-        """Those that count: up to the stop, itself included."""
-        self._shape = shape
+        """Tokens that count: those up to the stop, and the stop itself."""
+        self._options = options
         self._detokenizer = detokenizer
-        self._scanner = StopScanner(shape.stops) if shape.stops is not None and detokenizer is not None else None
+        self._scanner = StopScanner(options.stops) if options.stops is not None and detokenizer is not None else None
         self._held_text = ""
-        self._held: deque[HeldToken] = deque()
+        self._held: deque[PendingToken] = deque()
         self._said = 0
-        """Characters told or ready to be told; the held text begins here."""
+        """Characters told or ready to be told; the text that is held back begins here."""
         self._unscanned = 0
         """Characters that the scanner has not read, since they came before `min_tokens`."""
         self._event = pb.GenerateStreamResponse()
         self._token: pb.Token | None = None
-        """The event's, while there is one."""
+        """The event's token message, while there is one."""
         self._texts: list[str] = []
 
     # --- what came --------------------------------------------------------------------------------------------------
 
     def take(self, delta: gw.Delta) -> bool:
-        """True if the client is to hear of it. Raises Gap. What is known already has no effect."""
+        """Takes a delta and returns True if the client is to hear of it. What is known already has no effect.
+
+        Raises TokensMissing.
+        """
         ended = delta.HasField("end")
         if self.finish is None:
             tokens: Sequence[int] = delta.tokens
@@ -85,7 +88,7 @@ class OutputSample:
             known = self.output_tokens - delta.position
             if known:
                 if known < 0:
-                    raise Gap(f"position {delta.position} after {self.output_tokens} tokens")
+                    raise TokensMissing(f"position {delta.position} after {self.output_tokens} tokens")
                 tokens, logprobs = tokens[known:], logprobs[known:]
             end = delta.end if ended else None
             if self._scanner is None:
@@ -102,7 +105,7 @@ class OutputSample:
         return self._token is not None or self.finish is not None
 
     def _append(self, tokens: Sequence[int], logprobs: Sequence[pb.Logprob], end: seq.End | None) -> None:
-        """Without stop strings: everything is told at once."""
+        """Adds tokens where there are no stop strings: everything is told at once."""
         if not tokens:
             return
         self.output_tokens += len(tokens)
@@ -114,19 +117,19 @@ class OutputSample:
             text = self._detokenizer.push(tokens)
             if text:
                 self._tell(text)
-        if self._shape.token_ids:
+        if self._options.token_ids:
             self._pending().token_ids.extend(tokens)
         if logprobs:
             self._pending().logprobs.extend(logprobs)
 
     def _cuts_token(self, end: seq.End) -> bool:
-        """Whether the last token is a stop token that stays out of the answer."""
-        return end.reason == seq.END_REASON_STOP_TOKEN and not self._shape.include_stop
+        """Says that the last token is a stop token that stays out of the answer."""
+        return end.reason == seq.END_REASON_STOP_TOKEN and not self._options.include_stop
 
     def _scan(
         self, scanner: StopScanner, tokens: Sequence[int], logprobs: Sequence[pb.Logprob], end: seq.End | None
     ) -> None:
-        """Token by token: text that may belong to a stop string is held back, and so are its tokens."""
+        """Adds tokens one by one. Text that may belong to a stop string is held back, and so are its tokens."""
         assert self._detokenizer is not None
         last = len(tokens) - 1
         for n, token in enumerate(tokens):
@@ -137,7 +140,7 @@ class OutputSample:
             if logprobs:
                 logprob = pb.Logprob()
                 logprob.CopyFrom(logprobs[n])
-            self._held.append(HeldToken(self._said + len(self._held_text), token, logprob))
+            self._held.append(PendingToken(self._said + len(self._held_text), token, logprob))
             text = self._detokenizer.push((token,))
             if not text and not self._held_text:
                 self._release(0)
@@ -145,9 +148,9 @@ class OutputSample:
                 return
 
     def _read(self, scanner: StopScanner, text: str) -> bool:
-        """True if the sample ends here, at a stop string."""
+        """Adds text. Returns True if the sample ends here, at a stop string."""
         self._held_text += text
-        if self.output_tokens < self._shape.min_tokens:
+        if self.output_tokens < self._options.min_tokens:
             self._unscanned += len(text)
             self._release(len(self._held_text))
             return False
@@ -155,7 +158,7 @@ class OutputSample:
         if match is None:
             self._release(len(self._held_text) - scanner.held)
             return False
-        cut = self._unscanned + (match.end if self._shape.include_stop else match.start)
+        cut = self._unscanned + (match.end if self._options.include_stop else match.start)
         while self._held and self._held[-1].start >= cut:
             self._held.pop()
         self._held_text = self._held_text[: cut - self._said]
@@ -164,7 +167,7 @@ class OutputSample:
         return True
 
     def _release(self, characters: int) -> None:
-        """The first of the held text, and the tokens that begin in it, may be told."""
+        """Tells the first characters of the text that is held back, and the tokens that begin in them."""
         if characters:
             self._tell(self._held_text[:characters])
             self._held_text = self._held_text[characters:]
@@ -172,13 +175,13 @@ class OutputSample:
         held = self._held
         while held and (held[0].start < self._said or not self._held_text):
             first = held.popleft()
-            if self._shape.token_ids:
+            if self._options.token_ids:
                 self._pending().token_ids.append(first.token)
             if first.logprob is not None:
                 self._pending().logprobs.append(first.logprob)
 
     def _complete(self, end: seq.End) -> None:
-        """The end as the coordinator says it; what was held back is told, unless its last characters are a stop."""
+        """Ends the sample as the coordinator says. What was held back is told, unless its end is a stop string."""
         if self._detokenizer is not None:
             text = self._detokenizer.flush()
             if self._scanner is not None:
@@ -194,7 +197,7 @@ class OutputSample:
     # --- what is told -----------------------------------------------------------------------------------------------
 
     def _pending(self) -> pb.Token:
-        """The event that gathers what is new. Its text is set when it is told, in one piece."""
+        """Returns the event that gathers what is new. Its text is set when it is told, in one piece."""
         if self._token is None:
             self._event = pb.GenerateStreamResponse()
             self._token = self._event.token
@@ -202,12 +205,12 @@ class OutputSample:
         return self._token
 
     def _tell(self, text: str) -> None:
-        if self._shape.text:
+        if self._options.text:
             self._pending()
             self._texts.append(text)
 
-    def news(self) -> pb.GenerateStreamResponse | None:
-        """Everything since the last call as one token event; None: nothing. Its sequence number is the caller's."""
+    def next_event(self) -> pb.GenerateStreamResponse | None:
+        """Returns everything since the last call as one token event; None: nothing. The caller numbers it."""
         token, texts = self._token, self._texts
         if token is None:
             return None

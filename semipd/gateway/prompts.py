@@ -1,4 +1,4 @@
-"""What a client sends, text or chat or token ids, as token ids."""
+"""Turns what a client sends (text, chat or token ids) into token ids."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ from semipd.core.errors import Unsupported
 from semipd.gateway.chat import ChatRenderer
 from semipd.gateway.detokenize import Detokenizer
 from semipd.gateway.tokenizer import ServedTokenizer
-from semipd.gateway.validate import Features
+from semipd.gateway.validate import CheckpointFeatures
 from semipd.v1 import generation_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
-    """None: the checkpoint doesn't have it."""
+class PromptEncoder:
+    """Encodes prompts with what the checkpoint has: a tokenizer, a chat template, or neither (None)."""
 
     tokenizer: ServedTokenizer | None
     chat: ChatRenderer | None
 
     @property
-    def features(self) -> Features:
-        return Features(text=self.tokenizer is not None, chat=self.tokenizer is not None and self.chat is not None)
+    def features(self) -> CheckpointFeatures:
+        return CheckpointFeatures(
+            text=self.tokenizer is not None, chat=self.tokenizer is not None and self.chat is not None
+        )
 
-    async def of_generation(self, generation: pb.Generation) -> tuple[str, Sequence[int]]:
-        """The field that holds the prompt, and its tokens."""
+    async def encode_generation(self, generation: pb.Generation) -> tuple[str, Sequence[int]]:
+        """Returns the name of the field that holds the prompt, and the prompt's tokens."""
         match generation.WhichOneof("input"):
             case "text":
-                return "text", await self.of_text(generation.text)
+                return "text", await self.encode_text(generation.text)
             case "chat":
-                return "chat.messages", await self.of_chat(generation.chat)
+                return "chat.messages", await self.encode_chat(generation.chat)
             case _:
                 return "token_ids.ids", generation.token_ids.ids
 
-    async def of_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    async def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return await self.required_tokenizer().encode(text, add_special_tokens=add_special_tokens)
 
-    async def of_chat(self, chat: pb.Chat) -> list[int]:
-        """The template writes the special tokens itself."""
+    async def encode_chat(self, chat: pb.Chat) -> list[int]:
+        """Encodes messages. The template writes the special tokens itself. Raises Unsupported without a template."""
         if self.chat is None:
             raise Unsupported("the checkpoint has no chat template")
         text = await self.chat.render([{"role": m.role, "content": m.content} for m in chat.messages])

@@ -1,4 +1,4 @@
-"""The process that fills in chat templates: `python -m semipd.gateway.renderer`, a child of a gateway.
+"""Fills in chat templates, in a process of its own: `python -m semipd.gateway.renderer`, a child of a gateway.
 
 A template is a program that came with a checkpoint. It runs in Jinja's sandbox, which keeps it from the interpreter,
 and in a process of its own with a memory limit, which its parent kills when the time is over: no expression, however
@@ -25,12 +25,12 @@ from semipd.wire.process import die_with_parent
 
 MEMORY_BYTES = 512 * 1024 * 1024
 MAX_TEXT = 4 * 1024 * 1024
-"""Characters that a template may make of the messages."""
+"""Most characters that a template may make of the messages."""
 MAX_REASON = 200
 HEADER = struct.Struct(">I")
 
 
-class Refused(TemplateError):
+class TemplateRefused(TemplateError):
     """The template itself refuses the messages (`raise_exception`)."""
 
 
@@ -46,11 +46,11 @@ class Generation(Extension):
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """What transformers gives a chat template (transformers.utils.chat_template_utils)."""
+    """Returns the environment that transformers gives a chat template (transformers.utils.chat_template_utils)."""
     jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
 
     def raise_exception(message: object) -> NoReturn:
-        raise Refused(str(message))
+        raise TemplateRefused(str(message))
 
     def tojson(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
@@ -62,7 +62,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def compiled(source: str, names: Mapping[str, str]) -> Callable[[list[dict[str, str]]], str]:
-    """Raises TemplateError where the source is no template."""
+    """Compiles a template to a function of the messages. Raises TemplateError if the source is no template."""
     template = environment().from_string(source)
 
     def render(messages: list[dict[str, str]]) -> str:
@@ -73,7 +73,7 @@ def compiled(source: str, names: Mapping[str, str]) -> Callable[[list[dict[str, 
         ):
             length += len(part)
             if length > MAX_TEXT:
-                raise Refused(f"the text is longer than {MAX_TEXT} characters")
+                raise TemplateRefused(f"the text is longer than {MAX_TEXT} characters")
             parts.append(part)
         return "".join(parts)
 
@@ -81,10 +81,10 @@ def compiled(source: str, names: Mapping[str, str]) -> Callable[[list[dict[str, 
 
 
 def reason(error: BaseException, messages: list[dict[str, str]]) -> str:
-    """Why a template failed, without what the messages say."""
+    """Says why a template failed, without what the messages say."""
     if isinstance(error, MemoryError):
         return "the template takes too much memory"
-    if isinstance(error, Refused):
+    if isinstance(error, TemplateRefused):
         text = str(error)[:MAX_REASON]
         if not any(m["content"] and (m["content"] in text or text in m["content"]) for m in messages):
             return f"the template refuses them: {text}"
@@ -92,7 +92,7 @@ def reason(error: BaseException, messages: list[dict[str, str]]) -> str:
 
 
 def read_frame(stream: BinaryIO) -> Any:
-    """None at the end."""
+    """Reads the next frame; None: there is none any more."""
     header = stream.read(HEADER.size)
     if len(header) < HEADER.size:
         return None

@@ -1,6 +1,6 @@
-"""What the coordinator sent for one request and its client has not been told: merged, so that it stays bounded.
+"""Keeps what the coordinator sent for one request until its client is told, merged, so that it stays bounded.
 
-A slow reader finds one event a sample that holds all tokens since it last looked; never more than max_tokens of each.
+A slow reader finds one event for each sample, with all tokens since it last looked: max_tokens at most.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from semipd.core.errors import InternalError, Reason, RequestError, Unavailable
-from semipd.gateway.output_sample import Gap, OutputSample
+from semipd.gateway.output_sample import OutputSample, TokensMissing
 from semipd.internal.v1 import gateway_pb2 as gw
 
 StopFound = Callable[[int, int], None]
-"""Told a sample's index and the output tokens that count."""
+"""A callback that gets a sample's index and the number of output tokens that count."""
 
 
 class ResponseBuffer:
-    """Filled by the link, emptied by the one handler that answers the client. Both run in the event loop."""
+    """Takes messages from the link and gives them to the handler of the client's RPC. Both run in the event loop."""
 
     def __init__(self, samples: Sequence[OutputSample], stop_found: StopFound) -> None:
         self.samples = samples
@@ -29,20 +29,21 @@ class ResponseBuffer:
         self._waiter: asyncio.Future[None] | None = None
         self._all_at_once = False
 
-    # --- the link's side --------------------------------------------------------------------------------------------
+    # --- for the link --------------------------------------------------------------------------------------------
 
     def admit(self) -> None:
+        """The coordinator has accepted the request."""
         self.admitted = True
         self._wake()
 
     def fail(self, error: RequestError) -> None:
-        """The request is over without further tokens. The first failure counts."""
+        """Ends the request with an error, without further tokens. The first failure counts."""
         if not self.over:
             self._error = error
             self._wake()
 
     def deliver(self, delta: gw.Delta) -> None:
-        """Raises InternalError where the delta can't be: the request is to fail with it."""
+        """Takes a delta. Raises InternalError if it can't be one of this request, which is to fail with that."""
         try:
             sample = self.samples[delta.index]
             if sample.over:
@@ -50,7 +51,7 @@ class ResponseBuffer:
             was_finished = sample.finish is not None
             if sample.take(delta) and not was_finished and sample not in self._dirty:
                 self._dirty.append(sample)
-        except (Gap, IndexError) as error:
+        except (TokensMissing, IndexError) as error:
             raise InternalError("tokens of this request were lost inside the server") from error
         if sample.over:
             self._alive -= 1
@@ -64,21 +65,21 @@ class ResponseBuffer:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    # --- the handler's side -----------------------------------------------------------------------------------------
+    # --- for the handler -----------------------------------------------------------------------------------------
 
     @property
     def over(self) -> bool:
-        """The coordinator has nothing more to say."""
+        """The coordinator has nothing more to say about the request."""
         return self._alive == 0 or self._error is not None
 
     @property
     def output_tokens(self) -> int:
         return sum(sample.output_tokens for sample in self.samples)
 
-    async def admission(self, patience_s: float) -> None:
-        """Returns when the request is accepted. Raises the RequestError with which it is refused."""
+    async def wait_admitted(self, timeout_s: float) -> None:
+        """Waits until the request is accepted. Raises the RequestError with which it is refused."""
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 while not self.admitted and self._error is None:
                     await self._wait()
         except TimeoutError:
@@ -86,8 +87,11 @@ class ResponseBuffer:
         # Accepted and failed in one breath: nothing was told yet, so the client may as well hear it as a refusal.
         self._raise_error()
 
-    async def news(self) -> list[OutputSample]:
-        """The samples with something to tell, at least one; empty: the request is over. Raises what it failed with."""
+    async def changed_samples(self) -> list[OutputSample]:
+        """Waits for samples with something to tell and returns them. Empty: the request is over.
+
+        Raises the error that the request failed with.
+        """
         while not self._dirty:
             self._raise_error()
             if not self._alive:
@@ -96,8 +100,8 @@ class ResponseBuffer:
         dirty, self._dirty = self._dirty, []
         return dirty
 
-    async def completion(self) -> None:
-        """Returns when the request is over, without a look at what comes before. Raises what it failed with."""
+    async def wait_completed(self) -> None:
+        """Waits until the request is over. Raises the error that it failed with."""
         self._all_at_once = True
         while self._alive:
             self._raise_error()

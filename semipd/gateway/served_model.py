@@ -1,4 +1,4 @@
-"""What is served, as the gateway needs to know it: names, limits and files. Read once, without torch."""
+"""The served model as the gateway needs to know it: names, limits and files. It is read once, without torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ServedModel:
 
 
 def read_served_model(config: ServerConfig) -> ServedModel:
-    """Raises ConfigError where there is no such model, and CheckpointError where it can't be served."""
+    """Reads the model's folder. Raises ConfigError if there is no such model, CheckpointError if it can't be served."""
     directory = Path(config.model).resolve() if config.model else BUNDLED
     if not (directory / "config.json").is_file():
         raise ConfigError(f"--model: {directory} holds no config.json")
@@ -54,14 +54,15 @@ def read_served_model(config: ServerConfig) -> ServedModel:
 
 
 def _eos_token_ids(directory: Path, declared: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
-    """generation_config.json has the last word, as in transformers: chat models end turns with tokens named there."""
+    """Returns the tokens that end a sequence. generation_config.json has the last word, as in transformers: chat models
+    name there the tokens that end a turn."""
     path = directory / "generation_config.json"
     generation = parse_eos_token_ids(Fields(read_json(path), path.name)) if path.is_file() else ()
     return tuple(i for i in generation or declared if i < vocab_size)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """An object from a file of the checkpoint. Raises CheckpointError, naming the file."""
+    """Reads a JSON object from a file of the checkpoint. Raises CheckpointError, naming the file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

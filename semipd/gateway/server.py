@@ -1,4 +1,4 @@
-"""A gateway: the gRPC server, the link to the coordinator, and what the services need."""
+"""A gateway: puts the gRPC server, the link to the coordinator and the services together."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from grpc_reflection.v1alpha import reflection
 
 from semipd.core.config import ServerConfig
 from semipd.core.errors import StartError
-from semipd.gateway.auth import BearerKeys, read_api_keys, tls_credentials
+from semipd.gateway.auth import ApiKeyInterceptor, read_api_keys, tls_credentials
 from semipd.gateway.chat import ChatRenderer, ChatTemplate
 from semipd.gateway.coordinator_link import CoordinatorLink
 from semipd.gateway.health import Health
 from semipd.gateway.interceptor import ErrorInterceptor
-from semipd.gateway.prompts import Prompts
+from semipd.gateway.prompts import PromptEncoder
 from semipd.gateway.served_model import ServedModel, read_served_model
 from semipd.gateway.services.admin import AdminService
 from semipd.gateway.services.generation import GenerationService
@@ -43,15 +43,17 @@ from semipd.wire.sockets import RunDir
 log = structlog.get_logger()
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
+"""Most bytes of a request."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-"""A whole answer of 16 samples with alternatives at each position is large."""
+"""Most bytes of an answer: 16 samples with alternatives at each position are large."""
 CLIENT_PING_MS = 5_000
-"""Clients may ping every 10 s; half of it, so that a network that bunches pings up does no harm."""
+"""Least time between two pings of a client. Clients ping every 10 s; half of it is allowed, because a network may bunch
+pings up."""
 SERVER_PING_MS = 10_000
 SERVER_PING_TIMEOUT_MS = 10_000
-"""A client gone without a word is noticed after both, at the latest."""
+"""A client that has gone without a word is noticed after both times together, at the latest."""
 SPARE_STREAMS = 1024
-"""On one connection, beyond what the queue takes: a refusal must reach its client, and not wait for a stream."""
+"""Streams that one connection may have beyond what the queue takes: a refusal must reach its client at once."""
 
 SERVICES = tuple(
     pb.DESCRIPTOR.services_by_name[name].full_name
@@ -82,7 +84,7 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
 
 
 class Gateway:
-    """`async with` starts it, `stop` lets it finish; leaving ends it. Raises StartError."""
+    """Serves clients: `async with` starts it, `stop` lets it finish, leaving ends it. Raises StartError."""
 
     def __init__(self, config: ServerConfig, run_dir: RunDir, name: str) -> None:
         self._config = config
@@ -106,7 +108,7 @@ class Gateway:
         model = read_served_model(self._config)
         prompts = await _open_prompts(stack, model)
         self._health = Health(SERVICES)
-        link = stack.enter_context(CoordinatorLink(self._run_dir, self._name, self._heard_state))
+        link = stack.enter_context(CoordinatorLink(self._run_dir, self._name, self._on_server_state))
         self._server = self._make_server(stack, link)
         self._add_services(model, prompts, link)
         self.port = self._bind()
@@ -114,8 +116,8 @@ class Gateway:
         stack.push_async_callback(self.stop, 0.0)
         link.hello(self.port)
 
-    def _heard_state(self, state: gw.ServerState) -> None:
-        self._health.tell(serving=state.serving and not state.draining)
+    def _on_server_state(self, state: gw.ServerState) -> None:
+        self._health.set_serving(state.serving and not state.draining)
 
     def _make_server(self, stack: AsyncExitStack, link: CoordinatorLink) -> grpc.aio.Server:
         interceptors: list[grpc.aio.ServerInterceptor] = []
@@ -124,11 +126,11 @@ class Gateway:
             stack.callback(tracing.close)
             interceptors.extend(tracing.interceptors)
         if self._config.api_keys_file:
-            interceptors.append(BearerKeys(read_api_keys(self._config.api_keys_file), link.door_refusal))
+            interceptors.append(ApiKeyInterceptor(read_api_keys(self._config.api_keys_file), link.count_refusal))
         interceptors.append(ErrorInterceptor())
         return grpc.aio.server(interceptors=interceptors, options=channel_options(self._config))
 
-    def _add_services(self, model: ServedModel, prompts: Prompts, link: CoordinatorLink) -> None:
+    def _add_services(self, model: ServedModel, prompts: PromptEncoder, link: CoordinatorLink) -> None:
         server = self._server
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(model, prompts, link), server)  # type: ignore[no-untyped-call, unused-ignore]
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(model, prompts.features), server)  # type: ignore[no-untyped-call, unused-ignore]
@@ -151,22 +153,22 @@ class Gateway:
             raise StartError(f"--host and --port: can't listen on {address}: in use, or no address of ours") from error
 
     async def stop(self, grace_s: float) -> None:
-        """Takes nothing new; what runs may go on for so long, and is ended then. May be called again, with less."""
+        """Takes nothing new, and ends what still runs after `grace_s` seconds. Can be called again with less."""
         self._stopping.set()
         self._health.close()
         await self._server.stop(grace_s)
 
 
-async def _open_prompts(stack: AsyncExitStack, model: ServedModel) -> Prompts:
+async def _open_prompts(stack: AsyncExitStack, model: ServedModel) -> PromptEncoder:
     tokenizer = ServedTokenizer.of_checkpoint(model.directory)
     if tokenizer is None:
         log.warning("the checkpoint has no tokenizer.json: token ids alone go in and out")
-        return Prompts(None, None)
+        return PromptEncoder(None, None)
     stack.callback(tokenizer.close)
     template = ChatTemplate.of_checkpoint(model.directory)
     if template is None:
-        return Prompts(tokenizer, None)
+        return PromptEncoder(tokenizer, None)
     renderer = ChatRenderer(template)
     stack.push_async_callback(renderer.close)
     await renderer.start()
-    return Prompts(tokenizer, renderer)
+    return PromptEncoder(tokenizer, renderer)

@@ -1,4 +1,4 @@
-"""Stop strings, wherever token borders fall."""
+"""Finds stop strings, wherever token borders fall."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """`start` and `end` count the characters scanned, from the first."""
+class StopMatch:
+    """A stop string that was found. `start` and `end` count the characters scanned, from the first."""
 
     stop: str
     start: int
@@ -82,11 +82,14 @@ class StopScanner:
 
     @property
     def held(self) -> int:
-        """How many of the last characters may be the beginning of a stop string."""
+        """Number of the last characters that may be the beginning of a stop string."""
         return self._stops.depth[self._state]
 
-    def push(self, text: str) -> Match | None:
-        """The match after which the text is over. What comes after a match must not be pushed."""
+    def push(self, text: str) -> StopMatch | None:
+        """Reads text and returns the match that ends it; None: no stop string is complete.
+
+        Nothing may be pushed after a match.
+        """
         stops, state = self._stops, self._state
         if state == 0 and not stops.first.search(text):
             self.scanned += len(text)
@@ -96,7 +99,7 @@ class StopScanner:
             stop = stops.found[state]
             if stop is not None:
                 end = self.scanned + offset
-                return Match(stop, end - len(stop), end)
+                return StopMatch(stop, end - len(stop), end)
         self._state = state
         self.scanned += len(text)
         return None

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces of the RPCs, for who asks for them (`--otlp-endpoint`) and has the extra installed."""
+"""OpenTelemetry traces of the RPCs, where `--otlp-endpoint` asks for them and the extra is installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tracing:
 
 
 def open_tracing(config: ServerConfig) -> Tracing | None:
-    """None: not asked for. Raises StartError where the packages are missing."""
+    """Opens tracing; None: it was not asked for. Raises StartError if the packages are missing."""
     if not config.otlp_endpoint:
         return None
     try:
@@ -47,7 +47,8 @@ def open_tracing(config: ServerConfig) -> Tracing | None:
 
 
 class StreamsAsGenerators(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
-    """OpenTelemetry's interceptor iterates over what a streaming handler returns; ours write to their context."""
+    """Makes generators of streaming handlers: OpenTelemetry's interceptor iterates over them, and ours write to their
+    context."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -64,8 +65,8 @@ class StreamsAsGenerators(grpc.aio.ServerInterceptor):  # type: ignore[misc, unu
         )
 
 
-class Writer:
-    """A context whose messages go elsewhere."""
+class RedirectedContext:
+    """A context whose messages go to `write`."""
 
     def __init__(self, context: Context, write: Callable[[Any], Awaitable[None]]) -> None:
         self._context = context
@@ -78,7 +79,7 @@ class Writer:
 def generator_of(behaviour: Behaviour) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
         written: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
-        answering = asyncio.ensure_future(behaviour(request, Writer(context, written.put)))  # type: ignore[arg-type]
+        answering = asyncio.ensure_future(behaviour(request, RedirectedContext(context, written.put)))  # type: ignore[arg-type]
         # The generator may be left for dead between two messages when the client leaves.
         context.add_done_callback(lambda _: answering.cancel())  # type: ignore[arg-type, unused-ignore]
         try:

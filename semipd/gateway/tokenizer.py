@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer, off the event loop where a text is long."""
+"""The checkpoint's tokenizer. Long texts are encoded and decoded outside the event loop."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from semipd.core.errors import CheckpointError
-from semipd.gateway.detokenize import Detokenizer, Detokenizers
+from semipd.gateway.detokenize import Detokenizer, DetokenizerFactory
 
 INLINE_CHARACTERS = 4096
 INLINE_TOKENS = 4096
-"""Below these, a thread would cost more than it saves (about a millisecond of work)."""
+"""Sizes up to which a thread would cost more than it saves (about a millisecond of work)."""
 
 
 class ServedTokenizer:
-    """Close it to end its threads."""
+    """Encodes and decodes whole texts, and makes detokenizers. Close it to end its threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._detokenizers = Detokenizers(tokenizer)
+        self._detokenizers = DetokenizerFactory(tokenizer)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
 
     @classmethod
     def of_checkpoint(cls, directory: Path) -> ServedTokenizer | None:
-        """None: it has none, and is served with token ids alone. Raises CheckpointError where the file is broken."""
+        """Reads tokenizer.json. None: there is none, and the model is served with token ids alone.
+
+        Raises CheckpointError if the file is broken.
+        """
         path = directory / "tokenizer.json"
         if not path.is_file():
             return None
@@ -39,7 +42,7 @@ class ServedTokenizer:
             raise CheckpointError(f"{path.name}: cannot be read: {error}") from error
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """With special tokens: what the checkpoint's post-processor puts around a prompt."""
+        """Returns the token ids. `add_special_tokens`: with those that the checkpoint puts around a prompt."""
         if len(text) <= INLINE_CHARACTERS:
             return self._encode(text, add_special_tokens)
         loop = asyncio.get_running_loop()
@@ -52,7 +55,7 @@ class ServedTokenizer:
         return ids
 
     async def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """A whole text at once."""
+        """Returns the whole text at once."""
         if len(tokens) <= INLINE_TOKENS:
             return self._decode(tokens, skip_special_tokens)
         loop = asyncio.get_running_loop()
@@ -63,7 +66,7 @@ class ServedTokenizer:
         return str(text)
 
     def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
-        """For one sample of the output that follows `prompt`."""
+        """Makes the detokenizer of one sample of the output that follows `prompt`."""
         return self._detokenizers.make(prompt)
 
     def close(self) -> None:

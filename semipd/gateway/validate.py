@@ -1,7 +1,7 @@
-"""Checks a Generation at the door: every bad field at once, each by the name that the API gives it.
+"""Checks a Generation before the coordinator sees it: every bad field at once, each by the name that the API gives it.
 
-Two steps, since the prompt's length is known only after tokenisation: `check` looks at everything that the client
-wrote, `Checked.request` at what follows from the prompt.
+There are two steps, because the prompt's length is known only after tokenisation: `check` looks at everything that the
+client wrote, `CheckedGeneration.request` at what follows from the prompt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from semipd.core.errors import FieldViolation, InvalidRequest, NotFound, PromptTooLong, Unsupported
 from semipd.core.request import Request, SamplingParams, Slo, StoppingParams
-from semipd.gateway.output_sample import Shape
+from semipd.gateway.output_sample import OutputOptions
 from semipd.gateway.served_model import ServedModel
 from semipd.gateway.stop_strings import StopStrings
 from semipd.v1 import generation_pb2 as pb
@@ -30,22 +30,22 @@ MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 MAX_PRIORITY = 100
 MAX_MESSAGES = 4096
-"""Of a chat. Like the others, so that no request costs its neighbours time."""
+"""Most messages of a chat. Like the other limits, it keeps a request from costing its neighbours time."""
 MAX_UINT31 = 2**31 - 1
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SHOWN_NAME = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
-    """What the checkpoint brings beside its weights."""
+class CheckpointFeatures:
+    """Says what the checkpoint has beside its weights: a tokenizer (text) and a chat template."""
 
     text: bool
     chat: bool
 
 
 class Violations:
-    """Gathers what is wrong; `raise_if_any` tells it all at once."""
+    """Gathers what is wrong with a request; `raise_if_any` tells it all at once."""
 
     def __init__(self) -> None:
         self._found: list[FieldViolation] = []
@@ -67,7 +67,10 @@ class Violations:
         *,
         above: bool = False,
     ) -> float:
-        """The field at the end of `path`, low to high; `above`: low itself is not allowed. NaN and infinity never."""
+        """Returns the field at the end of `path`, or the default if it is absent or wrong (which is noted).
+
+        It must be low to high; `above`: low itself is not allowed. NaN and infinity never are.
+        """
         name = path.rpartition(".")[2]
         if not message.HasField(name):
             return default
@@ -82,17 +85,17 @@ class Violations:
         return default
 
     def integer(self, message: Message, path: str, default: int, low: int, high: int) -> int:
-        """Checked as `number` is."""
+        """Returns the field, checked in the way of `number`."""
         return int(self.number(message, path, default, low, high))
 
     def optional_number(self, message: Message, path: str) -> float | None:
-        """Seconds: above 0, or absent."""
+        """Returns the field, which must be above 0 (seconds); None: it is absent."""
         if not message.HasField(path.rpartition(".")[2]):
             return None
         return self.number(message, path, 0.0, 0.0, above=True)
 
     def token_ids(self, path: str, ids: Sequence[int], vocab_size: int) -> None:
-        """One violation, for the first that is outside the vocabulary."""
+        """Notes one violation, for the first id that is outside the vocabulary."""
         if max(ids, default=0) < vocab_size:
             return
         for position, token in enumerate(ids):
@@ -102,8 +105,8 @@ class Violations:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A Generation without a fault, but for what its prompt's length may bring."""
+class CheckedGeneration:
+    """A Generation without a fault, apart from what the length of its prompt may bring."""
 
     request_id: str
     sampling: SamplingParams
@@ -120,12 +123,15 @@ class Checked:
     token_ids: bool
     timings: bool
 
-    def shape(self) -> Shape:
+    def output_options(self) -> OutputOptions:
         stops = StopStrings(self.stops) if self.stops else None
-        return Shape(self.text, self.token_ids, stops, self.include_stop, self.min_tokens)
+        return OutputOptions(self.text, self.token_ids, stops, self.include_stop, self.min_tokens)
 
     def request(self, prompt: Sequence[int], field: str, model: ServedModel, deadline_s: float | None) -> Request:
-        """With `prompt`, which came from `field` ("text"). Raises PromptTooLong and InvalidRequest."""
+        """Returns the request with its prompt, which came from `field` ("text").
+
+        Raises PromptTooLong and InvalidRequest.
+        """
         if not prompt:
             raise InvalidRequest.of(field, "must give at least one token")
         left = model.max_context - len(prompt)
@@ -157,14 +163,14 @@ class Checked:
 
 
 def check_model(asked: Message, model: ServedModel) -> None:
-    """`asked` has an optional `model`. Raises NotFound."""
+    """Checks the field `model`, which is optional in `asked`. Raises NotFound."""
     if asked.HasField("model") and asked.model != model.name:  # type: ignore[attr-defined]
         name = asked.model[:SHOWN_NAME]  # type: ignore[attr-defined]
         raise NotFound(f"no model is named {name!r}; this server has {model.name!r}")
 
 
-def check_input(kind: str | None, features: Features) -> None:
-    """Raises Unsupported where the checkpoint lacks what such an input needs."""
+def check_input(kind: str | None, features: CheckpointFeatures) -> None:
+    """Raises Unsupported if the checkpoint lacks what an input of this kind needs."""
     if kind == "text" and not features.text:
         raise Unsupported("the checkpoint has no tokenizer: send token_ids")
     if kind == "chat" and not (features.text and features.chat):
@@ -172,10 +178,10 @@ def check_input(kind: str | None, features: Features) -> None:
 
 
 def refuse_unknown_fields(message: Message) -> None:
-    """A field that a newer client sets is refused, not ignored; `message` is without them afterwards.
+    """Raises Unsupported if a newer client has set a field that this server does not know; it is not ignored.
 
-    Raises Unsupported. Sizes are compared, since reading unknown fields one by one would let a client that sends a
-    million of them hold the others up.
+    `message` is without such fields afterwards. Sizes are compared, because reading unknown fields one by one would let
+    a client that sends a million of them hold the others up.
     """
     parts = {field.name: part for field, part in message.ListFields() if isinstance(part, Message)}
     whole, sizes = message.ByteSize(), {name: part.ByteSize() for name, part in parts.items()}
@@ -186,8 +192,8 @@ def refuse_unknown_fields(message: Message) -> None:
     raise Unsupported(f"{where} has a field unknown to this server")
 
 
-def check(generation: pb.Generation, model: ServedModel, features: Features) -> Checked:
-    """Raises NotFound, Unsupported or InvalidRequest."""
+def check(generation: pb.Generation, model: ServedModel, features: CheckpointFeatures) -> CheckedGeneration:
+    """Checks everything that does not depend on the prompt's length. Raises NotFound, Unsupported or InvalidRequest."""
     check_model(generation, model)
     refuse_unknown_fields(generation)
     kind = generation.WhichOneof("input")
@@ -211,7 +217,7 @@ def check(generation: pb.Generation, model: ServedModel, features: Features) -> 
     if max_tokens is not None and min_tokens > max_tokens:
         wrong.add("stopping.min_tokens", f"must not exceed max_tokens ({max_tokens}); got {min_tokens}")
     eos = () if stopping.ignore_eos else model.eos_token_ids
-    checked = Checked(
+    checked = CheckedGeneration(
         request_id=request_id,
         sampling=sampling,
         samples=samples,
@@ -264,7 +270,7 @@ def check_messages(chat: pb.Chat, wrong: Violations) -> None:
 def _sampling(
     sampling: pb.SamplingParams, response: pb.ResponseParams, model: ServedModel, wrong: Violations
 ) -> tuple[SamplingParams, int]:
-    """The parameters, and how many samples."""
+    """Returns the parameters, and the number of samples."""
     top_logprobs = wrong.integer(response, "response.top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
     if top_logprobs and not response.logprobs:
         wrong.add("response.top_logprobs", "needs response.logprobs")
@@ -309,7 +315,7 @@ def _stop_strings(stopping: pb.StoppingParams, wrong: Violations) -> tuple[str, 
 
 
 def _few(path: str, values: Sized, most: int, wrong: Violations) -> bool:
-    """Whether they are so few that the rest may look at each."""
+    """Returns True if there are few enough to look at each; otherwise it notes a violation."""
     if len(values) <= most:
         return True
     wrong.add(path, f"must have at most {most} entries; got {len(values)}")

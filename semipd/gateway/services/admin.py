@@ -1,4 +1,4 @@
-"""AdminService: every question goes to the coordinator, who answers for the whole server."""
+"""AdminService: sends every question to the coordinator, which answers for the whole server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GenerationService: from a client's request to a ticket at the coordinator, and its tokens back."""
+"""GenerationService: makes a client's request a ticket at the coordinator, and brings its tokens back."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from semipd.core.errors import Expired, InvalidRequest, Reason, RequestError
 from semipd.core.request import Request
 from semipd.gateway.coordinator_link import ANSWER_S, CoordinatorLink
 from semipd.gateway.interceptor import Context, request_id
-from semipd.gateway.output_sample import OutputSample, Shape
-from semipd.gateway.prompts import Prompts
+from semipd.gateway.output_sample import OutputOptions, OutputSample
+from semipd.gateway.prompts import PromptEncoder
 from semipd.gateway.response_buffer import ResponseBuffer
 from semipd.gateway.served_model import ServedModel
-from semipd.gateway.validate import REQUEST_ID, Checked, check
+from semipd.gateway.validate import REQUEST_ID, CheckedGeneration, check
 from semipd.v1 import generation_pb2 as pb
 from semipd.v1 import generation_pb2_grpc
 
@@ -25,11 +25,11 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A request that the coordinator has taken on."""
+class AcceptedRequest:
+    """A request that the coordinator has accepted."""
 
     request: Request
-    checked: Checked
+    checked: CheckedGeneration
     buffer: ResponseBuffer
 
     def usage(self) -> pb.Usage:
@@ -40,14 +40,14 @@ class Accepted:
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type: ignore[misc, unused-ignore]
-    def __init__(self, model: ServedModel, prompts: Prompts, link: CoordinatorLink) -> None:
+    def __init__(self, model: ServedModel, prompts: PromptEncoder, link: CoordinatorLink) -> None:
         self._model = model
         self._prompts = prompts
         self._link = link
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         async with self._accepted(request.generation, context) as accepted:
-            await accepted.buffer.completion()
+            await accepted.buffer.wait_completed()
             return pb.GenerateResponse(
                 request_id=accepted.request.request_id,
                 model=self._model.name,
@@ -66,10 +66,10 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
             await context.write(pb.GenerateStreamResponse(sequence=0, accepted=first))
             sequence = 1
             finished: set[int] = set()
-            while samples := await accepted.buffer.news():
+            while samples := await accepted.buffer.changed_samples():
                 for sample in samples:
                     # Taken together, since more may come while the client reads.
-                    event, finish = sample.news(), sample.finish
+                    event, finish = sample.next_event(), sample.finish
                     if event is not None:
                         event.sequence = sequence
                         sequence += 1
@@ -88,22 +88,25 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
         return await self._link.abort(request.request_id)
 
     @asynccontextmanager
-    async def _accepted(self, generation: pb.Generation, context: Context) -> AsyncIterator[Accepted]:
-        """From the door to the coordinator's yes; at the end the ticket is closed, however it ends."""
-        checked, request = await self._at_the_door(generation, context)
+    async def _accepted(self, generation: pb.Generation, context: Context) -> AsyncIterator[AcceptedRequest]:
+        """Checks a request and waits until the coordinator has accepted it. At the end the ticket is closed, however it
+        ends."""
+        checked, request = await self._checked_request(generation, context)
 
-        shape = checked.shape()
+        options = checked.output_options()
 
-        def mailbox_of(ticket: int) -> ResponseBuffer:
+        def make_buffer(ticket: int) -> ResponseBuffer:
             def stop_found(index: int, output_tokens: int) -> None:
                 self._link.stop_matched(ticket, index, output_tokens)
 
-            return ResponseBuffer([self._sample(index, shape, request) for index in range(request.samples)], stop_found)
+            return ResponseBuffer(
+                [self._sample(index, options, request) for index in range(request.samples)], stop_found
+            )
 
-        ticket, buffer = self._link.submit(request, mailbox_of)
+        ticket, buffer = self._link.submit(request, make_buffer)
         ended = "OK"
         try:
-            await buffer.admission(ANSWER_S)
+            await buffer.wait_admitted(ANSWER_S)
             log.info(
                 "accepted",
                 request_id=request.request_id,
@@ -111,7 +114,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
                 max_tokens=request.stopping.max_tokens,
                 samples=request.samples,
             )
-            yield Accepted(request, checked, buffer)
+            yield AcceptedRequest(request, checked, buffer)
         except RequestError as error:
             ended = error.reason.value
             raise
@@ -127,36 +130,36 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type:
             self._link.close(ticket)
             _log_end(request, buffer, ended)
 
-    async def _at_the_door(self, generation: pb.Generation, context: Context) -> tuple[Checked, Request]:
-        """Raises RequestError; such a request never reaches the coordinator, who only counts it."""
+    async def _checked_request(self, generation: pb.Generation, context: Context) -> tuple[CheckedGeneration, Request]:
+        """Returns the request. Raises RequestError; the coordinator then only counts it."""
         try:
             if REQUEST_ID.fullmatch(generation.request_id):
                 request_id.set(generation.request_id)
             checked = check(generation, self._model, self._prompts.features)
             request_id.set(checked.request_id)
-            field, prompt = await self._prompts.of_generation(generation)
+            field, prompt = await self._prompts.encode_generation(generation)
             deadline_s = _deadline_s(context)
             if deadline_s is not None and deadline_s <= 0:
                 raise Expired("the deadline passed before the request was accepted", reason=Reason.EXPIRED_IN_QUEUE)
             return checked, checked.request(prompt, field, self._model, deadline_s)
         except RequestError as error:
             log.info("refused at the door", request_id=request_id.get(), reason=error.reason.value)
-            self._link.door_refusal(error.reason)
+            self._link.count_refusal(error.reason)
             raise
 
-    def _sample(self, index: int, shape: Shape, request: Request) -> OutputSample:
-        wanted = shape.text or shape.stops is not None
-        return OutputSample(index, shape, self._prompts.detokenizer(request.prompt) if wanted else None)
+    def _sample(self, index: int, options: OutputOptions, request: Request) -> OutputSample:
+        wanted = options.text or options.stops is not None
+        return OutputSample(index, options, self._prompts.detokenizer(request.prompt) if wanted else None)
 
 
 def _deadline_s(context: Context) -> float | None:
-    """Seconds that the client still waits; None: for ever."""
+    """Returns the seconds that the client still waits; None: for ever."""
     remaining: float | None = context.time_remaining()
     return remaining
 
 
 def _whole(sample: OutputSample) -> pb.Sample:
-    event = sample.news()
+    event = sample.next_event()
     token = event.token if event is not None else pb.Token()
     return pb.Sample(
         index=sample.index,

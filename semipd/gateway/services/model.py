@@ -1,17 +1,17 @@
-"""ModelService: what is served, and within which limits."""
+"""ModelService: says what is served, and within which limits."""
 
 from __future__ import annotations
 
 from semipd.gateway import validate
 from semipd.gateway.interceptor import Context
 from semipd.gateway.served_model import ServedModel
-from semipd.gateway.validate import Features, check_model
+from semipd.gateway.validate import CheckpointFeatures, check_model
 from semipd.v1 import model_pb2 as pb
 from semipd.v1 import model_pb2_grpc
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):  # type: ignore[misc, unused-ignore]
-    def __init__(self, model: ServedModel, features: Features) -> None:
+    def __init__(self, model: ServedModel, features: CheckpointFeatures) -> None:
         self._model = model
         self._described = pb.Model(
             name=model.name,

@@ -1,20 +1,20 @@
-"""TokenizerService: the server's tokenizer by itself. Asks nobody else."""
+"""TokenizerService: the server's tokenizer by itself, without the coordinator."""
 
 from __future__ import annotations
 
 from semipd.gateway.interceptor import Context
-from semipd.gateway.prompts import Prompts
+from semipd.gateway.prompts import PromptEncoder
 from semipd.gateway.served_model import ServedModel
 from semipd.gateway.validate import Violations, check_input, check_messages, check_model, refuse_unknown_fields
 from semipd.v1 import tokenizer_pb2 as pb
 from semipd.v1 import tokenizer_pb2_grpc
 
 MAX_TOKENS = 2**20
-"""In one call of Detokenize."""
+"""Most tokens in one call of Detokenize."""
 
 
 class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):  # type: ignore[misc, unused-ignore]
-    def __init__(self, model: ServedModel, prompts: Prompts) -> None:
+    def __init__(self, model: ServedModel, prompts: PromptEncoder) -> None:
         self._model = model
         self._prompts = prompts
 
@@ -32,9 +32,9 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):  # type: ig
                 wrong.add("add_special_tokens", "goes with text: a chat template writes its special tokens itself")
         wrong.raise_if_any()
         if kind == "chat":
-            return pb.TokenizeResponse(token_ids=await self._prompts.of_chat(request.chat))
+            return pb.TokenizeResponse(token_ids=await self._prompts.encode_chat(request.chat))
         special = request.add_special_tokens or not request.HasField("add_special_tokens")
-        return pb.TokenizeResponse(token_ids=await self._prompts.of_text(request.text, add_special_tokens=special))
+        return pb.TokenizeResponse(token_ids=await self._prompts.encode_text(request.text, add_special_tokens=special))
 
     async def Detokenize(self, request: pb.DetokenizeRequest, _context: Context) -> pb.DetokenizeResponse:
         check_model(request, self._model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from semipd.gateway.detokenize import Detokenizers, WindowDetokenizer, spelling_of
+from semipd.gateway.detokenize import DetokenizerFactory, WindowDetokenizer, encoding_of
 
 TEXT = "Grüße, 世界! hello  hello\n😀👍🏽 naïve"
 
@@ -56,14 +56,14 @@ def grown(detokenizer, tokens) -> str:
 def test_output_after_an_invisible_prompt_is_the_tokenizers_text(make, text):
     tokenizer = make()
     tokens = tokenizer.encode(text, add_special_tokens=False).ids
-    assert grown(Detokenizers(tokenizer).make([1]), tokens) == tokenizer.decode(tokens)
+    assert grown(DetokenizerFactory(tokenizer).make([1]), tokens) == tokenizer.decode(tokens)
 
 
 @pytest.mark.parametrize("text", [TEXT, "hello", " hello"])
 def test_byte_level_output_is_the_tokenizers_text(tokenizer, text):
     tokens = tokenizer.encode(text, add_special_tokens=False).ids
     for prompt in ([0], tokenizer.encode("hello").ids):
-        assert grown(Detokenizers(tokenizer).make(prompt), tokens) == text
+        assert grown(DetokenizerFactory(tokenizer).make(prompt), tokens) == text
 
 
 @pytest.mark.parametrize("make", [llama2_tokenizer, metaspace_tokenizer, wordpiece_tokenizer])
@@ -71,33 +71,33 @@ def test_output_after_words_keeps_the_space_between(make):
     tokenizer = make()
     prompt = tokenizer.encode("hello", add_special_tokens=False).ids
     whole = tokenizer.encode("hello hello", add_special_tokens=False).ids
-    text = grown(Detokenizers(tokenizer).make(prompt), whole[len(prompt) :])
+    text = grown(DetokenizerFactory(tokenizer).make(prompt), whole[len(prompt) :])
     assert tokenizer.decode(prompt) + text == "hello hello"
 
 
 def test_several_tokens_at_once_read_like_one_after_another(tokenizer):
     tokens = tokenizer.encode(TEXT, add_special_tokens=False).ids
-    detokenizer = Detokenizers(tokenizer).make([0])
+    detokenizer = DetokenizerFactory(tokenizer).make([0])
     assert detokenizer.push(tokens) + detokenizer.flush() == TEXT
 
 
 def test_special_and_unknown_tokens_have_no_text(tokenizer):
     hello = tokenizer.encode("hello", add_special_tokens=False).ids
-    assert grown(Detokenizers(tokenizer).make([0]), [0, *hello, 319, 1]) == "hello"
+    assert grown(DetokenizerFactory(tokenizer).make([0]), [0, *hello, 319, 1]) == "hello"
 
 
 @pytest.mark.parametrize("window", [False, True])
 def test_invalid_bytes_don_t_hold_the_text_back(tokenizer, window):
     """A run of bytes that never becomes a character is told as it comes, in a bounded number of tokens."""
     [_, second, *_] = tokenizer.encode("é", add_special_tokens=False).ids
-    detokenizer = WindowDetokenizer(tokenizer, [0]) if window else Detokenizers(tokenizer).make([0])
+    detokenizer = WindowDetokenizer(tokenizer, [0]) if window else DetokenizerFactory(tokenizer).make([0])
     told = [detokenizer.push([second]) for _ in range(40)]
     assert sum(len(text) for text in told) >= 36
 
 
 def test_incomplete_bytes_at_the_end_become_a_replacement_character(tokenizer):
     first = tokenizer.encode("é", add_special_tokens=False).ids[:1]
-    detokenizer = Detokenizers(tokenizer).make([0])
+    detokenizer = DetokenizerFactory(tokenizer).make([0])
     assert (detokenizer.push(first), detokenizer.flush()) == ("", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -105,9 +105,9 @@ def test_added_tokens_are_written_as_they_are(tokenizer):
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.add_tokens([AddedToken("<think> ü", special=False)])
     tokens = copy.encode("hello<think> ühello", add_special_tokens=False).ids
-    assert grown(Detokenizers(copy).make([0]), tokens) == copy.decode(tokens) == "hello<think> ühello"
+    assert grown(DetokenizerFactory(copy).make([0]), tokens) == copy.decode(tokens) == "hello<think> ühello"
 
 
 def test_a_decoder_that_is_not_known_is_left_to_the_window():
-    assert spelling_of({"type": "WordPiece", "prefix": "##", "cleanup": True}) is None
-    assert spelling_of({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "CTC"}]}) is None
+    assert encoding_of({"type": "WordPiece", "prefix": "##", "cleanup": True}) is None
+    assert encoding_of({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "CTC"}]}) is None

@@ -6,16 +6,16 @@ import random
 
 import pytest
 
-from semipd.gateway.stop_strings import Match, StopScanner, StopStrings
+from semipd.gateway.stop_strings import StopMatch, StopScanner, StopStrings
 
 
-def first_match(stops: list[str], text: str) -> Match | None:
+def first_match(stops: list[str], text: str) -> StopMatch | None:
     """What the scanner must find, by trying everything."""
     for end in range(1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
             longest = max(complete, key=len)
-            return Match(longest, end - len(longest), end)
+            return StopMatch(longest, end - len(longest), end)
     return None
 
 
@@ -26,12 +26,12 @@ def held_by_definition(stops: list[str], text: str) -> int:
 @pytest.mark.parametrize(
     ("stops", "text", "match"),
     [
-        (["END"], "the END.", Match("END", 4, 7)),
-        (["bcd", "c"], "abcd", Match("c", 2, 3)),
-        (["abc", "bc"], "xabc", Match("abc", 1, 4)),
-        (["aab"], "aaab", Match("aab", 1, 4)),
-        (["abcabd"], "abcabcabd", Match("abcabd", 3, 9)),
-        (["]-^\\"], "a]-^\\b", Match("]-^\\", 1, 5)),
+        (["END"], "the END.", StopMatch("END", 4, 7)),
+        (["bcd", "c"], "abcd", StopMatch("c", 2, 3)),
+        (["abc", "bc"], "xabc", StopMatch("abc", 1, 4)),
+        (["aab"], "aaab", StopMatch("aab", 1, 4)),
+        (["abcabd"], "abcabcabd", StopMatch("abcabd", 3, 9)),
+        (["]-^\\"], "a]-^\\b", StopMatch("]-^\\", 1, 5)),
         (["x"], "abc", None),
     ],
 )

@@ -11,11 +11,11 @@ import pytest
 
 from semipd.core.errors import InvalidRequest, NotFound, PromptTooLong, Unsupported
 from semipd.gateway.served_model import ServedModel
-from semipd.gateway.validate import Features, check
+from semipd.gateway.validate import CheckpointFeatures, check
 from semipd.v1 import generation_pb2 as pb
 
 MODEL = ServedModel("tiny", Path("tiny"), "LlamaForCausalLM", "float32", 1000, 320, 128, (1,))
-ALL = Features(text=True, chat=True)
+ALL = CheckpointFeatures(text=True, chat=True)
 
 
 def generation(**fields) -> pb.Generation:
@@ -191,10 +191,16 @@ def test_an_unknown_model_is_not_found():
 @pytest.mark.parametrize(
     ("asked", "features"),
     [
-        (generation(), Features(text=False, chat=False)),
-        (chat(("user", "x")), Features(text=True, chat=False)),
-        (pb.Generation(token_ids=pb.TokenIds(ids=[1]), stopping=pb.StoppingParams(stop=["x"])), Features(False, False)),
-        (pb.Generation(token_ids=pb.TokenIds(ids=[1]), response=pb.ResponseParams(text=True)), Features(False, False)),
+        (generation(), CheckpointFeatures(text=False, chat=False)),
+        (chat(("user", "x")), CheckpointFeatures(text=True, chat=False)),
+        (
+            pb.Generation(token_ids=pb.TokenIds(ids=[1]), stopping=pb.StoppingParams(stop=["x"])),
+            CheckpointFeatures(False, False),
+        ),
+        (
+            pb.Generation(token_ids=pb.TokenIds(ids=[1]), response=pb.ResponseParams(text=True)),
+            CheckpointFeatures(False, False),
+        ),
     ],
 )
 def test_what_the_checkpoint_lacks_is_unsupported(asked, features):
@@ -203,7 +209,7 @@ def test_what_the_checkpoint_lacks_is_unsupported(asked, features):
 
 
 def test_without_a_tokenizer_token_ids_go_in_and_out():
-    checked = check(ids(1, 2), MODEL, Features(text=False, chat=False))
+    checked = check(ids(1, 2), MODEL, CheckpointFeatures(text=False, chat=False))
     assert not checked.text
     assert checked.token_ids
 
