@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from semipd.core.errors import ConfigError
 from semipd.core.fields import Fields
 from semipd.core.rope import RopeConfig, RopeKind, parse_rope
 
@@ -82,6 +83,15 @@ class ModelConfig:
         if self.rope.kind is RopeKind.YARN:
             return max(self.max_position_embeddings, int(self.rope.original_max_positions * self.rope.factor))
         return self.max_position_embeddings
+
+    def context_limit(self, asked: int) -> int:
+        """Returns the longest context that is served, in tokens: `asked` (--max-context), or for 0 the model's own.
+
+        Raises ConfigError if more is asked for than the model has.
+        """
+        if asked > self.max_context:
+            raise ConfigError(f"--max-context: the model's positions end at {self.max_context}; got {asked}")
+        return asked or self.max_context
 
     @property
     def parameters(self) -> int:

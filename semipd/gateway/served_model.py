@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import semipd
 from semipd.core.config import ServerConfig
 from semipd.core.errors import CheckpointError, ConfigError
 from semipd.core.fields import Fields
 from semipd.core.model import parse_eos_token_ids, parse_model_config
-
-BUNDLED = Path(semipd.__file__).parent / "models" / "bundled"
+from semipd.models import model_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +32,10 @@ class ServedModel:
 
 def read_served_model(config: ServerConfig) -> ServedModel:
     """Reads the model's folder. Raises ConfigError if there is no such model, CheckpointError if it can't be served."""
-    directory = Path(config.model).resolve() if config.model else BUNDLED
+    directory = model_directory(config.model).resolve()
     if not (directory / "config.json").is_file():
         raise ConfigError(f"--model: {directory} holds no config.json")
     model = parse_model_config(read_json(directory / "config.json"))
-    if config.max_context > model.max_context:
-        raise ConfigError(f"--max-context: the model's positions end at {model.max_context}; got {config.max_context}")
     own = model.dtype if config.device == "cuda" else "float32"
     return ServedModel(
         name=config.served_model_name or directory.name,
@@ -48,7 +44,7 @@ def read_served_model(config: ServerConfig) -> ServedModel:
         dtype=own if config.dtype == "auto" else config.dtype,
         parameters=model.parameters,
         vocab_size=model.vocab_size,
-        max_context=config.max_context or model.max_context,
+        max_context=model.context_limit(config.max_context),
         eos_token_ids=_eos_token_ids(directory, model.eos_token_ids, model.vocab_size),
     )
 

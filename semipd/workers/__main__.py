@@ -20,6 +20,7 @@ from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, Role
 from semipd.memory.nvml import survey_driver
 from semipd.memory.roles import role_from_wire
+from semipd.models import model_directory
 from semipd.wire.logging import configure_logging
 from semipd.wire.process import EXIT_DEVICE_FAILED, freeze_start_up_objects
 from semipd.wire.sockets import RunDir
@@ -29,7 +30,6 @@ from semipd.workers.coordinator_link import CoordinatorLink
 from semipd.workers.decode import DecodeWorker
 from semipd.workers.device_failure import is_device_failure
 from semipd.workers.prefill import PrefillWorker
-from semipd.workers.sizing import model_directory
 
 log = structlog.get_logger()
 
@@ -73,7 +73,7 @@ def work(link: CoordinatorLink, config: ServerConfig, run_dir: Path, incarnation
     os.environ.pop(ACTIVE_THREADS, None)
     if appoint.active_thread_percentage:
         os.environ[ACTIVE_THREADS] = str(appoint.active_thread_percentage)
-    model = read_model_config(model_directory(config))
+    model = read_model_config(model_directory(config.model))
     with attach(run_dir) as attached:
         worker, ready = open_worker(link, config, model, me, attached, appoint)
         freeze_start_up_objects()

@@ -21,7 +21,6 @@ from semipd.workers.attach import Attached
 from semipd.workers.backend import Batch, Pulse
 from semipd.workers.coordinator_link import CoordinatorLink
 from semipd.workers.mixed_batches import Room
-from semipd.workers.sizing import context_limit
 from semipd.workers.turns import OTHER, Turns
 
 log = structlog.get_logger()
@@ -55,7 +54,7 @@ class GpuBackend:
             attached.pool,
             max_batch_tokens=config.max_batch_tokens,
             max_running=config.max_running,
-            max_context=context_limit(config, model),
+            max_context=model.context_limit(config.max_context),
             side=SmSide.FIRST if role is Role.DECODE else SmSide.LAST,
             sms_choices=choices if config.partition == "green" else (),
         )

@@ -44,9 +44,10 @@ from semipd.memory.manifest import (
     send,
 )
 from semipd.memory.tensors import DTYPES, lay_out, pool_bytes, weights_over
+from semipd.models import model_directory
 from semipd.wire.sockets import RunDir
 from semipd.workers.resident_memory import Memory, memory_of
-from semipd.workers.sizing import model_directory, pool_pages
+from semipd.workers.sizing import pool_pages
 
 AnyArena = TypeVar("AnyArena", bound=Arena)
 
@@ -84,7 +85,7 @@ class Resident:
     def __init__(self, config: ServerConfig, stack: ExitStack) -> None:
         self._config = config
         self._stack = stack
-        self._directory = model_directory(config)
+        self._directory = model_directory(config.model)
         self.arenas: list[Arena] = []
 
     def load(self) -> Manifest:

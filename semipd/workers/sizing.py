@@ -1,28 +1,15 @@
-"""Which model, and how large its KV pool is."""
+"""Decides how large the KV pool is."""
 
 from __future__ import annotations
 
 from math import prod
-from pathlib import Path
 
 from semipd.core.config import GPU_RESERVE_BYTES, PAGE_SIZE, ServerConfig, pages_for
 from semipd.core.errors import ConfigError, StartError
 from semipd.core.model import ModelConfig
-from semipd.models import BUNDLED
 
 SHARE_OF_MEMORY = 0.5
 """Of a CPU's available memory, at most, where nothing is said: others live there too."""
-
-
-def model_directory(config: ServerConfig) -> Path:
-    return Path(config.model) if config.model else BUNDLED
-
-
-def context_limit(config: ServerConfig, model: ModelConfig) -> int:
-    """Prompt and output together, in tokens. Raises ConfigError where more is asked for than the model has."""
-    if config.max_context > model.max_context:
-        raise ConfigError(f"--max-context: the model's positions end at {model.max_context}; got {config.max_context}")
-    return config.max_context or model.max_context
 
 
 def pool_pages(config: ServerConfig, model: ModelConfig, item_bytes: int, available_bytes: int) -> int:
@@ -35,7 +22,7 @@ def pool_pages(config: ServerConfig, model: ModelConfig, item_bytes: int, availa
     memory is not there.
     """
     page_bytes = prod((model.layers, 2, PAGE_SIZE, model.kv_heads, model.head_dim)) * item_bytes
-    one_context = pages_for(context_limit(config, model))
+    one_context = pages_for(model.context_limit(config.max_context))
     if config.kv_pages:
         pages, asked = config.kv_pages, f"--kv-pages {config.kv_pages}"
     elif config.kv_memory_gb:

@@ -5,7 +5,7 @@ import pytest
 from semipd.core.config import GPU_RESERVE_BYTES, ServerConfig
 from semipd.core.errors import ConfigError, StartError
 from semipd.core.model import ModelConfig, parse_model_config
-from semipd.workers.sizing import context_limit, pool_pages
+from semipd.workers.sizing import pool_pages
 
 GB = 1_000_000_000
 
@@ -60,6 +60,6 @@ def test_a_shorter_context_needs_less(model: ModelConfig) -> None:
 
 
 def test_the_context_ends_where_the_models_positions_do(model: ModelConfig) -> None:
-    assert context_limit(ServerConfig(), model) == 512
+    assert model.context_limit(0) == 512
     with pytest.raises(ConfigError, match="positions end at 512; got 513"):
-        context_limit(ServerConfig(max_context=513), model)
+        model.context_limit(513)
