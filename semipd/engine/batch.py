@@ -10,7 +10,7 @@ import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.engine.attention import AttentionBackend, JoinedAttention, Pages
-from semipd.engine.decoder import Decoder, Pulse
+from semipd.engine.decoder import Decoder
 from semipd.engine.prefill_inputs import (
     PrefillItem,
     PromptOutcomes,
@@ -21,6 +21,7 @@ from semipd.engine.prefill_inputs import (
     tokens_of,
     wanted_of,
 )
+from semipd.engine.pulse import Pulse
 from semipd.engine.rope import Rotary
 from semipd.engine.sampling import SequenceSampler, choose_tokens
 from semipd.engine.sampling_result import SampledToken, SamplingInput, SequenceFailure, TokenOutcome, token_outcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch.nn.functional import embedding, linear, rms_norm, silu
@@ -10,10 +10,8 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 from semipd.core.model import ModelConfig
 from semipd.engine.attention import Attention
 from semipd.engine.layout import EMBED, LM_HEAD, NORM, layer, weight_layout
+from semipd.engine.pulse import Pulse
 from semipd.engine.rope import rotate
-
-Pulse = Callable[[], None]
-"""Called once a layer: there is progress."""
 
 
 class DecoderLayer:
@@ -91,12 +89,12 @@ class Decoder:
         cos, sin = rotation[0][:, None], rotation[1][:, None]
         for decoder_layer in self._layers[:-1]:
             x = decoder_layer.finish(x, decoder_layer.attend(x, cos, sin, attention))
-            pulse()
+            pulse.beat()
         last = self._layers[-1]
         attended = last.attend(x, cos, sin, attention)
         if wanted is not None:
             # From here on each token is computed for itself.
             x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)
         x = last.finish(x, attended)
-        pulse()
+        pulse.beat()
         return linear(rms_norm(x, self._norm.shape, self._norm, self._eps), self._head)

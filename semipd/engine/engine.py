@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import torch
 from semipd.core.model import ModelConfig
 from semipd.engine.attention import AttentionBackend, TokenSpan
 from semipd.engine.batch import CpuDecodeBatch
-from semipd.engine.decoder import Decoder, Pulse
+from semipd.engine.decoder import Decoder
 from semipd.engine.layout import pool_shape
 from semipd.engine.paged_cpu import CpuPagedAttention
 from semipd.engine.prefill_inputs import (
@@ -23,6 +23,7 @@ from semipd.engine.prefill_inputs import (
     tokens_of,
     wanted_of,
 )
+from semipd.engine.pulse import Pulse
 from semipd.engine.rope import Rotary
 from semipd.engine.sampling import choose_tokens
 from semipd.engine.sampling_result import SampledToken, SamplingInput, SequenceFailure, TokenOutcome, token_outcome
@@ -43,11 +44,14 @@ class PendingPrefill(Protocol):
     """Chunks that are being computed, or about to be."""
 
     def launch(self) -> None:
-        """What `CpuEngine.begin_prefill` does at once, and the maker of a prepared pending when it is time."""
+        """Gives the chunks to the device. To be called once, unless `begin_prefill` has done it."""
         ...
 
-    def finish(self, pulse: Pulse) -> list[TokenOutcome | None]:
-        """As `CpuEngine.prefill`; once."""
+    def finish(self, pulse: Pulse, on_computed: Callable[[], None] = lambda: None) -> list[TokenOutcome | None]:
+        """Waits, and returns what `CpuEngine.prefill` returns. To be called once.
+
+        `on_computed` is called when the device has done the last pass, before its outcomes are looked at.
+        """
         ...
 
 
@@ -121,13 +125,15 @@ class CpuEngine:
 
 @dataclass(frozen=True, slots=True)
 class CpuPendingPrefill:
-    """A pending of a CPU, which does nothing beside: it is computed when it is waited for."""
+    """A `PendingPrefill` of a CPU, which computes when it is waited for."""
 
     engine: CpuEngine
     items: Sequence[PrefillItem]
 
     def launch(self) -> None:
-        """Nothing is computed before it is waited for."""
+        """Does nothing."""
 
-    def finish(self, pulse: Pulse) -> list[TokenOutcome | None]:
-        return self.engine.prefill(self.items, pulse)
+    def finish(self, pulse: Pulse, on_computed: Callable[[], None] = lambda: None) -> list[TokenOutcome | None]:
+        outcomes = self.engine.prefill(self.items, pulse)
+        on_computed()
+        return outcomes

@@ -1,6 +1,6 @@
-"""A worker process: imports everything, says hello, and waits to be appointed prefill or decode worker.
+"""A worker process: imports everything, says hello, and waits until it is assigned to prefill or to decode.
 
-The imports are where the seconds of a start go; a spare has spent them before it is needed.
+The imports take most of the seconds of a start. A spare has spent them before it is needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from semipd.models import model_directory
 from semipd.wire.logging import configure_logging
 from semipd.wire.process import EXIT_DEVICE_FAILED, freeze_start_up_objects
 from semipd.wire.sockets import RunDir
-from semipd.workers.attach import Attached, attach
+from semipd.workers.attach import AttachedMemory, attach
 from semipd.workers.backend_cpu import CpuBackend
 from semipd.workers.coordinator_link import CoordinatorLink
 from semipd.workers.decode import DecodeWorker
@@ -34,7 +34,9 @@ from semipd.workers.prefill import PrefillWorker
 log = structlog.get_logger()
 
 ACTIVE_THREADS = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
+"""Environment variable of an MPS client: percent of the SMs that it may use."""
 FLASHINFER_ARCHITECTURES = "FLASHINFER_CUDA_ARCH_LIST"
+"""Environment variable that tells FlashInfer the GPU's architecture."""
 
 
 def main() -> int:
@@ -55,7 +57,7 @@ def main() -> int:
             link.send(wk.FromWorker(failed=wk.Failed(error=type(error).__name__)))
             failed = is_device_failure(error)
     if failed:
-        # At once: what would be freed on the way out is on a device that answers nothing but errors.
+        # Ends at once: what would be freed on the way out is on a device that answers nothing but errors.
         sys.stderr.flush()
         os._exit(EXIT_DEVICE_FAILED)
     return 1
@@ -63,13 +65,14 @@ def main() -> int:
 
 def work(link: CoordinatorLink, config: ServerConfig, run_dir: Path, incarnation: int) -> int:
     link.send(wk.FromWorker(hello=wk.WorkerHello()))
-    freeze_start_up_objects()  # most of them: what a spare adds when it is appointed is gone through in no time
-    appoint = wait_for_appointment(link)
+    freeze_start_up_objects()  # most of them: what a spare adds when it is assigned is little
+    appoint = wait_for_assignment(link)
     if appoint is None:
         return 0
     me = Holder(role_from_wire(appoint.role), incarnation)
     structlog.contextvars.bind_contextvars(process=f"{me.role.name.lower()}.{incarnation}")
-    # Read when the device is opened, not later. Green contexts can't be made by a client that has not the whole of it.
+    # CUDA reads the variable when the device is opened, not later. A client that has not the whole device can't make
+    # green contexts.
     os.environ.pop(ACTIVE_THREADS, None)
     if appoint.active_thread_percentage:
         os.environ[ACTIVE_THREADS] = str(appoint.active_thread_percentage)
@@ -83,16 +86,21 @@ def work(link: CoordinatorLink, config: ServerConfig, run_dir: Path, incarnation
 
 
 def open_worker(
-    link: CoordinatorLink, config: ServerConfig, model: ModelConfig, me: Holder, attached: Attached, appoint: wk.Appoint
+    link: CoordinatorLink,
+    config: ServerConfig,
+    model: ModelConfig,
+    me: Holder,
+    attached: AttachedMemory,
+    appoint: wk.Appoint,
 ) -> tuple[PrefillWorker | DecodeWorker, wk.Ready]:
-    """With its engine, on the device that the server computes on; and what it then says."""
+    """Builds the worker with its engine, on the server's device, and the `Ready` message that it sends then."""
     if config.device == "cuda":
-        from semipd.workers.backend_gpu import GpuBackend  # noqa: PLC0415  what it needs is not there without a GPU
+        from semipd.workers.backend_gpu import GpuBackend  # noqa: PLC0415  its packages are not installed without a GPU
 
-        gpu = GpuBackend(link, config, model, me.role, attached, appoint, say_captured)
+        gpu = GpuBackend(link, config, model, me.role, attached, appoint, report_captured)
         ready = wk.Ready(step_rows=gpu.step_rows())
         if me.role is Role.DECODE:
-            return DecodeWorker(link, gpu.batch(), attached.account, me, gpu, gpu.room), ready
+            return DecodeWorker(link, gpu.batch(), attached.account, me, gpu, gpu.step_limits), ready
         return PrefillWorker(link, gpu.engine, attached.account, me, gpu), ready
     cpu = CpuBackend(link, model, me.role, attached, appoint)
     if me.role is Role.DECODE:
@@ -102,15 +110,16 @@ def open_worker(
 
 
 def import_for_gpu() -> None:
-    """What takes seconds, now, so that a spare has it behind it; without opening the device, whose share is not known.
+    """Imports what takes seconds, so that a spare has done it before it is needed.
 
-    FlashInfer asks the device which it is when it is imported, unless it is told.
+    The device is not opened, because its share is not known yet. FlashInfer asks the device for its architecture when
+    it is imported, unless the environment tells it.
     """
     gpus = survey_driver().gpus
     if gpus:
         major, minor = gpus[0].capability
         os.environ.setdefault(FLASHINFER_ARCHITECTURES, f"{major}.{minor}{'a' if major >= 9 else ''}")
-    import cupy  # noqa: F401, PLC0415  not there without a GPU
+    import cupy  # noqa: F401, PLC0415  not installed without a GPU
 
     import semipd.workers.backend_gpu  # noqa: F401, PLC0415
     from semipd.engine.flashinfer_kernels import flashinfer_version  # noqa: PLC0415
@@ -119,13 +128,13 @@ def import_for_gpu() -> None:
         import flashinfer  # noqa: F401, PLC0415
 
 
-def say_captured(done: int, total: int) -> None:
-    """To the parent, who shows a bar: one JSON object a line."""
+def report_captured(done: int, total: int) -> None:
+    """Tells the parent, which shows a progress bar. It reads one JSON object a line."""
     print(json.dumps({"event": "capturing", "done": done, "total": total}), flush=True)
 
 
-def wait_for_appointment(link: CoordinatorLink) -> wk.Appoint | None:
-    """None: told to end instead."""
+def wait_for_assignment(link: CoordinatorLink) -> wk.Appoint | None:
+    """Returns the role and share that the coordinator assigns; None: the worker is told to end instead."""
     while True:
         message = link.receive(wait_s=60.0)
         if message is None:

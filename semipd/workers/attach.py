@@ -1,4 +1,4 @@
-"""A worker's hold on the resident's memory: weights, pool, account and control block, mapped."""
+"""Maps the resident's memory into a worker: weights, pool, account and control block."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ from semipd.wire.sockets import RunDir
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
-    """Tensors are on the device that the resident has its memory on: the CPU, or device 0 of this process."""
+class AttachedMemory:
+    """The resident's memory as a worker uses it.
+
+    Tensors are on the device on which the resident has its memory: the CPU, or device 0 of this process.
+    """
 
     manifest: Manifest
     weights: dict[str, torch.Tensor]
-    """By the names of `engine.layout`. Shared with everybody: in shared memory they are mapped read-only, and a write
-    ends the process; on a GPU nothing stops one, and it would be everybody's."""
+    """By the names of `engine.layout`. All processes share them. In shared memory they are mapped read-only, and a
+    write ends the process; on a GPU nothing stops a write, and every process would see it."""
     pool: torch.Tensor
     account: PageAccount
     control: ControlBlock
 
 
 @contextmanager
-def attach(run_dir: Path) -> Iterator[Attached]:
-    """Raises HandOverFailed where the resident is not there, or its memory can't be mapped."""
+def attach(run_dir: Path) -> Iterator[AttachedMemory]:
+    """Maps everything inside `with`. Raises HandOverFailed where the resident is not there or its memory can't be
+    mapped."""
     with ExitStack() as stack:
         manifest, arenas = receive(stack, RunDir(run_dir).resident_socket)
-        yield Attached(
+        yield AttachedMemory(
             manifest=manifest,
             weights=weights_over(arenas[WEIGHTS], manifest.tensors),
             pool=pool_over(arenas[POOL], manifest.pool),

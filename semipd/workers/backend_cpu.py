@@ -1,56 +1,68 @@
-"""Computing on CPUs: the share is a set of them."""
+"""The back end of a worker that computes on CPUs: its share is a set of them."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Sequence
+
 from semipd.core.model import ModelConfig
+from semipd.engine.cpu import set_threads
 from semipd.engine.engine import CpuEngine
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
-from semipd.workers.attach import Attached
-from semipd.workers.backend import Pulse
+from semipd.workers.attach import AttachedMemory
+from semipd.workers.backend import NoTurns
 from semipd.workers.coordinator_link import CoordinatorLink
-from semipd.workers.cpu_affinity import CpuAffinity
+
+WEIGHTS_A_THREAD = 20_000_000
+"""Weights per decode thread, at least. Decoding takes a few tokens at a time through all the weights. With fewer
+weights for each, threads spend longer waiting for each other than they save; and the gateway and the coordinator want
+those CPUs too."""
+MANY_THREADS = 1024
+"""Limit of prefill, which has work for all threads."""
+
+
+class CpuAffinity:
+    """Keeps all threads of this process on the CPUs that it was granted."""
+
+    def __init__(self, role: Role, model: ModelConfig) -> None:
+        decoding = max(1, model.parameters // WEIGHTS_A_THREAD)
+        self._most_threads = decoding if role is Role.DECODE else MANY_THREADS
+
+    def compute_on(self, cpus: Sequence[int]) -> None:
+        """Moves every thread of this process to these CPUs, between two steps. Empty: all that the process may use.
+
+        Threads that a library starts later inherit the CPUs of the thread that starts them.
+        """
+        if not cpus:
+            cpus = sorted(os.sched_getaffinity(0))
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):  # a thread may end while we go through them
+                os.sched_setaffinity(int(thread), cpus)
+        set_threads(min(len(cpus), self._most_threads))
 
 
 class CpuBackend:
-    """A `Backend`."""
+    """A `Backend`. The system's scheduler shares the CPUs in time, so there are no turns and no spare work."""
 
     def __init__(
-        self, link: CoordinatorLink, model: ModelConfig, role: Role, attached: Attached, appoint: wk.Appoint
+        self, link: CoordinatorLink, model: ModelConfig, role: Role, attached: AttachedMemory, appoint: wk.Appoint
     ) -> None:
         self._link = link
-        self._shares = CpuAffinity(role, model)
-        self._shares.compute_on(appoint.cpus)
+        self._affinity = CpuAffinity(role, model)
+        self._affinity.compute_on(appoint.cpus)
         self.engine = CpuEngine(model, attached.weights, attached.pool)
-
-    def busy(self, work: bool) -> None:
-        """The system's scheduler sees it."""
+        self.turns = NoTurns()
 
     def choose_share(self) -> None:
-        """It came as a message."""
-
-    def takes_turns(self) -> bool:
-        return False
-
-    def alternates(self) -> bool:
-        return False
-
-    def my_turn(self) -> bool:
-        return True
-
-    def wait_for_turn(self, glance: Pulse) -> None:
-        """There are no turns."""
-
-    def end_turn(self, *, computed: int = 0, following: int = 0) -> bool:
-        """There are no turns."""
-        return False
+        """Does nothing: the share came as a message."""
 
     def set_shares(self, message: wk.SetShares) -> None:
-        self._shares.compute_on(message.cpus)
+        self._affinity.compute_on(message.cpus)
         self._link.send(wk.FromWorker(shares_applied=wk.SharesApplied(change=message.change)))
 
     def has_spare_work(self) -> bool:
         return False
 
-    def do_spare_work(self) -> None:
-        """There is none."""
+    def do_spare_work(self) -> None: ...

@@ -1,4 +1,7 @@
-"""Computing on a GPU: the share is a number of SMs, read from the control block before each pass."""
+"""The back end of a worker that computes on a GPU: its share is a number of SMs.
+
+The share is read from the control block before each pass.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,28 @@ import torch
 from semipd.core.config import MIXED_PROMPTS, MIXED_TOKENS, ServerConfig
 from semipd.core.model import ModelConfig
 from semipd.core.sms import decode_choices, prefill_choices
-from semipd.engine.cuda.device_wait import GLANCE_S
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.streams import SmSide
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
 from semipd.wire.process import sleep_exactly
-from semipd.workers.attach import Attached
-from semipd.workers.backend import Batch, Pulse
+from semipd.workers.attach import AttachedMemory
+from semipd.workers.backend import DecodeBatch
 from semipd.workers.coordinator_link import CoordinatorLink
-from semipd.workers.mixed_batches import Room
-from semipd.workers.turns import OTHER, Turns
+from semipd.workers.mixed_batches import StepLimits
+from semipd.workers.turns import OTHER, ControlBlockTurns
 
 log = structlog.get_logger()
 
 REPLACEMENT_BUDGET_S = 0.7
-"""For graphs, where requests wait for this worker; the rest comes when it is idle."""
+"""Seconds for capturing graphs in a replacement, for which requests wait. It captures the others when it is idle."""
 SPARE_BUDGET_S = 0.001
-"""One graph at a time, some tens of milliseconds: a request that comes meanwhile waits no longer than that."""
+"""Seconds for graphs in one call of `do_spare_work`: enough for one graph, which takes some tens of milliseconds. A
+request that comes meanwhile waits no longer than that."""
 
 
 class GpuBackend:
-    """A `Backend`, with graphs captured as far as the budget goes. Device 0 of this process must be the one meant."""
+    """A `Backend` on device 0 of this process, with graphs captured as far as the budget goes."""
 
     def __init__(
         self,
@@ -40,10 +43,11 @@ class GpuBackend:
         config: ServerConfig,
         model: ModelConfig,
         role: Role,
-        attached: Attached,
+        attached: AttachedMemory,
         appoint: wk.Appoint,
         progress: Callable[[int, int], None],
     ) -> None:
+        """`progress` is told how many graphs are captured, and how many there are."""
         sleep_exactly()
         self._link, self._role, self._control = link, role, attached.control
         total = torch.cuda.get_device_properties(0).multi_processor_count
@@ -58,15 +62,15 @@ class GpuBackend:
             side=SmSide.FIRST if role is Role.DECODE else SmSide.LAST,
             sms_choices=choices if config.partition == "green" else (),
         )
-        # A share for life is decode's alone: it takes no prompts.
+        # Under MPS decode keeps its share for life, and so it takes no prompts.
         mixes = role is Role.DECODE and config.partition != "mps"
-        self.room = Room(min(config.max_batch_tokens, MIXED_TOKENS), MIXED_PROMPTS) if mixes else None
+        self.step_limits = StepLimits(min(config.max_batch_tokens, MIXED_TOKENS), MIXED_PROMPTS) if mixes else None
         self._batch = None
         if role is Role.DECODE:
-            self._batch = self.engine.decode_batch(self.room.tokens if self.room else 0)
+            self._batch = self.engine.decode_batch(self.step_limits.tokens if self.step_limits else 0)
         opened = self.engine.open_prefill() if self._batch is None else self._batch
         self._capture = opened.capture
-        self._turns = Turns(self._control, role)
+        self.turns = ControlBlockTurns(self._control, role)
         self._change = self._control.split().change
         budget_s = REPLACEMENT_BUDGET_S if appoint.replacement else config.capture_budget_s
         start = time.monotonic()
@@ -75,35 +79,18 @@ class GpuBackend:
         captured, total = self._capture.captured, self._capture.total
         log.info("graphs captured", graphs=captured, of=total, seconds=time.monotonic() - start)
 
-    def batch(self) -> Batch:
-        """The decode worker's one."""
+    def batch(self) -> DecodeBatch:
+        """Returns the decode worker's batch. A prefill worker has none."""
         assert self._batch is not None, "a prefill worker has none"
         return self._batch
 
     def step_rows(self) -> list[int]:
-        """Sizes that decode steps are padded to; none where this worker makes none."""
+        """Returns the sizes that decode steps are padded to; empty for a worker that makes none."""
         return [] if self._batch is None else self._batch.graphs.useful
 
-    def busy(self, work: bool) -> None:
-        self._turns.busy(work)
-
-    def takes_turns(self) -> bool:
-        return self._control.turns()
-
-    def alternates(self) -> bool:
-        return self._turns.alternate()
-
-    def my_turn(self) -> bool:
-        return self._turns.mine()
-
-    def wait_for_turn(self, glance: Pulse) -> None:
-        self._turns.wait(glance, lambda: time.sleep(GLANCE_S))
-
-    def end_turn(self, *, computed: int = 0, following: int = 0) -> bool:
-        return self._turns.end(computed, following)
-
     def choose_share(self) -> None:
-        self._turns.begin()
+        """Selects the SMs of the next pass, and tells the coordinator when a new split holds for the first time."""
+        self.turns.begin()
         split = self._control.split()
         alone = self._control.turns() or not self._control.busy(OTHER[self._role])
         sms = self.engine.use_sms(0 if alone else split.of(self._role))
@@ -114,7 +101,7 @@ class GpuBackend:
             self._link.send(wk.FromWorker(shares_applied=applied))
 
     def set_shares(self, message: wk.SetShares) -> None:
-        """Shares of a GPU come by the control block, or with the appointment."""
+        """Does nothing: shares of a GPU come by the control block, or with the assignment."""
 
     def has_spare_work(self) -> bool:
         return self._capture.captured < self._capture.total

@@ -1,4 +1,7 @@
-"""Prompt chunks as the coordinator sends them: their pages, and the answer for each. Both workers compute such."""
+"""Prefill batches as the coordinator sends them: pages for each chunk, and the answer for each.
+
+Both workers compute prefill batches, decode in mixed batches.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from dataclasses import dataclass
 import structlog
 
 from semipd.core.config import pages_for
-from semipd.engine.engine import PrefillItem, SequenceFailure, TokenOutcome
+from semipd.engine.engine import PrefillItem, SampledToken, SamplingInput, SequenceFailure, TokenOutcome
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.memory.errors import StaleLease
-from semipd.workers.sampling_messages import sampled_to_wire, sampling_input_from_wire
+from semipd.wire.codec import end_to_wire, logprob_to_wire, sampling_from_wire, stopping_from_wire
 
 log = structlog.get_logger()
 
@@ -20,18 +23,19 @@ TOO_LARGE = "the device has not enough memory for this prompt"
 
 
 @dataclass(slots=True)
-class Opened:
-    """A batch whose chunks have their pages. Those that have none are answered already."""
+class AllocatedBatch:
+    """A prefill batch whose chunks have their pages. Chunks that got none are answered already."""
 
     batch: wk.PrefillBatch
     answers: list[wk.ChunkDone]
+    """One for each chunk."""
     items: list[PrefillItem]
     """What there is to compute."""
     places: list[int]
-    """Of the items among the chunks."""
+    """The items' places among the chunks."""
 
     def fill(self, index: int, outcome: TokenOutcome | None) -> None:
-        """What came of an item, into its answer."""
+        """Writes the outcome of an item into its answer. None: the item is computed, and was not to be sampled."""
         item, place = self.items[index], self.places[index]
         answer = self.answers[place]
         log.debug(
@@ -44,46 +48,53 @@ class Opened:
         answer.outcome = wk.CHUNK_OUTCOME_COMPUTED
         answer.computed = item.start + len(item.tokens)
         if outcome is not None:
-            answer.sampled.CopyFrom(sampled_to_wire(outcome))
+            answer.sampled.CopyFrom(_sampled_to_wire(outcome))
 
     def fill_all(self, outcomes: Sequence[TokenOutcome | None]) -> None:
         for index, outcome in enumerate(outcomes):
             self.fill(index, outcome)
 
 
-class Chunks:
-    """Opens batches, and remembers what was dropped until the batch that it was in is answered."""
+class PrefillBatchTracker:
+    """Allocates the pages of prefill batches and makes their answers.
+
+    It remembers which leases were dropped until the batch that they are in is answered.
+    """
 
     def __init__(self, account: PageAccount, me: Holder) -> None:
         self._account = account
         self._me = me
         self._dropped: set[int] = set()
         self.answered = 0
-        """The highest batch."""
+        """The highest number of a batch that is answered; so are all that came before it."""
 
     def drop(self, leases: Iterable[int]) -> None:
-        """Chunks of these that are still to be opened are not computed; whoever dropped them sees to the pages."""
+        """Makes chunks of these leases that have no pages yet be answered as gone. Their pages are the sender's
+        matter."""
         self._dropped.update(leases)
 
-    def open(self, batch: wk.PrefillBatch) -> Opened:
-        """Every chunk that has its pages, for one forward pass."""
-        opened = Opened(batch, [wk.ChunkDone(lease=chunk.lease) for chunk in batch.chunks], [], [])
-        for place, (chunk, answer) in enumerate(zip(batch.chunks, opened.answers, strict=True)):
+    def allocate(self, batch: wk.PrefillBatch) -> AllocatedBatch:
+        """Takes the pages that the chunks lack. All items of the answer may be computed in one forward pass."""
+        allocated = AllocatedBatch(batch, [wk.ChunkDone(lease=chunk.lease) for chunk in batch.chunks], [], [])
+        for place, (chunk, answer) in enumerate(zip(batch.chunks, allocated.answers, strict=True)):
             item = self._item(chunk, answer)
             if item is not None:
-                opened.items.append(item)
-                opened.places.append(place)
-        return opened
+                allocated.items.append(item)
+                allocated.places.append(place)
+        return allocated
 
-    def done(self, opened: Opened, seconds: float) -> wk.FromWorker:
-        """The answer for all chunks of a batch. Batches are answered in the order in which they came."""
-        self._dropped.difference_update(chunk.lease for chunk in opened.batch.chunks)
-        self.answered = max(self.answered, opened.batch.batch)
-        done = wk.PrefillDone(batch=opened.batch.batch, chunks=opened.answers, seconds=seconds)
+    def answer(self, allocated: AllocatedBatch, seconds: float) -> wk.FromWorker:
+        """Returns the message that answers all chunks of a batch. Batches are answered in the order in which they came.
+
+        `seconds`: how long the batch was computed.
+        """
+        self._dropped.difference_update(chunk.lease for chunk in allocated.batch.chunks)
+        self.answered = max(self.answered, allocated.batch.batch)
+        done = wk.PrefillDone(batch=allocated.batch.batch, chunks=allocated.answers, seconds=seconds)
         return wk.FromWorker(prefill_done=done)
 
     def _item(self, chunk: wk.Chunk, answer: wk.ChunkDone) -> PrefillItem | None:
-        """The chunk with its pages, or None, and then the answer says why."""
+        """Returns the chunk with its pages, or None, and then the answer says why."""
         if chunk.lease in self._dropped:
             answer.outcome = wk.CHUNK_OUTCOME_GONE
             return None
@@ -101,3 +112,21 @@ class Chunks:
             return None
         sampling = sampling_input_from_wire(chunk.continuation) if chunk.HasField("continuation") else None
         return PrefillItem(chunk.lease, list(chunk.tokens), chunk.start, table, sampling, chunk.prompt_tokens)
+
+
+def sampling_input_from_wire(m: wk.Continuation) -> SamplingInput:
+    return SamplingInput(
+        params=sampling_from_wire(m.sampling),
+        stopping=stopping_from_wire(m.stopping),
+        prompt=tuple(m.prompt),
+        output=tuple(m.output),
+    )
+
+
+def _sampled_to_wire(s: SampledToken) -> wk.Sampled:
+    return wk.Sampled(
+        token=s.token,
+        position=s.position,
+        logprob=logprob_to_wire(s.logprob) if s.logprob else None,
+        end=end_to_wire(s.end) if s.end else None,
+    )

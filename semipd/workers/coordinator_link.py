@@ -1,4 +1,4 @@
-"""A worker's side of the wire."""
+"""A worker's messages to and from the coordinator."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from semipd.internal.v1 import worker_pb2 as wk
 from semipd.wire.sockets import RunDir, connect_dealer
 
 HEARTBEAT_S = 0.25
+"""Seconds between two heartbeats, at least."""
 
 
 class CoordinatorLink:
@@ -24,7 +25,7 @@ class CoordinatorLink:
         self._socket = connect_dealer(self._context, RunDir(run_dir).worker_endpoint, f"worker.{incarnation}")
 
     def receive(self, wait_s: float = 0.0) -> wk.ToWorker | None:
-        """The next message, or None where none comes within `wait_s`."""
+        """Returns the next message, or None where none comes within `wait_s` seconds."""
         if wait_s > 0 and not self._socket.poll(int(wait_s * 1000)):
             return None
         try:
@@ -41,26 +42,26 @@ class CoordinatorLink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What was said last (a failure, say) is worth a moment.
+        # The last message, of a failure for instance, is worth a wait of half a second.
         self._socket.close(linger=500)
         self._context.term()
 
 
-class Pulse:
-    """Counts progress and reports it, at most each quarter of a second. Call it once a layer, and when idle."""
+class HeartbeatPulse:
+    """A `Pulse` that counts beats and sends the count to the coordinator, once in HEARTBEAT_S at most."""
 
     def __init__(self, link: CoordinatorLink, describe: Callable[[wk.Heartbeat], None]) -> None:
+        """`describe` adds to each heartbeat what this worker holds and has answered."""
         self._link = link
         self._describe = describe
         self._count = 0
         self._next_s = 0.0
 
-    def __call__(self) -> None:
+    def beat(self) -> None:
         self._count += 1
         self.report()
 
     def report(self) -> None:
-        """Without progress: still there, and that is all."""
         now = time.monotonic()
         if now >= self._next_s:
             self._next_s = now + HEARTBEAT_S

@@ -1,8 +1,7 @@
-"""The resident: loads the weights once, owns the KV pool, the page account and the control block, and hands them to
-whoever connects.
+"""The resident: loads the weights once and owns the KV pool, the page account and the control block.
 
-It computes nothing after loading and outlives every worker. On a GPU it is no MPS client, so that a worker's illegal
-access, which ends all clients, leaves it alone.
+It hands them to every process that connects. It computes nothing after loading, and outlives every worker. On a GPU it
+is no MPS client, so a worker's illegal access, which ends all clients, does not reach it.
 
 usage: python -m semipd.wire.child semipd.workers.resident --run-dir DIR      (started by the coordinator)
 """
@@ -46,7 +45,7 @@ from semipd.memory.manifest import (
 from semipd.memory.tensors import DTYPES, lay_out, pool_bytes, weights_over
 from semipd.models import model_directory
 from semipd.wire.sockets import RunDir
-from semipd.workers.resident_memory import Memory, memory_of
+from semipd.workers.resident_memory import ResidentMemory, memory_of
 from semipd.workers.sizing import pool_pages
 
 AnyArena = TypeVar("AnyArena", bound=Arena)
@@ -54,19 +53,19 @@ AnyArena = TypeVar("AnyArena", bound=Arena)
 DUMMY_SEED = 0
 
 SPARE_LEASES = 64
-"""For sequences that are being prefilled while the decode batch is full."""
+"""Leases beyond `max_running`, for sequences that are prefilled while the decode batch is full."""
 
 SEND_S = 5.0
-"""For one process to read the manifest; others wait meanwhile."""
+"""Seconds for one process to read the manifest. Others wait meanwhile."""
 
 
-def say(event: str, **what: object) -> None:
-    """To the parent: one JSON object a line."""
+def emit(event: str, **what: object) -> None:
+    """Tells the parent of an event: one JSON object a line."""
     print(json.dumps({"event": event, **what}), flush=True)
 
 
-def percents(event: str) -> Callable[[int, int], None]:
-    """Says the event with each percent of progress, not oftener."""
+def emit_percents(event: str) -> Callable[[int, int], None]:
+    """Returns a progress function that emits the event once for each percent."""
     said = -1
 
     def progress(done: int, total: int) -> None:
@@ -74,13 +73,13 @@ def percents(event: str) -> Callable[[int, int], None]:
         percent = 100 * done // max(1, total)
         if percent != said:
             said = percent
-            say(event, done=done, total=total)
+            emit(event, done=done, total=total)
 
     return progress
 
 
 class Resident:
-    """Everything in memory, once `load` has run; `stack` owns it."""
+    """Holds everything in memory once `load` has run. `stack` owns it."""
 
     def __init__(self, config: ServerConfig, stack: ExitStack) -> None:
         self._config = config
@@ -89,7 +88,7 @@ class Resident:
         self.arenas: list[Arena] = []
 
     def load(self) -> Manifest:
-        """Raises StartError, telling what to change."""
+        """Loads the weights and lays out the other arenas. Raises StartError, which says what to change."""
         if not self._directory.is_dir():
             raise ConfigError(f"--model: {self._directory} is no directory")
         memory = memory_of(self._config.device)
@@ -105,21 +104,21 @@ class Resident:
         account = self._hold(SharedArena.create(ACCOUNT, PageAccount.bytes_needed(pages, leases)))
         PageAccount.create(account.buffer, pages, leases)
         self._hold(SharedArena.create(CONTROL, CONTROL_BYTES))
-        say("ready", content_hash=content, weights_bytes=size, pool_bytes=pool_bytes(pool), **memory.report())
+        emit("ready", content_hash=content, weights_bytes=size, pool_bytes=pool_bytes(pool), **memory.report())
         return Manifest(content, tuple(map(ArenaEntry.of, self.arenas)), tensors, pool)
 
     def _fill(
-        self, memory: Memory, model: ModelConfig, into: dict[str, torch.Tensor], tensors: Sequence[TensorEntry]
+        self, memory: ResidentMemory, model: ModelConfig, into: dict[str, torch.Tensor], tensors: Sequence[TensorEntry]
     ) -> str:
-        """The hash of what they are then."""
+        """Fills the weights and returns their hash."""
         if self._config.load_format == "dummy":
             fill_dummy(model, into, DUMMY_SEED)
-            memory.settle()
+            memory.finish_loading()
             return dummy_hash(tensors, DUMMY_SEED)
         with memory.staging() as staging:
-            load_checkpoint(self._directory, model, into, percents("loading"), staging)
-            found = content_hash(into, percents("hashing"), staging.fetch if staging else host_bytes)
-        memory.settle()
+            load_checkpoint(self._directory, model, into, emit_percents("loading"), staging)
+            found = content_hash(into, emit_percents("hashing"), staging.fetch if staging else host_bytes)
+        memory.finish_loading()
         return found
 
     def _hold(self, arena: AnyArena) -> AnyArena:
@@ -129,8 +128,8 @@ class Resident:
 
 
 def listen(path: Path) -> socket.socket:
-    """A Unix socket that only we may open."""
-    path.unlink(missing_ok=True)  # of a resident that was lost
+    """Returns a Unix socket that only this user may open."""
+    path.unlink(missing_ok=True)  # the socket of a resident that was lost
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
@@ -149,11 +148,11 @@ def main() -> int:
     with ExitStack() as stack:
         try:
             resident = Resident(ServerConfig.from_json(run_dir.config.read_text()), stack)
-            # Bound before it is ready is said: who hears it may connect at once.
+            # Bound before "ready" is emitted, because a process that hears of it may connect at once.
             listener = stack.enter_context(listen(run_dir.resident_socket))
             manifest = resident.load()
         except StartError as error:
-            say("failed", error=str(error), kind=type(error).__name__)
+            emit("failed", error=str(error), kind=type(error).__name__)
             return 1
         while True:
             connection, _ = listener.accept()

@@ -1,4 +1,4 @@
-"""Where the resident keeps weights and pool: in this machine's memory, or in a GPU's."""
+"""Where the resident keeps weights and pool: in the machine's memory, or in a GPU's."""
 
 from __future__ import annotations
 
@@ -15,37 +15,41 @@ from semipd.memory.device_arena import DeviceArena, cuda_runtime
 from semipd.memory.manifest import Arena
 
 
-class Memory(Protocol):
+class ResidentMemory(Protocol):
+    """Memory of one device, for the arenas of the resident."""
+
     def arena(self, name: str, size: int) -> Arena:
-        """Zeroed, and the caller's to close. Raises StartError where it is not to be had."""
+        """Returns zeroed memory, which the caller closes. Raises StartError where there is not enough."""
 
     def dtype(self, model: ModelConfig) -> str:
-        """What `--dtype auto` means here."""
+        """Returns the type that `--dtype auto` stands for here."""
 
     def available_bytes(self) -> int:
-        """What other arenas could have now."""
+        """Returns the bytes that further arenas could have now."""
 
     def staging(self) -> AbstractContextManager[Staging | None]:
-        """Through which files go there, where that needs any."""
+        """Returns the buffers through which files are read into this memory; None where none are needed."""
 
-    def settle(self) -> None:
-        """Waits for what was computed there, and gives back what it took besides arenas."""
+    def finish_loading(self) -> None:
+        """Waits for what was computed there, and frees what it took besides arenas."""
 
     def report(self) -> dict[str, object]:
-        """For the people who watch the start."""
+        """Returns facts for the people who watch the start."""
 
 
-def memory_of(device: str) -> Memory:
-    """`device`: cpu or cuda. Raises StartError where this process can't use it."""
+def memory_of(device: str) -> ResidentMemory:
+    """Returns the memory of `device` (cpu or cuda). Raises StartError where this process can't use it."""
     return GpuMemory() if device == "cuda" else CpuMemory()
 
 
 class CpuMemory:
+    """Shared memory of the machine."""
+
     def arena(self, name: str, size: int) -> SharedArena:
         return SharedArena.create(name, size)
 
     def dtype(self, model: ModelConfig) -> str:
-        """A CPU computes in nothing faster."""
+        """Returns float32: a CPU computes faster in no other type."""
         return "float32"
 
     def available_bytes(self) -> int:
@@ -54,7 +58,7 @@ class CpuMemory:
     def staging(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def settle(self) -> None:
+    def finish_loading(self) -> None:
         pass
 
     def report(self) -> dict[str, object]:
@@ -62,7 +66,7 @@ class CpuMemory:
 
 
 class GpuMemory:
-    """Device 0 of this process."""
+    """Memory of device 0 of this process."""
 
     def __init__(self) -> None:
         """Raises StartError where this process has no GPU, or lacks what it takes to use one."""
@@ -84,7 +88,7 @@ class GpuMemory:
     def staging(self) -> AbstractContextManager[Staging]:
         return Staging(self._device)
 
-    def settle(self) -> None:
+    def finish_loading(self) -> None:
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
 

@@ -9,14 +9,16 @@ from semipd.core.errors import ConfigError, StartError
 from semipd.core.model import ModelConfig
 
 SHARE_OF_MEMORY = 0.5
-"""Of a CPU's available memory, at most, where nothing is said: others live there too."""
+"""Fraction of a CPU machine's available memory that the pool takes at most by default: other programs need memory
+too."""
 
 
 def pool_pages(config: ServerConfig, model: ModelConfig, item_bytes: int, available_bytes: int) -> int:
-    """Pages in the pool: `--kv-pages`, else `--kv-memory-gb`, else what can be used or spared, whichever is less.
+    """Returns the number of pages in the pool.
 
-    `available_bytes`: of the device's memory, with the weights in it. On a GPU all but GPU_RESERVE_BYTES of it can be
-    spared, on a CPU SHARE_OF_MEMORY.
+    It is `--kv-pages`, else it follows from `--kv-memory-gb`, else it is the lesser of what can be used and what can be
+    spared. `available_bytes`: free memory of the device, with the weights already there. On a GPU all but
+    GPU_RESERVE_BYTES of it can be spared, on a CPU SHARE_OF_MEMORY.
 
     Raises ConfigError where that is too little for one sequence of the longest context, and StartError where the
     memory is not there.
@@ -46,7 +48,7 @@ def pool_pages(config: ServerConfig, model: ModelConfig, item_bytes: int, availa
 
 
 def _spare(config: ServerConfig, available_bytes: int) -> tuple[float, str]:
-    """Bytes for the pool, and what they are of."""
+    """Returns the bytes that the pool may have, and words for the memory that they are taken from."""
     if config.device != "cuda":
         return SHARE_OF_MEMORY * available_bytes, f"{available_bytes / 1e9:.1f} GB of available memory"
     return (

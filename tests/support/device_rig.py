@@ -22,6 +22,7 @@ from semipd.engine.engine import PrefillItem, SampledToken, SamplingInput, Seque
 from semipd.engine.layout import pool_shape, weight_layout
 from semipd.engine.loading import load_checkpoint, read_model_config
 from support.late_engine import LateEngine
+from support.pulse import CountedPulse
 from support.wish import Wish
 
 CAPTURE_S = 60.0
@@ -73,7 +74,7 @@ class Rig:
             self.batch.capture.run(CAPTURE_S)
         self.answers: dict[int, Answer] = {}
         """By lease, which is never used twice."""
-        self.pulses = 0
+        self.pulse = CountedPulse()
         self._random = random.Random(3)
         self._free = list(range(pages))
         self._held: dict[int, list[int]] = {}
@@ -87,8 +88,9 @@ class Rig:
             close()
         self.synchronise()
 
-    def pulse(self) -> None:
-        self.pulses += 1
+    @property
+    def pulses(self) -> int:
+        return self.pulse.beats
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":

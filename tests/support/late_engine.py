@@ -21,6 +21,7 @@ from semipd.engine.attention import TokenSpan
 from semipd.engine.batch import CpuDecodeBatch
 from semipd.engine.decoder import Pulse
 from semipd.engine.engine import CpuEngine, PrefillItem, SequenceFailure, TokenOutcome
+from semipd.engine.pulse import SilentPulse
 
 Outcomes = list[tuple[int, TokenOutcome]]
 
@@ -31,7 +32,7 @@ class LateEngine(CpuEngine):
             spans = [TokenSpan(item.start, item.start + len(item.tokens), item.table) for item in items]
             tokens = torch.from_numpy(np.concatenate([np.asarray(item.tokens, np.int64) for item in items]))
             rotation = self._rotation(items, spans)
-            return self._decoder.forward(tokens, rotation, self._attention.prefill(spans), lambda: None).float()
+            return self._decoder.forward(tokens, rotation, self._attention.prefill(spans), SilentPulse()).float()
 
     def decode_batch(self) -> LateBatch:  # type: ignore[override]
         inner = _Remembering(self._model.vocab_size, self._decoder, self._attention, self._rotary)

@@ -14,10 +14,11 @@ from semipd.core.config import PAGE_SIZE
 from semipd.core.request import End, EndReason, SamplingParams, StoppingParams
 from semipd.engine.attention import Pages
 from semipd.engine.engine import PrefillItem, SampledToken, SamplingInput, SequenceFailure, TokenOutcome
+from semipd.engine.pulse import Pulse
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Holder, PageAccount
 from semipd.wire.codec import sampling_to_wire, stopping_to_wire
-from semipd.workers.backend import Outcomes, Pulse
+from semipd.workers.backend import StepOutcomes
 from semipd.workers.coordinator_link import CoordinatorLink
 
 Play = Iterator[Sequence[wk.ToWorker]]
@@ -64,46 +65,52 @@ class PlayedLink(CoordinatorLink):
 
 
 @dataclass
-class PlayedCompute:
-    """A `Backend`. With `turns` the phases alternate, and each pass of ours has to be waited for."""
+class PlayedTurns:
+    """A `TurnTaking`. While it is `on` the phases alternate, and each pass of ours has to be waited for."""
 
-    turns: bool = False
+    on: bool = False
     alone: bool = False
     """The other phase is idle."""
+    turn_tokens: int = 0
+    """Prompt tokens with which prefill keeps the turn, at most."""
     log: list[str] = field(default_factory=list)
     marked: list[bool] = field(default_factory=list)
 
     def busy(self, work: bool) -> None:
         self.marked.append(work)
 
-    def choose_share(self) -> None:
-        pass
+    def enabled(self) -> bool:
+        return self.on
 
-    def takes_turns(self) -> bool:
-        return self.turns
+    def alternating(self) -> bool:
+        return self.on and not self.alone
 
-    def alternates(self) -> bool:
-        return self.turns and not self.alone
+    def mine(self) -> bool:
+        return not self.alternating()
 
-    def my_turn(self) -> bool:
-        return not self.alternates()
-
-    def wait_for_turn(self, glance: Pulse) -> None:
+    def wait(self, pulse: Pulse) -> None:
         self.log.append("wait for turn")
 
-    turn_tokens: int = 0
-    """With so many of prompts at most prefill keeps the turn."""
-
-    def end_turn(self, *, computed: int = 0, following: int = 0) -> bool:
+    def end(self, *, computed: int = 0, following: int = 0) -> bool:
         keeps = bool(following) and computed + following <= self.turn_tokens
         self.log.append(f"{'keep' if keeps else 'end'} turn {computed}, then {following}" if computed else "end turn")
         return keeps
+
+
+@dataclass
+class PlayedBackend:
+    """A `Backend` with spare work at any time, so that its worker never waits for messages."""
+
+    turns: PlayedTurns
+
+    def choose_share(self) -> None:
+        pass
 
     def set_shares(self, message: wk.SetShares) -> None:
         pass
 
     def has_spare_work(self) -> bool:
-        return True  # so that nobody waits for messages
+        return True
 
     def do_spare_work(self) -> None:
         pass
@@ -186,9 +193,9 @@ class LateBatch:
 
     def wait(self, pulse: Pulse) -> None:
         self._log.append("wait")
-        pulse()
+        pulse.beat()
 
-    def step(self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()) -> Outcomes:
+    def step(self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()) -> StepOutcomes:
         leases = [item.lease for item in prompts]
         if leases and self.too_much(leases):
             raise MemoryError("launch")
@@ -210,13 +217,13 @@ class LateBatch:
         known, self._known = self._known, []
         return known
 
-    def drain(self, pulse: Pulse) -> Outcomes:
+    def drain(self, pulse: Pulse) -> StepOutcomes:
         found = []
         while self._flying:
             found += self._collect()
         return found
 
-    def _collect(self) -> Outcomes:
+    def _collect(self) -> StepOutcomes:
         over = self._flying.popleft()
         for lease in [*(row.lease for row, _ in over.rows), *(item.lease for item in over.prompts)]:
             held = self._account.holder(lease) == self._me
@@ -329,11 +336,12 @@ class PlayedPrefill:
         self._engine.on_launch()
         self.note("launch")
 
-    def finish(self, pulse: Pulse) -> list[TokenOutcome | None]:
+    def finish(self, pulse: Pulse, on_computed: Callable[[], None] = lambda: None) -> list[TokenOutcome | None]:
         for _ in range(self._engine.glances):
-            getattr(pulse, "report", pulse)()
+            pulse.report()
         self.note("finish")
-        pulse()
+        pulse.beat()
+        on_computed()
         self._engine.items += self._items
         return [
             None if item.sampling is None else SampledToken(7, len(item.sampling.output), None, None)

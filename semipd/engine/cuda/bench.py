@@ -29,6 +29,7 @@ from semipd.engine.cuda.graphs import BucketGraphs
 from semipd.engine.cuda.streams import SmSide
 from semipd.engine.engine import PrefillItem
 from semipd.engine.layout import pool_shape, weight_layout
+from semipd.engine.pulse import SilentPulse
 from semipd.engine.sampling_result import SamplingInput
 
 WARM_S, COUNTED_S = 0.25, 0.25
@@ -49,10 +50,6 @@ RoundEnds = tuple[torch.cuda.Event, ...]
 
 SPARE_BYTES = 8 << 30
 """Left free beside weights and pool."""
-
-
-def _nothing() -> None:
-    return
 
 
 @contextmanager
@@ -235,7 +232,7 @@ def _medians(ends: Sequence[RoundEnds]) -> list[float]:
 
 def _step(engine: CudaEngine, batch: CudaDecodeBatch, prompts: Sequence[PrefillItem] = ()) -> RoundEnds:
     """Launches one and waits for the one before."""
-    batch.step(_nothing, prompts=prompts)
+    batch.step(SilentPulse(), prompts=prompts)
     return (_mark(engine),)
 
 
@@ -247,7 +244,7 @@ def _passes(engine: CudaEngine, item: PrefillItem) -> Callable[[], RoundEnds]:
         pending.append(engine.begin_prefill([item]))
         end = _mark(engine)
         if len(pending) > engine.passes_ahead:
-            pending.popleft().finish(_nothing)
+            pending.popleft().finish(SilentPulse())
         return (end,)
 
     return launch
@@ -290,7 +287,7 @@ def empty_batch(engine: CudaEngine) -> None:
     """Waits for the device and takes everything out of the batch for measurements; back to all SMs."""
     torch.cuda.synchronize()
     batch = bench_batch(engine)
-    batch.drain(_nothing)
+    batch.drain(SilentPulse())
     batch.prompt_outcomes()
     for lease in batch.leases():
         batch.remove(lease)

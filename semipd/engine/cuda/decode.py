@@ -29,8 +29,8 @@ from semipd.engine.cuda.launch_args import LaunchArgs
 from semipd.engine.cuda.mixed import MixedSteps
 from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules, columns, sampled
 from semipd.engine.cuda.streams import Streams
-from semipd.engine.decoder import Pulse
 from semipd.engine.prefill_inputs import PrefillItem, PromptOutcomes
+from semipd.engine.pulse import Pulse
 from semipd.engine.sampling_result import SamplingInput, SequenceFailure, TokenOutcome, token_outcome
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)

@@ -1,26 +1,24 @@
-"""Waiting for the device without losing sight of the rest."""
+"""Waits for the device while heartbeats go on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
-from semipd.engine.decoder import Pulse
+from semipd.engine.pulse import Pulse
 
 GLANCE_S = 30e-6
+"""Seconds between two looks at an event."""
 
 
 def wait_for(event: torch.cuda.Event, pulse: Pulse) -> None:
     """Returns when all work before the event is done, and beats the pulse once for it.
 
-    Polls, because a thread that the driver wakes comes tens of microseconds late, and heartbeats must go on meanwhile:
-    a pulse that has a `report` is asked to, again and again. Raises torch.AcceleratorError where the device has failed.
+    It polls, because a thread that the driver wakes comes tens of microseconds late, and because heartbeats must go on
+    meanwhile: the pulse is asked to report again and again. Raises torch.AcceleratorError where the device has failed.
     """
-    report: Callable[[], None] | None = getattr(pulse, "report", None)
     while not event.query():
-        if report is not None:
-            report()
+        pulse.report()
         time.sleep(GLANCE_S)
-    pulse()
+    pulse.beat()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 import torch
@@ -15,9 +15,9 @@ from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import ForwardPass, rotation_table
 from semipd.engine.cuda.prefill import CudaPrefill
 from semipd.engine.cuda.streams import SmSide, Streams
-from semipd.engine.decoder import Pulse
 from semipd.engine.flashinfer_kernels import Kernel, KernelError, load, ready_kernel
 from semipd.engine.prefill_inputs import PrefillItem
+from semipd.engine.pulse import Pulse
 from semipd.engine.rope import Rotary
 from semipd.engine.sampling_result import TokenOutcome
 
@@ -169,7 +169,7 @@ class CudaEngine:
 
 
 class CudaPendingPrefill:
-    """Chunks that the device knows of; those that are too many for one pass take several."""
+    """Chunks that the device knows of. Those that are too many for one pass take several."""
 
     def __init__(self, prefill: CudaPrefill, parts: Sequence[Sequence[PrefillItem]]) -> None:
         self._prefill = prefill
@@ -182,6 +182,11 @@ class CudaPendingPrefill:
                 self._passes.append(self._prefill.prepare(part))
             self._prefill.launch(self._passes[number])
 
-    def finish(self, pulse: Pulse) -> list[TokenOutcome | None]:
-        """Waits; an item with a `draw` is answered with its next token, others with None."""
-        return [outcome for flown in self._passes for outcome in self._prefill.finish(flown, pulse)]
+    def finish(self, pulse: Pulse, on_computed: Callable[[], None] = lambda: None) -> list[TokenOutcome | None]:
+        outcomes: list[TokenOutcome | None] = []
+        for each in self._passes:
+            self._prefill.wait(each, pulse)
+            if each is self._passes[-1]:
+                on_computed()
+            outcomes += self._prefill.outcomes(each)
+        return outcomes

@@ -28,8 +28,8 @@ from semipd.engine.cuda.graphs import BucketGraphs, GraphCapture
 from semipd.engine.cuda.launch_args import LaunchArgs
 from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules
 from semipd.engine.cuda.streams import Streams
-from semipd.engine.decoder import Pulse
 from semipd.engine.prefill_inputs import PrefillItem
+from semipd.engine.pulse import Pulse
 from semipd.engine.sampling_result import TokenOutcome
 
 BUCKETS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)
@@ -111,10 +111,14 @@ class CudaPrefill:
         for each in flown.rules:
             self._sampler.forget(each.history)  # the next pass comes after this one on the device
 
-    def finish(self, flown: PrefillPass, pulse: Pulse) -> list[TokenOutcome | None]:
-        """Waits for it. An item with a draw is answered with its token, others with None."""
+    def wait(self, flown: PrefillPass, pulse: Pulse) -> None:
+        """Waits until the device has done a pass."""
         assert flown.done is not None, "a pass is launched before it is waited for"
         wait_for(flown.done, pulse)
+
+    def outcomes(self, flown: PrefillPass) -> list[TokenOutcome | None]:
+        """Returns what was sampled after each item of a pass that is done; None for items that are not sampled
+        after."""
         if flown.drawn is None:
             return [None] * len(flown.items)
         tokens: list[int] = flown.drawn.tokens.tolist()

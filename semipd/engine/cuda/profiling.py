@@ -50,13 +50,10 @@ from semipd.engine.cuda.bench import (
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.streams import SmSide
 from semipd.engine.engine import PrefillItem
+from semipd.engine.pulse import SilentPulse
 
 FEWEST = 3
 """Passes within the time that counts, for a median."""
-
-
-def _nothing() -> None:
-    return
 
 
 class MeasuredPhase(Protocol):
@@ -104,9 +101,9 @@ class DecodeMeasurements:
     def go(self, until_s: float) -> list[float]:
         batch, ends = bench_batch(self._engine), []
         while time.monotonic() < until_s:
-            if batch.step(_nothing):  # answers for the step before, when that is done
+            if batch.step(SilentPulse()):  # answers for the step before, when that is done
                 ends.append(time.monotonic())
-        batch.drain(_nothing)
+        batch.drain(SilentPulse())
         return ends
 
     def forget(self) -> None:
@@ -134,7 +131,7 @@ class PrefillMeasurements:
         self._item = prompt_item(engine, tokens, 0, any_pages(engine, tokens))
         engine.use_sms(asked["sms"])
         capture_pass(engine, tokens)
-        engine.begin_prefill([self._item]).finish(_nothing)
+        engine.begin_prefill([self._item]).finish(SilentPulse())
 
     def go(self, until_s: float) -> list[float]:
         """One pass ahead of the device, as the worker."""
@@ -143,10 +140,10 @@ class PrefillMeasurements:
         while time.monotonic() < until_s:
             pending.append(self._engine.begin_prefill([self._item]))
             if len(pending) > 1:
-                pending.popleft().finish(_nothing)
+                pending.popleft().finish(SilentPulse())
                 ends.append(time.monotonic())
         for one in pending:
-            one.finish(_nothing)
+            one.finish(SilentPulse())
         return ends
 
     def forget(self) -> None:

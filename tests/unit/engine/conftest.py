@@ -18,6 +18,7 @@ from semipd.engine.engine import CpuEngine, PrefillItem, SampledToken, SamplingI
 from semipd.engine.layout import pool_shape, weight_layout
 from semipd.engine.loading import load_checkpoint, read_model_config
 from support.families import FAMILIES, random_model
+from support.pulse import CountedPulse
 from support.wish import Wish
 
 torch.set_num_threads(1)
@@ -58,13 +59,14 @@ class Rig:
         self.pool = torch.full(pool_shape(self.model, pages), torch.nan, dtype=dtype)
         self.engine = CpuEngine(self.model, self.weights, self.pool)
         self.batch = self.engine.decode_batch()
-        self.pulses = 0
+        self.pulse = CountedPulse()
         self._random = random.Random(3)
         self._free = list(range(pages))
         self._held: dict[int, list[int]] = {}
 
-    def pulse(self) -> None:
-        self.pulses += 1
+    @property
+    def pulses(self) -> int:
+        return self.pulse.beats
 
     def take(self, lease: int, tokens: int) -> np.ndarray:
         """The lease's table, grown to so many tokens."""

@@ -11,7 +11,7 @@ from semipd.internal.v1 import sequence_pb2 as seq
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import COORDINATOR, Holder, PageAccount, Role
 from semipd.workers.decode import DecodeWorker
-from support.workers import LateBatch, Play, PlayedCompute, PlayedLink, adopt, drop, new_account
+from support.workers import LateBatch, Play, PlayedBackend, PlayedLink, PlayedTurns, adopt, drop, new_account
 
 ME = Holder(Role.DECODE, 3)
 
@@ -19,8 +19,8 @@ ME = Holder(Role.DECODE, 3)
 class Stage:
     def __init__(self, pages: int = 16) -> None:
         self.account: PageAccount = new_account(pages)
-        self.compute = PlayedCompute()
-        self.batch = LateBatch(self.account, ME, self.compute.log)
+        self.turns = PlayedTurns()
+        self.batch = LateBatch(self.account, ME, self.turns.log)
         self.link: PlayedLink
         self.pages = pages
 
@@ -31,7 +31,7 @@ class Stage:
 
     def run(self, play: Callable[[], Play], *, to_the_end: bool = True) -> None:
         self.link = PlayedLink(play())
-        DecodeWorker(self.link, self.batch, self.account, ME, self.compute).run()
+        DecodeWorker(self.link, self.batch, self.account, ME, PlayedBackend(self.turns)).run()
         assert self.link.played == to_the_end
         self.account.check()
 
@@ -83,7 +83,7 @@ def test_the_pages_of_a_sequence_that_stops_are_released_when_the_step_launched_
         yield []
         assert not stage.held(lease)
         yield []
-        assert stage.compute.marked[-2:] == [False, False]
+        assert stage.turns.marked[-2:] == [False, False]
 
     stage.run(play)
     (end,) = [end for step in stage.link.steps() for end in step.ends]
@@ -287,7 +287,7 @@ def test_who_resigns_reports_what_is_on_the_device_and_then_hands_every_lease_to
 
 def test_in_turns_a_step_is_answered_for_while_the_other_phase_computes(stage: Stage) -> None:
     lease = stage.lease()
-    stage.compute.turns = True
+    stage.turns.on = True
 
     def play() -> Play:
         yield [adopt(lease, 5)]
@@ -297,13 +297,13 @@ def test_in_turns_a_step_is_answered_for_while_the_other_phase_computes(stage: S
 
     stage.run(play)
     turn = ["prepare", "wait for turn", "step"]
-    assert stage.compute.log == [*turn, "prepare", "wait", "end turn", *turn]
+    assert stage.turns.log == [*turn, "prepare", "wait", "end turn", *turn]
 
 
 def test_in_turns_while_the_other_phase_is_idle_the_next_step_is_launched_as_soon_as_one_is_done(stage: Stage) -> None:
     """And not before: a prompt that comes would have to wait for both."""
     lease = stage.lease()
-    stage.compute.turns = stage.compute.alone = True
+    stage.turns.on = stage.turns.alone = True
 
     def play() -> Play:
         yield [adopt(lease, 5)]
@@ -312,7 +312,7 @@ def test_in_turns_while_the_other_phase_is_idle_the_next_step_is_launched_as_soo
         assert (stage.batch.flying, stage.tokens(lease)) == (1, [1])
 
     stage.run(play)
-    assert stage.compute.log == ["step", "prepare", "wait", "end turn", "step"]
+    assert stage.turns.log == ["step", "prepare", "wait", "end turn", "step"]
 
 
 def test_what_was_launched_ahead_is_answered_for_before_the_first_turn(stage: Stage) -> None:
@@ -321,10 +321,10 @@ def test_what_was_launched_ahead_is_answered_for_before_the_first_turn(stage: St
 
     def play() -> Play:
         yield [adopt(lease, 5)]
-        stage.compute.turns = True
+        stage.turns.on = True
         yield []
         assert stage.tokens(lease) == [1]
         assert not stage.held(lease)
 
     stage.run(play)
-    assert stage.compute.log.count("step") == 1, "a sequence that has ended is in no other step"
+    assert stage.turns.log.count("step") == 1, "a sequence that has ended is in no other step"

@@ -9,8 +9,8 @@ import pytest
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import COORDINATOR, Holder, Role
 from semipd.workers.decode import DecodeWorker
-from semipd.workers.mixed_batches import Room
-from support.workers import LateBatch, Play, PlayedCompute, PlayedLink, adopt, batch, drop, new_account
+from semipd.workers.mixed_batches import StepLimits
+from support.workers import LateBatch, Play, PlayedBackend, PlayedLink, PlayedTurns, adopt, batch, drop, new_account
 
 ME = Holder(Role.DECODE, 3)
 COMPUTED, NO_ROOM = wk.CHUNK_OUTCOME_COMPUTED, wk.CHUNK_OUTCOME_NO_ROOM
@@ -20,10 +20,10 @@ GONE, FAILED = wk.CHUNK_OUTCOME_GONE, wk.CHUNK_OUTCOME_FAILED
 class Stage:
     def __init__(self, pages: int = 16) -> None:
         self.account = new_account(pages)
-        self.compute = PlayedCompute()
-        self.batch = LateBatch(self.account, ME, self.compute.log)
+        self.turns = PlayedTurns()
+        self.batch = LateBatch(self.account, ME, self.turns.log)
         self.link: PlayedLink
-        self.room: Room | None = None
+        self.limits: StepLimits | None = None
 
     def prompts(self, count: int) -> list[int]:
         return [self.account.open(ME) for _ in range(count)]
@@ -35,7 +35,7 @@ class Stage:
 
     def run(self, play: Callable[[], Play], *, to_the_end: bool = True) -> None:
         self.link = PlayedLink(play())
-        DecodeWorker(self.link, self.batch, self.account, ME, self.compute, self.room).run()
+        DecodeWorker(self.link, self.batch, self.account, ME, PlayedBackend(self.turns), self.limits).run()
         assert self.link.played == to_the_end
         self.account.check()
 
@@ -47,7 +47,7 @@ class Stage:
         return [done.batch for done in self.link.prefilled()]
 
     def steps(self) -> list[str]:
-        return [line for line in self.compute.log if line.startswith("step")]
+        return [line for line in self.turns.log if line.startswith("step")]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_where_nothing_runs_prompts_are_computed_alone(stage: Stage) -> None:
     assert [chunk.HasField("sampled") for done in stage.link.prefilled() for chunk in done.chunks] == [False, True]
     assert [item.start for item in stage.batch.prompts] == [0, 20]
     assert [len(item.table) for item in stage.batch.prompts] == [2, 3]
-    assert stage.compute.marked[-1] is False
+    assert stage.turns.marked[-1] is False
 
 
 def test_a_prompt_that_is_done_is_adopted_and_goes_on_in_the_same_pages(stage: Stage) -> None:
@@ -185,7 +185,7 @@ def test_a_prompt_too_large_alone_while_another_batch_is_on_the_device_is_answer
 
 def test_what_a_step_has_no_room_for_is_spread_over_several_and_answered_as_one(stage: Stage) -> None:
     a, b, c = stage.prompts(3)
-    stage.room = Room(tokens=32, prompts=2)
+    stage.limits = StepLimits(tokens=32, prompts=2)
     stage.run(lambda: iter([[batch(1, [a, b], tokens=40), batch(2, [c], tokens=10)], [], [], [], [], []]))
     assert stage.steps() == [f"step with {a}", f"step with {a} with {b}", f"step with {b}", f"step with {c}"]
     computed = [(item.lease, item.start, len(item.tokens), item.sampling is not None) for item in stage.batch.prompts]
@@ -199,7 +199,7 @@ def test_what_a_step_has_no_room_for_is_spread_over_several_and_answered_as_one(
 @pytest.mark.parametrize(("step_tokens", "sizes"), [(16, [16, 16, 8]), (24, [24, 16]), (64, [32, 8])])
 def test_a_step_takes_along_no_more_than_the_plan_wishes(stage: Stage, step_tokens: int, sizes: list[int]) -> None:
     (a,) = stage.prompts(1)
-    stage.room = Room(tokens=32)
+    stage.limits = StepLimits(tokens=32)
     stage.run(lambda: iter([[batch(1, [a], tokens=40, step_tokens=step_tokens)], [], [], [], [], []]))
     assert [len(item.tokens) for item in stage.batch.prompts] == sizes
     assert [[x.computed for x in done.chunks] for done in stage.link.prefilled()] == [[40]]
@@ -207,7 +207,7 @@ def test_a_step_takes_along_no_more_than_the_plan_wishes(stage: Stage, step_toke
 
 def test_many_short_prompts_are_spread_too(stage: Stage) -> None:
     leases = stage.prompts(5)
-    stage.room = Room(tokens=100, prompts=2)
+    stage.limits = StepLimits(tokens=100, prompts=2)
     stage.run(lambda: iter([[batch(1, leases, tokens=3)], [], [], [], []]))
     assert [line.count("with") for line in stage.steps()] == [2, 2, 1]
     assert stage.answers() == [(lease, COMPUTED) for lease in leases]
@@ -215,7 +215,7 @@ def test_many_short_prompts_are_spread_too(stage: Stage) -> None:
 
 def test_of_a_prompt_in_pieces_that_is_too_large_nothing_more_is_computed(stage: Stage) -> None:
     a, b = stage.prompts(2)
-    stage.room = Room(tokens=32)
+    stage.limits = StepLimits(tokens=32)
     stage.batch.too_much = lambda leases: a in leases
     stage.run(lambda: iter([[batch(1, [a, b], tokens=40)], [], [], [], [], []]))
     assert stage.answers() == [(a, FAILED), (b, COMPUTED)]
@@ -226,7 +226,7 @@ def test_of_a_prompt_that_fails_while_its_first_piece_is_on_the_device_nothing_i
     stage: Stage,
 ) -> None:
     (a,) = stage.prompts(1)
-    stage.room = Room(tokens=32)
+    stage.limits = StepLimits(tokens=32)
     steps: list[int] = []
     stage.batch.too_much = lambda leases: len(stage.steps()) == 1
 
@@ -253,7 +253,7 @@ def test_a_worker_that_resigns_answers_for_what_is_on_the_device_and_leaves_the_
     stage.run(play, to_the_end=False)
     assert stage.answers() == [(a, COMPUTED)]
     assert stage.account.holder(row) == COORDINATOR
-    assert stage.account.holder(b) == ME, "seized when it is gone"
+    assert stage.account.holder(b) == ME, "reassigned when it is gone"
     assert stage.link.said[-1].HasField("resigned")
 
 
@@ -270,9 +270,9 @@ def test_heartbeats_tell_what_is_answered_and_whether_a_batch_is_left(
 
 def test_where_the_phases_take_turns_again_a_batch_that_was_given_before_is_computed_in_ours() -> None:
     stage = Stage()
-    stage.compute.turns = True
+    stage.turns.on = True
     row, (a,) = stage.running(), stage.prompts(1)
     stage.run(lambda: iter([[adopt(row, 5), batch(1, [a])], [], []]))
     assert stage.answers() == [(a, COMPUTED)]
-    turn = stage.compute.log.index("wait for turn")
-    assert stage.compute.log[turn : turn + 5] == ["wait for turn", f"step with {a}", "prepare", "wait", "end turn"]
+    turn = stage.turns.log.index("wait for turn")
+    assert stage.turns.log[turn : turn + 5] == ["wait for turn", f"step with {a}", "prepare", "wait", "end turn"]

@@ -11,7 +11,7 @@ from semipd.core.config import PAGE_SIZE
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import COORDINATOR, Holder, Role
 from semipd.workers.prefill import PrefillWorker
-from support.workers import Play, PlayedCompute, PlayedEngine, PlayedLink, batch, drop, new_account
+from support.workers import Play, PlayedBackend, PlayedEngine, PlayedLink, PlayedTurns, batch, drop, new_account
 
 ME = Holder(Role.PREFILL, 4)
 COMPUTED, NO_ROOM = wk.CHUNK_OUTCOME_COMPUTED, wk.CHUNK_OUTCOME_NO_ROOM
@@ -21,8 +21,8 @@ GONE, FAILED = wk.CHUNK_OUTCOME_GONE, wk.CHUNK_OUTCOME_FAILED
 class Stage:
     def __init__(self, pages: int = 16, ahead: int = 1) -> None:
         self.account = new_account(pages)
-        self.compute = PlayedCompute()
-        self.engine = PlayedEngine(ahead, self.compute.log)
+        self.turns = PlayedTurns()
+        self.engine = PlayedEngine(ahead, self.turns.log)
         self.link: PlayedLink
 
     def leases(self, count: int) -> list[int]:
@@ -30,7 +30,7 @@ class Stage:
 
     def run(self, play: Callable[[], Play]) -> None:
         self.link = PlayedLink(play())
-        PrefillWorker(self.link, self.engine, self.account, ME, self.compute).run()
+        PrefillWorker(self.link, self.engine, self.account, ME, PlayedBackend(self.turns)).run()
         assert self.link.played
         self.account.check()
 
@@ -74,29 +74,29 @@ def test_where_a_device_allows_for_none_ahead_a_batch_is_answered_for_before_the
 
 def test_in_turns_what_follows_is_prepared_before_the_turn_ends_and_waits_for_the_next(stage: Stage) -> None:
     a, b = stage.leases(2)
-    stage.compute.turns = True
+    stage.turns.on = True
     stage.run(lambda: iter([[batch(1, [a]), batch(2, [b])], [], [], [], []]))
     first = [f"prepare {a}", "wait for turn", f"launch {a}", f"finish {a}", f"prepare {b}", "end turn 20, then 20"]
     second = ["wait for turn", f"launch {b}", f"finish {b}", "end turn 20, then 0"]
-    assert stage.compute.log[:10] == first + second
-    assert set(stage.compute.log[10:]) <= {"end turn"}
+    assert stage.turns.log[:10] == first + second
+    assert set(stage.turns.log[10:]) <= {"end turn"}
 
 
 def test_a_batch_that_comes_during_a_pass_is_prepared_before_that_ends(stage: Stage) -> None:
     a, b = stage.leases(2)
-    stage.compute.turns = True
+    stage.turns.on = True
     stage.engine.glances = 3
     stage.run(lambda: iter([[batch(1, [a])], [], [batch(2, [b])], *[[]] * 8]))
-    assert stage.compute.log.index(f"prepare {b}") < stage.compute.log.index(f"finish {a}")
+    assert stage.turns.log.index(f"prepare {b}") < stage.turns.log.index(f"finish {a}")
 
 
 def test_while_prefill_may_keep_the_turn_the_next_pass_is_launched_before_the_last_is_answered(stage: Stage) -> None:
     a, b, c = stage.leases(3)
-    stage.compute.turns, stage.compute.turn_tokens = True, 40
+    stage.turns.on, stage.turns.turn_tokens = True, 40
     answered: list[int] = []
     stage.engine.on_launch = lambda: answered.append(len(stage.link.prefilled()))
     stage.run(lambda: iter([[batch(1, [a]), batch(2, [b]), batch(3, [c], tokens=30)], *[[]] * 8]))
-    assert stage.compute.log[:6] == [
+    assert stage.turns.log[:6] == [
         f"prepare {a}",
         "wait for turn",
         f"launch {a}",
@@ -104,8 +104,8 @@ def test_while_prefill_may_keep_the_turn_the_next_pass_is_launched_before_the_la
         f"prepare {b}",
         "keep turn 20, then 20",
     ]
-    assert stage.compute.log[6] == f"launch {b}"
-    assert "end turn 20, then 30" in stage.compute.log
+    assert stage.turns.log[6] == f"launch {b}"
+    assert "end turn 20, then 30" in stage.turns.log
     assert answered == [0, 0, 2]
     assert stage.answers() == [(a, COMPUTED), (b, COMPUTED), (c, COMPUTED)]
 
@@ -113,12 +113,12 @@ def test_while_prefill_may_keep_the_turn_the_next_pass_is_launched_before_the_la
 def test_a_pass_that_was_prepared_is_launched_before_one_is_tried_again(stage: Stage) -> None:
     """What is prepared and not launched would be overwritten by what is prepared next."""
     a, b, c = stage.leases(3)
-    stage.compute.turns = True
+    stage.turns.on = True
     stage.engine.glances = 1
     stage.engine.where, stage.engine.too_much = "finish", lambda together: len(together) > 1
     stage.run(lambda: iter([[batch(1, [a, b])], [], [batch(2, [c])], *[[]] * 8]))
     assert stage.answers() == [(a, COMPUTED), (b, COMPUTED), (c, COMPUTED)]
-    lines = [line for line in stage.compute.log if line.split()[0] in ("prepare", "launch")]
+    lines = [line for line in stage.turns.log if line.split()[0] in ("prepare", "launch")]
     assert all(one.startswith("prepare") for one in lines[::2])
     assert [line.split()[1] for line in lines[::2]] == [line.split()[1] for line in lines[1::2]]
 

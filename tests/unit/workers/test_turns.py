@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from semipd.engine.pulse import SilentPulse
 from semipd.memory.account import Role
 from semipd.memory.control import CONTROL_BYTES, ControlBlock
-from semipd.workers.turns import TURN_LIMIT_S, Turns
+from semipd.workers.turns import TURN_LIMIT_S, ControlBlockTurns
 
 
 class Stage:
@@ -14,7 +15,12 @@ class Stage:
         self.now_s = 0.0
         self.control = ControlBlock(memoryview(bytearray(CONTROL_BYTES)))
         self.control.take_turns(tokens)
-        self.prefill, self.decode = (Turns(self.control, r, lambda: self.now_s) for r in (Role.PREFILL, Role.DECODE))
+        self.prefill, self.decode = (
+            ControlBlockTurns(self.control, r, lambda: self.now_s, self.rest) for r in (Role.PREFILL, Role.DECODE)
+        )
+
+    def rest(self) -> None:
+        self.now_s += TURN_LIMIT_S / 4
 
     def both_busy(self) -> None:
         self.decode.busy(True)
@@ -24,10 +30,6 @@ class Stage:
 @pytest.fixture
 def stage() -> Stage:
     return Stage()
-
-
-def nothing() -> None:
-    pass
 
 
 def test_who_is_alone_computes_when_it_likes(stage: Stage) -> None:
@@ -43,19 +45,19 @@ def test_prefill_comes_first_and_the_phases_alternate(stage: Stage) -> None:
     assert not stage.decode.mine()
     for _ in range(2):
         stage.prefill.begin()
-        assert not stage.prefill.end(512, 256)
+        assert not stage.prefill.end(computed=512, following=256)
         assert (stage.prefill.mine(), stage.decode.mine()) == (False, True)
         stage.decode.begin()
-        assert not stage.decode.end(0, 0)
+        assert not stage.decode.end()
         assert (stage.prefill.mine(), stage.decode.mine()) == (True, False)
 
 
 def test_prefill_keeps_its_turn_while_the_next_batch_fits_into_it(stage: Stage) -> None:
     stage.both_busy()
     stage.prefill.begin()
-    assert stage.prefill.end(200, 312)
+    assert stage.prefill.end(computed=200, following=312)
     assert not stage.decode.mine()
-    assert not stage.prefill.end(312, 8)
+    assert not stage.prefill.end(computed=312, following=8)
     assert stage.decode.mine()
 
 
@@ -64,7 +66,7 @@ def test_who_becomes_busy_waits_for_the_pass_that_is_on_the_device(stage: Stage)
     stage.decode.begin()
     stage.prefill.busy(True)
     assert not stage.prefill.mine()
-    stage.decode.end(0, 0)
+    stage.decode.end()
     assert stage.prefill.mine()
     assert not stage.decode.mine()
 
@@ -75,7 +77,7 @@ def test_a_worker_that_died_in_its_pass_is_waited_for_no_more(stage: Stage) -> N
     stage.prefill.busy(True)
     stage.control.mark(Role.DECODE, busy=False)  # so does the coordinator
     assert stage.prefill.mine()
-    successor = Turns(stage.control, Role.DECODE, lambda: stage.now_s)
+    successor = ControlBlockTurns(stage.control, Role.DECODE, lambda: stage.now_s, stage.rest)
     successor.busy(True)
     assert stage.prefill.mine()
     assert not successor.mine()
@@ -95,21 +97,18 @@ def test_the_wait_ends_with_the_turn_of_the_other(stage: Stage) -> None:
     stage.both_busy()
     glances: list[bool] = []
 
-    def glance() -> None:
-        glances.append(stage.decode.mine())
-        if len(glances) == 3:
-            stage.prefill.end(100, 0)
+    class EndingPulse(SilentPulse):
+        def report(self) -> None:
+            glances.append(stage.decode.mine())
+            if len(glances) == 3:
+                stage.prefill.end(computed=100)
 
-    stage.decode.wait(glance, nothing)
+    stage.decode.wait(EndingPulse())
     assert glances == [False] * 3
 
 
 def test_nobody_waits_for_ever(stage: Stage) -> None:
     stage.both_busy()
     stage.prefill.begin()
-
-    def rest() -> None:
-        stage.now_s += TURN_LIMIT_S / 4
-
-    stage.decode.wait(nothing, rest)
+    stage.decode.wait(SilentPulse())
     assert TURN_LIMIT_S < stage.now_s < 2 * TURN_LIMIT_S

@@ -15,6 +15,7 @@ from semipd.engine.cuda import graphs as cuda_graphs
 from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.engine import CpuEngine, PrefillItem, TokenOutcome
+from semipd.engine.pulse import SilentPulse
 from semipd.engine.sampling_result import SampledToken, SamplingInput
 
 Engines = Callable[[str], tuple[CpuEngine, CudaEngine]]
@@ -74,7 +75,7 @@ class Run:
                 )
             pending = self.engine.prepare_prefill(items)
             pending.launch()
-            for item, outcome in zip(items, pending.finish(lambda: None), strict=True):
+            for item, outcome in zip(items, pending.finish(SilentPulse()), strict=True):
                 if outcome is not None:
                     self.answers[item.lease].append(outcome)
 
@@ -87,7 +88,7 @@ class Run:
     def step(self, *, ahead: bool) -> None:
         for lease in self.batch.wanting_pages():
             self.batch.grow(lease, [self.free.pop()])
-        for lease, outcome in self.batch.step(lambda: None, ahead=ahead):
+        for lease, outcome in self.batch.step(SilentPulse(), ahead=ahead):
             self.answers[lease].append(outcome)
 
 
@@ -157,7 +158,7 @@ def test_a_lease_is_quiet_when_no_step_on_the_device_knows_it(engines: Engines) 
     made.step(ahead=True)
     made.batch.remove(1)
     assert made.batch.quiet() == []
-    assert made.batch.drain(lambda: None) == [], "its token is thrown away"
+    assert made.batch.drain(SilentPulse()) == [], "its token is thrown away"
     assert made.batch.quiet() == [1]
 
 

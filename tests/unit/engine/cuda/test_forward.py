@@ -12,6 +12,7 @@ from semipd.engine.cuda.forward import AttendFunction, ForwardPass, PassInputs, 
 from semipd.engine.cuda.kernels import prefill_attention
 from semipd.engine.decoder import Decoder
 from semipd.engine.paged_cpu import CpuPagedAttention
+from semipd.engine.pulse import SilentPulse
 from semipd.engine.rope import Rotary
 
 PROMPTS = [(5, 9, 120, 33, 7), tuple(range(40, 60))]
@@ -67,7 +68,7 @@ def test_logits_keys_and_values_are_the_cpus(device: torch.device, family: str, 
         positions = torch.from_numpy(np.concatenate([np.arange(s.start, s.end) for s in spans]))
         decoder = Decoder(model, made.weights)
         of_prompts = CpuPagedAttention(model, made.pool).prefill(spans)
-        expected = decoder.forward(torch.from_numpy(tokens), rotary.at(positions, 19), of_prompts, lambda: None)
+        expected = decoder.forward(torch.from_numpy(tokens), rotary.at(positions, 19), of_prompts, SilentPulse())
     torch.testing.assert_close(found.cpu(), expected[[4, 24]], rtol=1e-4, atol=1e-4)
     written = torch.zeros(pool.shape[1], PAGE_SIZE, dtype=torch.bool)
     for span in spans:

@@ -14,6 +14,7 @@ from semipd.engine.cuda.decode import CudaDecodeBatch
 from semipd.engine.cuda.engine import CudaEngine
 from semipd.engine.cuda.launch_args import DEPTH
 from semipd.engine.engine import CpuEngine, PrefillItem, TokenOutcome
+from semipd.engine.pulse import SilentPulse
 from semipd.engine.sampling_result import SampledToken, SamplingInput
 
 Engines = Callable[[str], tuple[CpuEngine, CudaEngine]]
@@ -99,7 +100,7 @@ class Run:
         for lease in self.batch.wanting_pages():
             self.tables[lease].append(self.free.pop())
             self.batch.grow(lease, self.tables[lease][-1:])
-        for lease, outcome in self.batch.step(lambda: None, ahead=ahead, prompts=prompts):
+        for lease, outcome in self.batch.step(SilentPulse(), ahead=ahead, prompts=prompts):
             self.answers[lease].append(outcome)
         self.collect()
 
@@ -127,13 +128,13 @@ def alone(engine: CpuEngine, made: Run, lease: int) -> list[TokenOutcome]:
     length, sampling, stopping = WANTED[lease]
     prompt, table = made.prompts[lease], np.arange(6)
     sampling_input = SamplingInput(sampling, stopping, tuple(prompt), ())
-    [first] = engine.prefill([PrefillItem(lease, prompt, 0, table, sampling_input, length)], lambda: None)
+    [first] = engine.prefill([PrefillItem(lease, prompt, 0, table, sampling_input, length)], SilentPulse())
     assert isinstance(first, SampledToken)
     batch = engine.decode_batch()
     batch.add(lease, length, table, SamplingInput(sampling, stopping, tuple(prompt), (first.token,)))
     answers: list[TokenOutcome] = [first]
     while len(batch):
-        answers += [outcome for _, outcome in batch.step(lambda: None)]
+        answers += [outcome for _, outcome in batch.step(SilentPulse())]
     return answers
 
 
@@ -181,11 +182,11 @@ def test_prompts_alone_fly_and_are_told_of_when_they_are_fetched(engines: Engine
     batch = engine.decode_batch(prompt_tokens=8)
     batch.warm()
     items = items_of(1, 8)
-    assert batch.step(lambda: None, prompts=items) == []
+    assert batch.step(SilentPulse(), prompts=items) == []
     assert batch.flying == 1
     assert batch.prompt_outcomes() == []
 
-    assert batch.drain(lambda: None) == []
+    assert batch.drain(SilentPulse()) == []
 
     assert batch.flying == 0
     assert batch.prompt_outcomes() == [(items, [None])]
@@ -198,15 +199,15 @@ def test_refuses_what_its_buffers_do_not_hold(engines: Engines) -> None:
     sampling_input = SamplingInput(PLAIN, StoppingParams(max_tokens=5), (), (1,))
     batch.add(0, 3, np.array([0], np.int32), sampling_input)
     with pytest.raises(ValueError, match="lease 0 is in the batch"):
-        batch.step(lambda: None, prompts=items_of(1, 3))
+        batch.step(SilentPulse(), prompts=items_of(1, 3))
     many = items_of(MIXED_PROMPTS + 2, 1)[1:]
     with pytest.raises(ValueError, match=f"{MIXED_PROMPTS + 1} prompts, at most {MIXED_PROMPTS} fit"):
-        batch.step(lambda: None, prompts=many)
+        batch.step(SilentPulse(), prompts=many)
     with pytest.raises(ValueError, match="66 tokens of prompts, at most 65 fit"):
-        batch.step(lambda: None, prompts=items_of(4, 22)[1:])
+        batch.step(SilentPulse(), prompts=items_of(4, 22)[1:])
     assert batch.flying == 0
     with pytest.raises(ValueError, match="made for no prompts"):
-        engine.decode_batch().step(lambda: None, prompts=items_of(1, 1))
+        engine.decode_batch().step(SilentPulse(), prompts=items_of(1, 1))
 
 
 # --- captured passes ------------------------------------------------------------------------------------------------
@@ -251,8 +252,8 @@ def test_what_earlier_passes_said_is_nothing_to_a_later_one(gpu_engine: GpuEngin
         batch.add(lease, 20, np.array([2 * lease, 2 * lease + 1], np.int32), sampling_input)
     long = PrefillItem(6, [1] * PROMPT_TOKENS, 0, np.array([20, 21, 22], np.int32), sampling_input)
     for _ in range(DEPTH):  # as many as there are commands in turn
-        batch.step(lambda: None, prompts=[long])
-    batch.drain(lambda: None)
+        batch.step(SilentPulse(), prompts=[long])
+    batch.drain(SilentPulse())
     batch.prompt_outcomes()
     for lease in range(6):
         batch.remove(lease)
@@ -260,7 +261,7 @@ def test_what_earlier_passes_said_is_nothing_to_a_later_one(gpu_engine: GpuEngin
     pool.fill_(torch.nan)
 
     short = PrefillItem(7, [5, 6, 7], 0, np.array([40], np.int32), sampling_input)
-    batch.step(lambda: None, prompts=[short], ahead=False)
+    batch.step(SilentPulse(), prompts=[short], ahead=False)
 
     assert len(replayed) == DEPTH + 1
     [(_, [outcome])] = batch.prompt_outcomes()
