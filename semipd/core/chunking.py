@@ -1,4 +1,4 @@
-"""How a prefill batch is cut into pieces for the decode steps that take it along (mixed batches).
+"""Cuts a prefill batch into pieces for the decode steps that take it along (mixed batches).
 
 Both the decode worker and the simulator cut with this function.
 """

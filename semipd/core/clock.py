@@ -7,13 +7,13 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds that only rise. The zero is arbitrary but the same for every process of a machine."""
+    """Tells seconds, which only rise. Their zero is arbitrary, but the same in every process of a machine."""
 
     def now(self) -> float: ...
 
 
 class SystemClock:
-    """CLOCK_MONOTONIC: comparable between processes of one machine."""
+    """Tells CLOCK_MONOTONIC, which processes of one machine can compare."""
 
     def now(self) -> float:
         return time.monotonic()

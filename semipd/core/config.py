@@ -1,4 +1,4 @@
-"""How a server is set up. One frozen value, resolved once at start and read by every process."""
+"""The configuration of a server: one frozen value, resolved once at start and read by every process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from semipd.core.errors import ConfigError
 
 PAGE_SIZE = 16
-"""Tokens a page, in both phases."""
+"""Tokens of a page, in both phases."""
 
 PLANS_AHEAD = 2
 """Prefill batches that a worker has at once: the one that it computes, and the next."""
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the command line, the checks and the documentation know about a field of ServerConfig."""
+    """Everything that the command line, the checks and the documentation know about a field of ServerConfig."""
 
     group: str
     help: str
@@ -67,7 +67,7 @@ MODEL, NETWORK, SCHEDULING, MEMORY, FAULTS, LOGS = "Model", "Network", "Scheduli
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """What `semipd serve` was asked for. Every field is an option of the same name.
+    """The settings that `semipd serve` was given. Every field is an option of the same name.
 
     Raises ConfigError, naming the option and what is allowed.
     """

@@ -1,4 +1,4 @@
-"""Partition back end "cores": CPU sets in the granted proportion."""
+"""The partition back end "cores": makes CPU sets in the proportion that is asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CoreSplit:
 
 
 def split_cores(asked: Shares, cpus: Sequence[int]) -> CoreSplit:
-    """Prefill gets CPUs from the front and decode from the back, in the proportion asked for.
+    """Gives prefill CPUs from the front and decode CPUs from the back, in the proportion that is asked for.
 
     Shares that together are at most 100 percent get disjoint CPUs, at least one each. Above 100 they overlap as the
     shares do. One CPU can't be divided: both phases get it, and the grant says so (100, 100).

@@ -1,4 +1,4 @@
-"""Everything that can go wrong by design.
+"""The errors that are part of the design.
 
     SemipdError
     ├── RequestError            one request ends with it; carries a Reason that reaches the client
@@ -48,7 +48,7 @@ class Reason(StrEnum):
     DUPLICATE_REQUEST = "DUPLICATE_REQUEST"
     """A request with the same id is alive."""
     QUEUE_FULL = "QUEUE_FULL"
-    """As many sequences wait as the queue may hold. A retry may succeed after the time in google.rpc.RetryInfo."""
+    """The queue holds as many sequences as it may. A retry may succeed after the time in google.rpc.RetryInfo."""
     DEADLINE_UNMEETABLE = "DEADLINE_UNMEETABLE"
     """The policy refused the request. A retry may succeed after the time in google.rpc.RetryInfo."""
     EXPIRED_IN_QUEUE = "EXPIRED_IN_QUEUE"
@@ -145,19 +145,19 @@ class DeadlineUnmeetable(RequestError):
 
 
 class Expired(RequestError):
-    """The client's deadline passed; EXPIRED_IN_QUEUE or EXPIRED_RUNNING."""
+    """The client's deadline passed. The reason is EXPIRED_IN_QUEUE or EXPIRED_RUNNING."""
 
     reason = Reason.EXPIRED_RUNNING
 
 
 class Cancelled(RequestError):
-    """By the client or by an operator; CANCELLED_BY_CLIENT or ABORTED_BY_OPERATOR."""
+    """Somebody cancelled the request. The reason is CANCELLED_BY_CLIENT or ABORTED_BY_OPERATOR."""
 
     reason = Reason.CANCELLED_BY_CLIENT
 
 
 class Unavailable(RequestError):
-    """WORKER_LOST, DRAINING or NOT_READY."""
+    """The server cannot answer now. The reason is WORKER_LOST, DRAINING or NOT_READY."""
 
     reason = Reason.WORKER_LOST
 
@@ -199,6 +199,6 @@ class InputError(CommandError):
 
 
 class RunFailed(CommandError):
-    """What was to be run or measured gave no result: no request was done, or a process died."""
+    """The run or the measurement gave no result: no request was done, or a process died."""
 
     exit_code = 1

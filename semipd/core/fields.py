@@ -1,4 +1,4 @@
-"""Typed reading of a JSON object that somebody else wrote, such as a checkpoint's config.json."""
+"""Reads a JSON object that somebody else wrote, such as a checkpoint's config.json, with types."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class Fields:
         self._path = path
 
     def names(self) -> frozenset[str]:
-        """The fields that are there and not null."""
+        """Returns the names of the fields that are there and not null."""
         return frozenset(name for name, value in self._values.items() if value is not None)
 
     def raw(self, name: str) -> Any:
-        """None: absent."""
+        """Returns the value as it is; None: absent or null."""
         return self._values.get(name)
 
     def has_null(self, name: str) -> bool:
-        """There, and null; for the few fields where that differs from being absent."""
+        """Says that the field is there and null, for the few fields where that differs from being absent."""
         return name in self._values and self._values[name] is None
 
     def refuse(self, name: str, allowed: str) -> NoReturn:
         raise CheckpointError(f"{self._source}: {self._path}{name} = {self.raw(name)!r}; supported: {allowed}")
 
     def within(self, name: str) -> Fields:
-        """The object in field `name`; empty where absent."""
+        """Returns the object in field `name`; an empty one if it is absent."""
         value = self.raw(name)
         if value is None:
             value = {}
@@ -51,7 +51,7 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None, minimum: float = 0.0) -> float:
-        """A finite number above `minimum`."""
+        """Returns a finite number above `minimum`."""
         value = self._present(name, default, "a number")
         if isinstance(value, bool) or not isinstance(value, int | float) or not minimum < value < math.inf:
             self.refuse(name, f"a number above {minimum:g}")

@@ -1,4 +1,4 @@
-"""What a checkpoint computes: the dense decoder families that the engine serves, as one value."""
+"""Describes what a checkpoint computes: one value for all dense decoder families that the engine serves."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ModelConfig:
     """A decoder-only transformer with RMS norms, rotary positions, grouped-query attention and a SiLU-gated MLP."""
 
     architecture: str
-    """As config.json names it ("LlamaForCausalLM")."""
+    """Name in config.json ("LlamaForCausalLM")."""
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -63,7 +63,7 @@ class ModelConfig:
     max_position_embeddings: int
     rope: RopeConfig
     windows: tuple[int | None, ...]
-    """Each layer's sliding window: a query sees so many tokens, itself among them; None: all before it."""
+    """Each layer's sliding window, in tokens: a query sees that many, itself among them. None: all before it."""
     tied_embeddings: bool = False
     """The output projection is the embedding."""
     qkv_bias: bool = False
@@ -73,11 +73,11 @@ class ModelConfig:
     """An RMS norm over each head of queries and keys, before the rotation."""
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
-    """The checkpoint's own."""
+    """Number format of the checkpoint's weights."""
 
     @property
     def max_context(self) -> int:
-        """Tokens, prompt and output together, that the positions are meant for, RoPE scaling included."""
+        """Most tokens, prompt and output together, that the positions are meant for, RoPE scaling included."""
         if self.rope.kind in (RopeKind.LINEAR, RopeKind.DYNAMIC):
             return int(self.max_position_embeddings * self.rope.factor)
         if self.rope.kind is RopeKind.YARN:
@@ -95,7 +95,7 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the checkpoint; tied embeddings count once."""
+        """Number of weights in the checkpoint; tied embeddings count once."""
         heads = self.heads + 2 * self.kv_heads
         qkv = heads * self.head_dim * (self.hidden_size + self.qkv_bias)
         o = self.hidden_size * (self.heads * self.head_dim + self.o_bias)
@@ -107,9 +107,9 @@ class ModelConfig:
 
 
 def parse_model_config(config: Mapping[str, Any]) -> ModelConfig:
-    """From the object in a Hugging Face config.json, with transformers' defaults for absent fields.
+    """Reads the object in a Hugging Face config.json, with transformers' defaults for absent fields.
 
-    Raises CheckpointError, naming the field, its value and what is supported, where the model needs something that
+    Raises CheckpointError, naming the field, its value and what is supported, if the model needs something that
     the engine would not do. Fields that transformers ignores for these families, and that no known checkpoint gives
     a meaning to, are ignored.
     """
@@ -148,7 +148,7 @@ def parse_model_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def parse_eos_token_ids(fields: Fields) -> tuple[int, ...]:
-    """One, several or none; config.json and generation_config.json write them alike."""
+    """Reads `eos_token_id`: one, several or none. config.json and generation_config.json write it alike."""
     value = fields.raw("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):

@@ -1,4 +1,4 @@
-"""Who computes on how much of the device."""
+"""The parts of the device that the two phases compute on."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ class Shares:
 
 
 FULL = Shares(100.0, 100.0)
+"""Both phases may use the whole device, and compete for it."""
 
 
 class Phase(Enum):
+    """The two phases of a request: its prompt is computed, then its tokens one by one."""
+
     PREFILL = "prefill"
     DECODE = "decode"
 
 
 class Mode(Enum):
-    """How the two phases use the device."""
+    """The way in which the two phases use the device."""
 
     SPLIT = "split"
-    """Side by side, each within its share."""
+    """Both compute at once, each within its share."""
     TURNS = "turns"
-    """One at a time, each on the whole device."""
+    """They take turns, each on the whole device."""
     MIXED = "mixed"
-    """Decode tokens and prompt chunks in one batch (Sarathi-Serve)."""
+    """Decode tokens and prompt chunks are in one batch (Sarathi-Serve)."""

@@ -1,4 +1,4 @@
-"""What a client asks for, validated, and what it gets."""
+"""A client's request, validated and tokenised, and the pieces of its answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from semipd.core.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is drawn. Order of application: bias, penalties, temperature, top-k, top-p, min-p."""
+    """The rules by which the next token is drawn, applied in this order: bias, penalties, temperature, top-k, top-p,
+    min-p."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -22,7 +23,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
-    """Unsigned 64 bits. With the output position it alone decides each draw."""
+    """Unsigned 64 bits. Seed and output position alone decide each draw."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: bool = False
     top_logprobs: int = 0
@@ -33,13 +34,13 @@ class SamplingParams:
 
     @property
     def penalised(self) -> bool:
-        """Whether the draw depends on the tokens before it."""
+        """Says that the draw depends on the tokens before it."""
         return self.frequency_penalty != 0.0 or self.presence_penalty != 0.0 or self.repetition_penalty != 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class StoppingParams:
-    """When a sequence is complete, in tokens. Stop strings are the gateway's matter."""
+    """The tokens at which a sequence is complete. Stop strings are the gateway's matter."""
 
     max_tokens: int
     min_tokens: int = 0
@@ -49,7 +50,7 @@ class StoppingParams:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What the client wants to see, in seconds; None: no wish."""
+    """The latencies that the client asks for, in seconds. None: it asks for nothing."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -57,7 +58,7 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that passed the door: validated and tokenised."""
+    """A request that the gateway has validated and tokenised."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -83,13 +84,16 @@ class EndReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class End:
+    """The end of a sample. `stop_token_id`: the token that ended it, where one did."""
+
     reason: EndReason
     stop_token_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """Natural logarithms under the distribution before bias, penalties and temperature."""
+    """The log-probability of a token, and those of the likeliest (`top`): natural logarithms under the distribution
+    before bias, penalties and temperature."""
 
     token: int
     logprob: float
@@ -98,7 +102,7 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds, on the coordinator's clock. See semipd.v1.Timings."""
+    """The time that a sample spent in each stage, in seconds on the coordinator's clock. See semipd.v1.Timings."""
 
     queue_s: float
     prefill_s: float
@@ -121,6 +125,6 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request is over without further tokens."""
+    """The end of a request, without further tokens."""
 
     error: RequestError

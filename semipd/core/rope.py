@@ -1,4 +1,4 @@
-"""Rotary position embeddings as a checkpoint describes them. The arithmetic is the engine's."""
+"""Reads how a checkpoint describes its rotary position embeddings. The arithmetic is the engine's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class RopeKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Names as in transformers' `rope_parameters`. What a kind has no use for keeps its default."""
+    """The parameters of a rotation, with the names of transformers' `rope_parameters`. A field that a kind does not use
+    keeps its default."""
 
     kind: RopeKind = RopeKind.DEFAULT
     theta: float = DEFAULT_THETA
@@ -31,7 +32,7 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     attention_factor: float | None = None
-    """Scales cosine and sine (yarn); None: from `factor` and the two `mscale`."""
+    """Factor of cosine and sine (yarn); None: it follows from `factor` and the two `mscale`."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     mscale: float = 0.0
@@ -61,9 +62,9 @@ COMMON_FIELDS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_fa
 
 
 def parse_rope(config: Fields, max_positions: int) -> RopeConfig:
-    """From the old layout (`rope_theta` and `rope_scaling`) or transformers 5's (`rope_parameters`).
+    """Reads the old layout (`rope_theta` and `rope_scaling`) or that of transformers 5 (`rope_parameters`).
 
-    Where both are there `rope_scaling` wins, and a `rope_theta` inside wins over one outside, as in transformers.
+    If both are there, `rope_scaling` wins, and a `rope_theta` inside wins over one outside, as in transformers.
     """
     where = "rope_scaling" if config.within("rope_scaling").names() else "rope_parameters"
     rope = config.within(where)
@@ -110,6 +111,6 @@ def _kind(rope: Fields) -> RopeKind:
 
 
 def _original_positions(config: Fields, rope: Fields, max_positions: int) -> int:
-    """transformers lets the field outside win over the one inside."""
+    """Returns the context of pre-training. As in transformers the field outside wins over the one inside."""
     inside = rope.integer("original_max_position_embeddings", max_positions)
     return config.integer("original_max_position_embeddings", inside)

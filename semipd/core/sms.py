@@ -10,7 +10,7 @@ SM_STEP = 8
 """Green contexts on Hopper come in groups of 8 SMs."""
 EIGHTHS = 6
 LEAST_PERCENT = 5
-"""Of `mps`: below, a worker has hardly an SM to itself."""
+"""Least percentage of `mps`: below it a worker has hardly an SM to itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a policy sees: the state of a server at one moment, immutable. All times in seconds on one clock."""
+"""A policy's view of a server: its state at one moment, immutable. All times are in seconds on one clock."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class WaitingSequence:
     prompt_tokens: int
     """Tokens to compute before the next one is sampled: the prompt, and for a preempted sequence its output so far."""
     computed_tokens: int
-    """Of these, tokens whose KV is in the pool."""
+    """Tokens of `prompt_tokens` whose KV is in the pool."""
     in_flight_tokens: int
-    """Of the rest, tokens in a prefill batch that the worker has not answered. While above 0 it can't be planned."""
+    """Tokens of the rest in a prefill batch that the worker has not answered. While above 0 it can't be planned."""
     output_tokens: int
     """Sampled before a preemption; 0 for a new sequence."""
     max_tokens: int
@@ -158,7 +158,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine can take. A plan beyond it is refused."""
+    """The limits of the engine. A plan beyond them is refused."""
 
     max_batch_tokens: int
     """Prompt tokens in one prefill batch."""
@@ -169,7 +169,7 @@ class Limits:
     """Sizes that a decode step is padded to, ascending: with 385 sequences it may cost as much as with 512. Empty: none
     are known."""
     latency: LatencyModel = field(default_factory=LatencyModel)
-    """What passes and steps are expected to take on this device with this model, before anything was observed."""
+    """The expected times of passes and steps on this device with this model, before anything was observed."""
     splits: tuple[Shares, ...] = splits(132)
     """The shares that the device can be divided into. The one that leaves prefill most comes first, the undivided
     device (`FULL`) comes last. Where it can't be divided, `FULL` stands alone."""
@@ -181,13 +181,13 @@ class Limits:
 class Snapshot:
     now_s: float
     waiting: tuple[WaitingSequence, ...]
-    """By arrival."""
+    """Ordered by arrival."""
     running: Sequence[RunningSequence]
-    """By arrival; immutable."""
+    """Ordered by arrival; immutable."""
     pages: PageUse
     limits: Limits
     shares: Shares = FULL
-    """As granted."""
+    """The shares that are granted now."""
     mode: Mode = Mode.SPLIT
     prefill_batches: int = 0
     """Plans that the prefill worker has and has not answered."""

@@ -1,1 +1,1 @@
-"""Between processes: protobuf <-> core, and the sockets that carry it."""
+"""The wire between processes: protobuf <-> core, and the sockets that carry it."""

@@ -1,4 +1,4 @@
-"""How every child of the coordinator begins: it asks to die with its parent, and only then imports what it is.
+"""Begins every child of the coordinator: it asks to die with its parent, and only then imports what it is.
 
 Imports take seconds, and a child whose parent is killed meanwhile would be left behind.
 

@@ -1,4 +1,5 @@
-"""Values of semipd.core <-> messages of semipd.internal.v1. Total in both directions for what the wire can carry."""
+"""Turns values of semipd.core into messages of semipd.internal.v1 and back. Every message that the wire can carry has a
+value."""
 
 from __future__ import annotations
 
@@ -141,7 +142,7 @@ def delta_to_wire(ticket: int, d: Delta) -> gw.Delta:
 
 
 def delta_from_wire(m: gw.Delta) -> Delta:
-    """The ticket stays on the message."""
+    """Returns the delta; the ticket stays on the message."""
     return Delta(
         index=m.index,
         position=m.position,
@@ -163,7 +164,7 @@ def failure_to_wire(error: RequestError) -> gw.Failure:
 
 
 def failure_from_wire(m: gw.Failure) -> RequestError:
-    """The reason decides the status; the Python class is not carried, but for bad arguments."""
+    """Returns the error. Its reason decides the status; its Python class is carried for bad arguments only."""
     if m.violations:
         return InvalidRequest([FieldViolation(v.field, v.description) for v in m.violations])
     retry = m.retry_after_s if m.HasField("retry_after_s") else None

@@ -1,6 +1,6 @@
-"""How every process logs: structlog, one line an event on standard error, as JSON or for a person's eyes.
+"""Sets up logging: structlog, one line for each event on standard error, as JSON or for a person's eyes.
 
-Prompts and outputs are never logged, by anybody.
+No process ever logs a prompt or an output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from semipd.core.config import ServerConfig
 def configure_logging(config: ServerConfig, process_name: str) -> None:
     """Sets structlog up for this process, and sends what libraries log by other means the same way.
 
-    Each line names the process ("gateway.0"); who takes another name later binds `process` in structlog's contextvars.
+    Each line names the process ("gateway.0"). A process that takes another name later binds `process` in structlog's
+    contextvars.
     """
     level = logging.getLevelNamesMapping()[config.log_level.upper()]
 

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets in a private folder. One frame a message; ROUTER sockets see the peer's identity before it."""
+"""ZeroMQ sockets in a private folder. A message is one frame; ROUTER sockets see the peer's identity before it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RunDir:
         return self.path / "config.json"
 
     def keep(self, config: str) -> None:
-        """Writes the configuration. Whoever reads it meanwhile, as starting processes do, finds the old or the new."""
+        """Writes the configuration. A process that reads it meanwhile finds the old or the new one, whole."""
         draft = self.path / ".config.json"
         draft.write_text(config)
         draft.replace(self.config)
@@ -64,7 +64,7 @@ def _options(socket: zmq.Socket[bytes]) -> None:
 
 
 def bind_router(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A ROUTER that tells when a peer is not there (zmq.ZMQError EHOSTUNREACH) instead of dropping in silence."""
+    """Returns a ROUTER that raises zmq.ZMQError (EHOSTUNREACH) when a peer is not there, and drops nothing silently."""
     socket = context.socket(zmq.ROUTER)
     _options(socket)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -74,7 +74,7 @@ def bind_router(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.S
 
 
 def connect_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, identity: str) -> zmq.Socket[bytes]:
-    """Also for zmq.asyncio contexts: the socket is of the context's kind."""
+    """Returns a DEALER. It is of the context's kind, so contexts of zmq.asyncio work, too."""
     socket = context.socket(zmq.DEALER)
     _options(socket)
     socket.setsockopt(zmq.IDENTITY, identity.encode())

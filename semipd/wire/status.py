@@ -1,4 +1,4 @@
-"""Errors as gRPC tells them: a status code and google.rpc.Status, with exactly one ErrorInfo. Needs no grpc."""
+"""Turns errors into a gRPC status code and google.rpc.Status, with exactly one ErrorInfo. It needs no grpc."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ CODES: Mapping[Reason, int] = {
 """One code for each Reason, as google.rpc.Code and gRPC number them."""
 
 RETRY_S: Mapping[Reason, float] = {Reason.QUEUE_FULL: 1.0, Reason.DEADLINE_UNMEETABLE: 1.0}
-"""What a client is told to wait where the error itself doesn't say."""
+"""Seconds that a client is told to wait where the error itself doesn't say."""
 
 MAX_MESSAGE = 400
 MAX_VIOLATIONS = 20
 MAX_FIELD = 64
 MAX_DESCRIPTION = 160
-"""Bytes and entries. Clients refuse trailers of more than 8 KiB in all, the details written in base 64."""
+"""Limits in bytes and entries. Clients refuse trailers of more than 8 KiB in all, with the details in base 64."""
 
 
 def code_of(error: RequestError) -> int:
-    """The google.rpc.Code of the error."""
+    """Returns the google.rpc.Code of the error."""
     return CODES[error.reason]
 
 
 def status_of(error: RequestError, metadata: Mapping[str, str] | None = None) -> status_pb2.Status:
-    """What goes into grpc-status-details-bin. `metadata` joins the ErrorInfo's (the request's id, for one)."""
+    """Returns the value of grpc-status-details-bin. `metadata` joins the ErrorInfo's (the request's id, for one)."""
     info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=dict(metadata or {}))
     if isinstance(error, PromptTooLong):
         info.metadata["prompt_tokens"] = str(error.prompt_tokens)
@@ -69,7 +69,7 @@ def status_of(error: RequestError, metadata: Mapping[str, str] | None = None) ->
 
 
 def pushback(error: RequestError) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata that tells gRPC's own retries how long to wait; empty where they may do as they like."""
+    """Returns trailing metadata that tells gRPC's own retries how long to wait; empty: they may do as they like."""
     retry_s = _retry_s(error)
     return () if retry_s is None else (("grpc-retry-pushback-ms", str(_ms(retry_s))),)
 
@@ -93,6 +93,6 @@ def _bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
 
 
 def _shortened(text: str, most: int) -> str:
-    """`text` in at most so many bytes of UTF-8."""
+    """Returns `text`, cut to at most `most` bytes of UTF-8."""
     encoded = text.encode()
     return text if len(encoded) <= most else encoded[: most - 3].decode(errors="ignore") + "..."
