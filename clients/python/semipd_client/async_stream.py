@@ -10,9 +10,9 @@ import grpc
 import grpc.aio
 
 from semipd_client._proto.semipd.v1 import generation_pb2
-from semipd_client.answer import Answer
 from semipd_client.errors import Cancelled, error_of
 from semipd_client.events import Event, Token
+from semipd_client.partial_answer import PartialAnswer
 from semipd_client.results import Generation
 
 M = TypeVar("M")
@@ -29,7 +29,7 @@ class AsyncResponses(Generic[M, V]):
         self._closed = False
 
     async def __aiter__(self) -> AsyncGenerator[V, None]:
-        """Nothing comes where the RPC is over. Raises Cancelled where it was left before its end."""
+        """Yields the answers; none if the RPC is over. Raises Cancelled if it was left before its end."""
         if self._closed and not self._over:
             raise Cancelled("the stream was left before its end")
         try:
@@ -59,7 +59,7 @@ class AsyncResponses(Generic[M, V]):
         self.close()
 
 
-class AsyncStream(Answer):
+class AsyncStream(PartialAnswer):
     """An answer as it is made: iterate over its text, or over its `events()`; once.
 
     Leaving the iteration before its end, by break, by an exception or by `close`, cancels the request: at once inside
@@ -71,7 +71,7 @@ class AsyncStream(Answer):
         self._responses = AsyncResponses(call, self._take)
 
     async def __aiter__(self) -> AsyncGenerator[str, None]:
-        """The text of the first sample, piece by piece as it comes."""
+        """Yields the text of the first sample, piece by piece as it comes."""
         try:
             async for event in self.events():
                 if isinstance(event, Token) and event.index == 0 and event.text:
@@ -80,7 +80,7 @@ class AsyncStream(Answer):
             self.close()
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """All that comes, of all samples. Raises SemipdClientError."""
+        """Yields every event, of all samples. Raises SemipdClientError."""
         try:
             async for event in self._responses:
                 if event is not None:
@@ -90,7 +90,7 @@ class AsyncStream(Answer):
         self._whole()
 
     async def result(self) -> Generation:
-        """Reads what is left; the whole answer. Raises SemipdClientError."""
+        """Reads the rest and returns the whole answer. Raises SemipdClientError."""
         async for _ in self.events():
             pass
         return self._whole()

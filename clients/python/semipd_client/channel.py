@@ -1,4 +1,4 @@
-"""How to reach a server: address, TLS, channel options, and the methods that are called there."""
+"""The way to a server: address, TLS, channel options, and the methods that are called there."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from semipd_client._proto.semipd.v1 import admin_pb2, generation_pb2, model_pb2,
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 
-BETWEEN_TRIES_S = 0.1
-"""Of `wait_ready`, where a server answers and breaks off."""
+RETRY_INTERVAL_S = 0.1
+"""Seconds between two tries of `wait_ready`, where a server answers and breaks off."""
 
 Q = TypeVar("Q", bound=ProtoMessage)
 A = TypeVar("A", bound=ProtoMessage)
@@ -24,14 +24,14 @@ A = TypeVar("A", bound=ProtoMessage)
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """How to trust the server and, where it asks for that, how to be trusted. Files are PEM."""
+    """The files by which to trust the server and, if it asks for that, to be trusted. They are PEM."""
 
     ca_file: str | Path | None = None
-    """Who signed the server's certificate; None: the authorities that gRPC knows."""
+    """Certificates of the authority that signed the server's; None: the authorities that gRPC knows."""
     certificate_file: str | Path | None = None
     key_file: str | Path | None = None
     server_name: str | None = None
-    """The name in the server's certificate, where it isn't the one in the address."""
+    """The name in the server's certificate, if it isn't the one in the address."""
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Reads the files; raises OSError."""
@@ -65,6 +65,8 @@ def channel_options(target: str, tls: TlsOptions | None) -> list[tuple[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Q, A]):
+    """A method of the API: its path, and the messages that it takes and gives."""
+
     path: str
     question: type[Q]
     answer: type[A]

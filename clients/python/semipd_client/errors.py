@@ -1,4 +1,4 @@
-"""Everything that a call can raise.
+"""The errors that a call can raise.
 
     SemipdClientError
     ├── InvalidArgument         .violations: which fields, and what is allowed
@@ -16,7 +16,7 @@
     ├── PermissionDenied
     └── Internal                a bug, in the server or between it and here
 
-What came with another status is a plain SemipdClientError with that `code`.
+An error with another status is a plain SemipdClientError with that `code`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class FieldViolation:
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """What a server says about an error besides its status and its message."""
+    """The details of an error that a server gives besides status and message."""
 
     reason: str = ""
-    """For programs: "QUEUE_FULL", "PROMPT_TOO_LONG", "DRAINING"... Empty where no semipd server answered."""
+    """The cause, for programs: "QUEUE_FULL", "PROMPT_TOO_LONG", "DRAINING"... Empty if no semipd server answered."""
     metadata: Mapping[str, str] | None = None
-    """What belongs to the reason: "request_id", "prompt_tokens", "max_context"..."""
+    """Values that belong to the reason: "request_id", "prompt_tokens", "max_context"..."""
     violations: tuple[FieldViolation, ...] = ()
     retry_after_s: float | None = None
 
@@ -81,7 +81,7 @@ class InvalidArgument(SemipdClientError):
 
     @classmethod
     def of(cls, field: str, description: str) -> InvalidArgument:
-        """What is refused here, before anything is sent."""
+        """Makes the error for an argument that is refused here, before anything is sent."""
         violation = FieldViolation(field, description)
         details = ErrorDetails(reason="INVALID_ARGUMENT", violations=(violation,))
         return cls(f"{field}: {description}", details=details)
@@ -124,7 +124,7 @@ class Aborted(SemipdClientError):
 
 
 class Unavailable(SemipdClientError):
-    """`reason` is empty where nobody listens at the address or the connection broke."""
+    """The server cannot answer. `reason` is empty if nobody listens at the address or the connection broke."""
 
     code = grpc.StatusCode.UNAVAILABLE
 
@@ -166,7 +166,7 @@ _BY_REASON: Mapping[str, type[ResourceExhausted]] = {
 
 
 def error_of(failed: grpc.RpcError) -> SemipdClientError:
-    """The typed error for what grpc or grpc.aio raised."""
+    """Returns the typed error for what grpc or grpc.aio raised."""
     code = failed.code()
     # Sync calls have tuples of pairs there, aio calls a Metadata that iterates over pairs.
     trailers = cast("Iterable[tuple[str, str | bytes]]", failed.trailing_metadata() or ())
@@ -209,9 +209,9 @@ def _pushback_s(value: str | bytes | None) -> float | None:
     return int(text) / 1000 if text.isascii() and text.isdigit() else None
 
 
-def not_ready(target: str, waited_s: float, heard: bool) -> Unavailable:
-    """`heard`: the server answered, and said that it doesn't serve."""
-    if heard:
+def not_ready(target: str, waited_s: float, answered: bool) -> Unavailable:
+    """Returns the error of `wait_ready`. `answered`: the server answered, and said that it doesn't serve."""
+    if answered:
         details = ErrorDetails(reason="NOT_READY")
         return Unavailable(f"the server at {target} is not serving after {waited_s:g} s", details=details)
     return Unavailable(f"nobody answers at {target} after {waited_s:g} s")

@@ -11,7 +11,7 @@ from semipd_client.results import Finish, Logprob, Timings, Usage, finish_of, lo
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The request is in the server's book: from here on it ends in exactly one way."""
+    """The server has accepted the request: from here on it ends in exactly one way."""
 
     request_id: str
     model: str
@@ -20,7 +20,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is new in one sample: one token or, for a slow reader, several. `text` may be empty."""
+    """The new tokens of one sample: one or, for a slow reader, several. `text` may be empty."""
 
     index: int
     text: str
@@ -38,7 +38,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All samples are complete; the last event."""
+    """All samples are complete. This is the last event."""
 
     usage: Usage
     timings: Timings | None
@@ -48,7 +48,7 @@ Event: TypeAlias = Accepted | Token | Finished | Summary
 
 
 def event_of(m: pb.GenerateStreamResponse) -> Event | None:
-    """None: an event that this client is too old to know."""
+    """Reads an event. None: this client is too old to know it."""
     match m.WhichOneof("event"):
         case "accepted":
             return Accepted(m.accepted.request_id, m.accepted.model, m.accepted.prompt_tokens)

@@ -1,4 +1,4 @@
-"""How to generate, as keyword arguments of `generate` and `stream`."""
+"""The keyword arguments of `generate` and `stream`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Prompt: TypeAlias = str | Sequence[int] | Sequence[Message | Mapping[str, str]]
 
 
 class Options(TypedDict, total=False):
-    """What is absent or None takes the server's default; zero and empty are values.
+    """The options of a generation. An absent one, or None, takes the server's default; zero and empty are values.
 
     The server checks the ranges and refuses what it doesn't support; a name that isn't here is a TypeError.
     """
 
     request_id: str | None
-    """1 to 128 characters of [A-Za-z0-9._:-]; made by the server if absent."""
+    """1 to 128 characters of [A-Za-z0-9._:-]; the server makes one if it is absent."""
     model: str | None
-    """The only model if absent."""
+    """Name of the model; the only model if absent."""
 
     temperature: float | None
     """0 (greedy) to 2. Server's default: 1."""
@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
     n: int | None
     """Samples of the same prompt."""
     logit_bias: Mapping[int, float] | None
-    """Token id -> what is added to its logit."""
+    """Numbers that are added to the logits of tokens, by token id."""
 
     max_tokens: int | None
     """Server's default: what is left of the context."""
@@ -86,7 +86,8 @@ _PART_OF = {field.name: part for part, cls in _PARTS.items() for field in cls.DE
 
 
 def generation_from(prompt: Prompt, options: Options) -> pb.Generation:
-    """Raises TypeError for an option that isn't there or is of a wrong type, InvalidArgument for what can't be sent."""
+    """Makes the message. Raises TypeError for an option that isn't there or has a wrong type, and InvalidArgument for a
+    value that can't be sent."""
     generation = pb.Generation()
     _fill_prompt(generation, prompt)
     unknown = sorted(set(options) - set(Options.__annotations__))
@@ -132,7 +133,7 @@ def _fill_prompt(generation: pb.Generation, prompt: Prompt) -> None:
 
 
 def messages_of(prompt: Sequence[int] | Sequence[Message | Mapping[str, str]]) -> list[pb.ChatMessage]:
-    """The chat, if it is one; empty for token ids. Raises TypeError where it is neither."""
+    """Returns the messages of a chat; none for token ids. Raises TypeError if it is neither."""
     if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
         raise TypeError(f"a prompt is text, token ids or messages, not {type(prompt).__name__}")
     turns = list(prompt)

@@ -1,4 +1,4 @@
-"""What a server answers, as frozen values. Times in seconds."""
+"""The answers of a server as frozen values. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FinishReason(StrEnum):
     """`max_tokens`, or the end of the context."""
     TIME_LIMIT = "time limit"
     UNKNOWN = "unknown"
-    """One that this client is too old to know."""
+    """A reason that this client is too old to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """Natural logarithms under the distribution before penalties and temperature."""
+    """Log-probabilities: natural logarithms under the distribution before penalties and temperature."""
 
     token_id: int
     logprob: float
@@ -42,21 +42,21 @@ class Logprob:
 class Usage:
     prompt_tokens: int
     output_tokens: int
-    """Over all samples."""
+    """Tokens of all samples together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Measured in the server; of the first sample where there are several."""
+    """Times that the server measured; those of the first sample if there are several."""
 
     queue_s: float
-    """From arrival to the start of the first prefill chunk."""
+    """Time from arrival to the start of the first prefill chunk."""
     prefill_s: float
-    """From there to the first token."""
+    """Time from there to the first token."""
     ttft_s: float
-    """From arrival to the first token."""
+    """Time from arrival to the first token."""
     decode_s: float
-    """From the first token to the last."""
+    """Time from the first token to the last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a server says about itself, its models and its load, as frozen values. Times in seconds."""
+"""A server's description of itself, its models and its load, as frozen values. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ServerInfo:
     uptime_s: float
     total_pages: int
     page_size: int
-    """Tokens a page."""
+    """Tokens of a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Seconds."""
+    """Percentiles of a time, in seconds."""
 
     p50: float
     p90: float
@@ -84,7 +84,7 @@ class Percentiles:
 @dataclass(frozen=True, slots=True)
 class Load:
     waiting: int
-    """Requests accepted that no worker has begun."""
+    """Accepted requests that no worker has begun."""
     prefilling: int
     decoding: int
     free_pages: int
@@ -93,14 +93,14 @@ class Load:
     policy: str
     draining: bool
     time_to_first_token: Percentiles | None
-    """Over the last 30 seconds; None where nothing was seen."""
+    """TTFT over the last 30 seconds; None if there was none."""
     inter_token_latency: Percentiles | None
     output_tokens_per_second: float
     finished_total: int
     refused_total: int
     worker_restarts_total: int
     slo_attainment: float | None
-    """The share of the last 30 seconds' requests that met every SLO they named; None where none named one."""
+    """Part of the last 30 seconds' requests that met every SLO they named; None if none named one."""
 
 
 @dataclass(frozen=True, slots=True)

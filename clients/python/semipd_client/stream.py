@@ -8,9 +8,9 @@ from typing import Generic, Self, TypeVar
 import grpc
 
 from semipd_client._proto.semipd.v1 import generation_pb2
-from semipd_client.answer import Answer
 from semipd_client.errors import Cancelled, error_of
 from semipd_client.events import Event, Token
+from semipd_client.partial_answer import PartialAnswer
 from semipd_client.results import Generation
 
 M = TypeVar("M")
@@ -27,7 +27,7 @@ class Responses(Generic[M, V]):
         self._closed = False
 
     def __iter__(self) -> Generator[V, None, None]:
-        """Nothing comes where the RPC is over. Raises Cancelled where it was left before its end."""
+        """Yields the answers; none if the RPC is over. Raises Cancelled if it was left before its end."""
         if self._closed and not self._over:
             raise Cancelled("the stream was left before its end")
         try:
@@ -51,7 +51,7 @@ class Responses(Generic[M, V]):
         self.close()
 
 
-class Stream(Answer):
+class Stream(PartialAnswer):
     """An answer as it is made: iterate over its text, or over its `events()`; once.
 
     Leaving the iteration before its end, by break, by an exception or by `close`, cancels the request.
@@ -62,7 +62,7 @@ class Stream(Answer):
         self._responses = Responses(call, self._take)
 
     def __iter__(self) -> Generator[str, None, None]:
-        """The text of the first sample, piece by piece as it comes."""
+        """Yields the text of the first sample, piece by piece as it comes."""
         try:
             for event in self.events():
                 if isinstance(event, Token) and event.index == 0 and event.text:
@@ -71,7 +71,7 @@ class Stream(Answer):
             self.close()
 
     def events(self) -> Generator[Event, None, None]:
-        """All that comes, of all samples. Raises SemipdClientError."""
+        """Yields every event, of all samples. Raises SemipdClientError."""
         try:
             for event in self._responses:
                 if event is not None:
@@ -81,7 +81,7 @@ class Stream(Answer):
         self._whole()
 
     def result(self) -> Generation:
-        """Reads what is left; the whole answer. Raises SemipdClientError."""
+        """Reads the rest and returns the whole answer. Raises SemipdClientError."""
         for _ in self.events():
             pass
         return self._whole()

@@ -10,10 +10,10 @@ from typing import Self, Unpack
 import grpc
 
 from semipd_client import channel as rpc
-from semipd_client import questions
+from semipd_client import request_messages
 from semipd_client._proto.semipd.client.v1 import health_pb2
 from semipd_client._proto.semipd.v1 import admin_pb2, generation_pb2, model_pb2
-from semipd_client.channel import BETWEEN_TRIES_S, A, Method, Q, TlsOptions
+from semipd_client.channel import RETRY_INTERVAL_S, A, Method, Q, TlsOptions
 from semipd_client.errors import DeadlineExceeded, Unavailable, error_of, not_ready
 from semipd_client.options import Message, Options, Prompt, generation_from
 from semipd_client.results import AbortOutcome, Generation, abort_outcome_of, generation_of
@@ -67,17 +67,17 @@ class Client:
         self.close()
 
     def generate(self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]) -> Generation:
-        """The whole answer at once."""
+        """Returns the whole answer at once."""
         request = generation_pb2.GenerateRequest(generation=generation_from(prompt, options))
         return generation_of(self._ask(rpc.GENERATE, request, timeout))
 
     def stream(self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]) -> Stream:
-        """The answer as it is made. The request is under way at once; what goes wrong is raised by reading."""
+        """Returns the answer as it is made. The request is under way at once; reading raises what goes wrong."""
         request = generation_pb2.GenerateStreamRequest(generation=generation_from(prompt, options))
         return Stream(self._call_stream(rpc.GENERATE_STREAM, request, timeout))
 
     def abort(self, request_id: str, *, timeout: float | None = None) -> AbortOutcome:
-        """Ends a request; whoever waits for its answer gets Aborted. Idempotent."""
+        """Ends a request; the caller that waits for its answer gets Aborted. Idempotent."""
         return abort_outcome_of(self._ask(rpc.ABORT, generation_pb2.AbortRequest(request_id=request_id), timeout))
 
     def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
@@ -85,7 +85,7 @@ class Client:
         return tuple(model_of(m) for m in answer.models)
 
     def model(self, name: str | None = None, *, timeout: float | None = None) -> Model:
-        """Limits and capabilities of a model; without a name, of the only one."""
+        """Returns limits and capabilities of a model; without a name, those of the only one."""
         answer = self._ask(rpc.GET_MODEL, model_pb2.GetModelRequest(model=name), timeout)
         return model_of(answer.model)
 
@@ -97,8 +97,8 @@ class Client:
         add_special_tokens: bool | None = None,
         timeout: float | None = None,
     ) -> tuple[int, ...]:
-        """The token ids of a text, or of a chat after the model's template."""
-        request = questions.tokenize(text, model, add_special_tokens)
+        """Returns the token ids of a text, or of a chat after the model's template."""
+        request = request_messages.tokenize(text, model, add_special_tokens)
         answer = self._ask(rpc.TOKENIZE, request, timeout)
         return tuple(answer.token_ids)
 
@@ -110,7 +110,7 @@ class Client:
         skip_special_tokens: bool | None = None,
         timeout: float | None = None,
     ) -> str:
-        answer = self._ask(rpc.DETOKENIZE, questions.detokenize(token_ids, model, skip_special_tokens), timeout)
+        answer = self._ask(rpc.DETOKENIZE, request_messages.detokenize(token_ids, model, skip_special_tokens), timeout)
         return answer.text
 
     def server_info(self, *, timeout: float | None = None) -> ServerInfo:
@@ -123,12 +123,12 @@ class Client:
     def watch_load(
         self, interval: float | None = None, *, timeout: float | None = None
     ) -> Responses[admin_pb2.WatchLoadResponse, Load]:
-        """A report every `interval` seconds (server's default: 1) until you leave the iteration."""
+        """Yields a report every `interval` seconds (server's default: 1) until you leave the iteration."""
         call = self._call_stream(rpc.WATCH_LOAD, admin_pb2.WatchLoadRequest(interval=interval), timeout)
         return Responses(call, lambda m: load_of(m.load))
 
     def drain(self, wait_s: float | None = None, *, timeout: float | None = None) -> int:
-        """Makes the server refuse new requests; returns, after `wait_s` at most, how many are still alive."""
+        """Makes the server refuse new requests. Returns, after `wait_s` at most, how many are still alive."""
         answer = self._ask(rpc.DRAIN, admin_pb2.DrainRequest(timeout=wait_s), timeout)
         return answer.remaining
 
@@ -137,17 +137,17 @@ class Client:
         return tuple(policy_of(p) for p in answer.policies)
 
     def set_policy(self, name: str, options: Mapping[str, str] | None = None, *, timeout: float | None = None) -> str:
-        """Swaps the policy without dropping a request; the name of the one before."""
-        answer = self._ask(rpc.SET_POLICY, questions.set_policy(name, options), timeout)
+        """Exchanges the policy without dropping a request. Returns the name of the former one."""
+        answer = self._ask(rpc.SET_POLICY, request_messages.set_policy(name, options), timeout)
         return answer.previous
 
     def set_partition(self, prefill: float, decode: float, *, timeout: float | None = None) -> Partition:
-        """Asks for shares, in percent; what was granted."""
-        answer = self._ask(rpc.SET_PARTITION, questions.set_partition(prefill, decode), timeout)
+        """Asks for shares, in percent. Returns what was granted."""
+        answer = self._ask(rpc.SET_PARTITION, request_messages.set_partition(prefill, decode), timeout)
         return partition_of(answer.granted)
 
     def is_serving(self, *, timeout: float | None = None) -> bool:
-        """Whether requests make progress there; False also where nobody listens."""
+        """Returns True if requests make progress there; False also if nobody listens."""
         try:
             answer = self._ask(rpc.HEALTH_CHECK, health_pb2.HealthCheck(), timeout)
         except Unavailable:
@@ -155,7 +155,7 @@ class Client:
         return answer.status == health_pb2.SERVING_STATUS_SERVING
 
     def wait_ready(self, timeout: float = 60.0) -> None:
-        """Returns when the server serves. Raises Unavailable where it doesn't within `timeout` seconds."""
+        """Returns when the server serves. Raises Unavailable if it doesn't within `timeout` seconds."""
         until = time.monotonic() + timeout
         heard = False
         while (left := until - time.monotonic()) > 0:
@@ -170,7 +170,7 @@ class Client:
             except Unavailable:
                 pass
             # It was there and broke off: it is starting or going.
-            threading.Event().wait(min(BETWEEN_TRIES_S, left))
+            threading.Event().wait(min(RETRY_INTERVAL_S, left))
         raise not_ready(self.target, timeout, heard)
 
     def _ask(self, method: Method[Q, A], question: Q, timeout: float | None) -> A:

@@ -89,7 +89,7 @@ def test_token_ids_as_the_prompt(sent) -> None:
 
 
 def test_no_token_ids_are_still_token_ids(sent) -> None:
-    """For the server to refuse."""
+    """The server refuses them, not the client."""
     assert sent([]).WhichOneof("input") == "token_ids"
 
 

@@ -1,4 +1,4 @@
-"""The messages that both clients send, from plain arguments."""
+"""Makes the messages that both clients send, from plain arguments."""
 
 from __future__ import annotations
 

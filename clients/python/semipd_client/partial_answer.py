@@ -1,4 +1,4 @@
-"""What has arrived of a stream so far."""
+"""Gathers what has arrived of a stream so far."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from semipd_client.events import Accepted, Event, Finished, Summary, Token, even
 from semipd_client.results import Finish, Generation, Logprob, Sample, Timings, Usage
 
 
-class _Growing:
-    """A sample while it grows."""
+class _PartialSample:
+    """A sample, as far as it has arrived."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -20,18 +20,18 @@ class _Growing:
         self.finish: Finish | None = None
 
 
-class Answer:
-    """Filled by the stream as it is read; what has not arrived is empty or None."""
+class PartialAnswer:
+    """The answer as far as the stream was read. What has not arrived is empty or None."""
 
     def __init__(self) -> None:
         self._accepted: Accepted | None = None
-        self._samples: dict[int, _Growing] = {}
+        self._samples: dict[int, _PartialSample] = {}
         self._summary: Summary | None = None
         self._next_sequence = 0
 
     @property
     def request_id(self) -> str:
-        """What to give to `abort`. Empty before the request is accepted."""
+        """Id of the request, for `abort`. Empty before the request is accepted."""
         return self._accepted.request_id if self._accepted else ""
 
     @property
@@ -44,7 +44,7 @@ class Answer:
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """By index."""
+        """The samples, ordered by index."""
         return tuple(
             Sample(index, "".join(s.texts), tuple(s.token_ids), tuple(s.logprobs), s.finish)
             for index, s in sorted(self._samples.items())
@@ -52,55 +52,55 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """Of the first sample, so far."""
+        """Text of the first sample, so far."""
         return "".join(self._samples[0].texts) if 0 in self._samples else ""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Of the first sample, so far."""
+        """Tokens of the first sample, so far."""
         return tuple(self._samples[0].token_ids) if 0 in self._samples else ()
 
     @property
     def finish(self) -> Finish | None:
-        """Of the first sample; None before it is complete."""
+        """The end of the first sample; None before it is complete."""
         return self._samples[0].finish if 0 in self._samples else None
 
     @property
     def usage(self) -> Usage | None:
-        """None before the end."""
+        """Tokens of prompt and answer; None before the end."""
         return self._summary.usage if self._summary else None
 
     @property
     def timings(self) -> Timings | None:
-        """None before the end, or where `timings=False`."""
+        """Times in the server; None before the end, or with `timings=False`."""
         return self._summary.timings if self._summary else None
 
     def _take(self, m: pb.GenerateStreamResponse) -> Event | None:
-        """Raises Internal where an event is missing."""
+        """Takes the next event. Raises Internal if one is missing."""
         if m.sequence != self._next_sequence:
-            raise broken(f"event {self._next_sequence} of the stream is missing; {m.sequence} came in its place")
+            raise stream_broken(f"event {self._next_sequence} of the stream is missing; {m.sequence} came in its place")
         self._next_sequence += 1
         event = event_of(m)
         match event:
             case Accepted():
                 self._accepted = event
             case Token(index, text, token_ids, logprobs):
-                sample = self._samples.setdefault(index, _Growing())
+                sample = self._samples.setdefault(index, _PartialSample())
                 sample.texts.append(text)
                 sample.token_ids.extend(token_ids)
                 sample.logprobs.extend(logprobs)
             case Finished(index, finish):
-                self._samples.setdefault(index, _Growing()).finish = finish
+                self._samples.setdefault(index, _PartialSample()).finish = finish
             case Summary():
                 self._summary = event
         return event
 
     def _whole(self) -> Generation:
-        """Raises Internal where the stream ended before its summary."""
+        """Returns the whole answer. Raises Internal if the stream ended before its summary."""
         if self._summary is None:
-            raise broken("the stream ended before its summary")
+            raise stream_broken("the stream ended before its summary")
         return Generation(self.request_id, self.model, tuple(self.samples), self._summary.usage, self._summary.timings)
 
 
-def broken(why: str) -> Internal:
+def stream_broken(why: str) -> Internal:
     return Internal(why, details=ErrorDetails(reason="STREAM_BROKEN"))
