@@ -34,7 +34,7 @@ from semipd.wire.status import CODES
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/api.md"
 PROTOS = tuple(f"semipd/v1/{name}.proto" for name in ("generation", "model", "tokenizer", "admin"))
-"""In the order of the page."""
+"""The files of the API, in the order of the page."""
 BEGIN = "<!-- begin: written by scripts/api_page.py -->"
 END = "<!-- end -->"
 

@@ -100,7 +100,7 @@ def _resolve(target: str, source: PurePosixPath) -> tuple[PurePosixPath, str]:
 
 
 def _of_site(path: PurePosixPath) -> str | None:
-    """Where the site has this file of the repository; None: nowhere."""
+    """Returns the place of a file of the repository in the site; None: the site does not have it."""
     if path.is_relative_to("docs") and (ROOT / path).is_file():
         return str(path.relative_to("docs"))
     if path.parent == RESULTS:

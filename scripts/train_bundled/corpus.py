@@ -71,7 +71,7 @@ Document = tuple[Turn, ...]
 @dataclass(frozen=True)
 class Topic:
     names: tuple[str, ...]
-    """What it is called; the usual questions are made from that. May be empty."""
+    """Name of the topic, from which the usual questions are made. May be empty."""
     questions: tuple[str, ...]
     answers: tuple[str, ...]
 
@@ -214,7 +214,8 @@ class Corpus:
 
 
 def typed(text: str, rng: random.Random) -> str:
-    """As people type: with or without capitals and marks, a courtesy before or after, now and then a slip."""
+    """Writes a question the way people type: with or without capitals and marks, a courtesy before or after, now and
+    then a slip."""
     if rng.random() < 0.1:
         text = rng.choice(("Hi, ", "Hello! ", "Please: ", "So, ", "Ok. ", "Question: ")) + text
     if rng.random() < 0.3:

@@ -1,4 +1,4 @@
-"""How often a greedy answer speaks of what was asked: `python -m scripts.train_bundled --score DIR`.
+"""Counts how often a greedy answer speaks of what was asked: `python -m scripts.train_bundled --score DIR`.
 
 The questions are those of the training text, so this measures what was learned, not what the model makes of new words.
 """

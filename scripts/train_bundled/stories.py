@@ -30,7 +30,7 @@ class Person:
 @dataclass(frozen=True)
 class Plot:
     subjects: tuple[str, ...]
-    """What a user may ask a story about to get this one; the first is its name."""
+    """Subjects by which a user gets this story; the first is its name."""
     cast: Mapping[str, tuple[str, ...]]
     """Role -> keys of the people who can play it."""
     things: Mapping[str, tuple[str, ...]]
