@@ -24,7 +24,7 @@ from semipd.core.request import SamplingParams, StoppingParams
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.wire.codec import sampling_to_wire, stopping_to_wire
 from semipd.wire.sockets import RunDir, bind_router
-from semipd.workers.coordinator_link import Link
+from semipd.workers.coordinator_link import CoordinatorLink
 
 ROUNDS = 3000
 
@@ -67,7 +67,7 @@ def cost_us(act: Callable[[], object]) -> float:
     return sorted(blocks)[len(blocks) // 2]
 
 
-def measure(link: Link) -> dict[str, float]:
+def measure(link: CoordinatorLink) -> dict[str, float]:
     def receive_adopt() -> wk.Adopt:
         message = link.receive(wait_s=1.0)
         assert message is not None
@@ -92,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="semipd-") as folder:
         other = multiprocessing.get_context("spawn").Process(target=peer, args=(folder,))
         other.start()
-        with Link(Path(folder), 1) as link:
+        with CoordinatorLink(Path(folder), 1) as link:
             figures = measure(link)
             link.send(wk.FromWorker(failed=wk.Failed()))
             other.join(10)

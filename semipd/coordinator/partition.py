@@ -17,7 +17,7 @@ from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.sms import SmSplit, split_sms, whole_percents
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
-from semipd.memory.control import Split
+from semipd.memory.control import PublishedSplit
 from semipd.memory.roles import role_from_wire
 
 log = structlog.get_logger()
@@ -81,7 +81,7 @@ class GreenPartition(NoPartition):
             return False
         self._split, self.granted = split, split.granted
         now_ns = int(self._state.clock.now() * 1e9)
-        self._state.control.set_split(Split(split.prefill, split.decode, number), now_ns)
+        self._state.control.set_split(PublishedSplit(split.prefill, split.decode, number), now_ns)
         return True
 
     def device_known(self, sms: int) -> None:

@@ -1,15 +1,15 @@
 """The page account: who holds which pages, in one structure that both workers and the coordinator share.
 
-semi-PD (section 4.4): query, take and account must be one atomic step, or two asynchronous workers corrupt the count.
-Here they also survive the death of whoever takes them. The truth is what stands at each page (slot of its lease, place
-in the lease's table, references) and at each lease slot (generation, holder, number of pages). The free stack and the
-counts are a cache of it. Each operation is committed by ONE aligned store; what a process killed at any instruction
-leaves behind is the old state or the new one, once `_repair` has been over it:
+semi-PD (section 4.4) says that query, take and account must be one atomic step, or two asynchronous workers corrupt the
+count. Here they also survive the death of the process that takes pages. The truth is what is stored at each page (slot
+of its lease, place in the lease's table, references) and at each lease slot (generation, holder, number of pages). The
+free stack and the counts are a cache of it. Each operation is committed by ONE aligned store. A process that is killed
+at any instruction leaves behind the old state or the new one, once `_repair` has run:
 
 * open, hand over, reassign, release: the store of the lease's word (generation and holder; holder 0: closed)
 * take, truncate: the store of the lease's number of pages
-* clear_quarantine: the store of each page's quarantine mark; half of it done is half of the pages free, and it may be
-  repeated
+* clear_quarantine: the store of each page's quarantine mark; when half of it is done, half of the pages are free, and
+  it may be repeated
 
 A page belongs to a lease if it names its slot, the lease is open, and its place is below the lease's number of pages.
 """
@@ -35,13 +35,16 @@ HEADER_WORDS = 16
 _MAGIC, _PAGES, _LEASES, _FREE, _OWNED, _QUARANTINED, _CLOSED, _EPOCH, _REPAIRS = range(9)
 """Words of the header. Free pages and closed leases are the heights of the two stacks."""
 LOCK_TIMEOUT_S = 5.0
+"""Seconds to wait for the lock."""
 SLOT_BITS = 20
 """A lease id is generation << 20 | slot."""
 FREE = -1
-"""As a page's owner."""
+"""Value of a page's owner that stands for no lease."""
 
 
 class Role(IntEnum):
+    """The kind of a process: the coordinator, or the worker of a phase."""
+
     COORDINATOR = 1
     PREFILL = 2
     DECODE = 3
@@ -53,7 +56,7 @@ class Holder:
 
     role: Role
     incarnation: int
-    """Below 2**24."""
+    """Number of the process, below 2**24. A process that replaces another has a higher one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.incarnation < 1 << 24:
@@ -61,6 +64,7 @@ class Holder:
 
     @property
     def word(self) -> int:
+        """The holder as it is stored: role << 24 | incarnation."""
         return self.role << 24 | self.incarnation
 
     @classmethod
@@ -73,8 +77,8 @@ COORDINATOR = Holder(Role.COORDINATOR, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """Pages; free + owned + quarantined = total."""
+class PageCounts:
+    """Numbers of pages; free + owned + quarantined = total."""
 
     free: int
     owned: int
@@ -85,8 +89,8 @@ class Counts:
 class PageAccount:
     """One process's view of the account.
 
-    `create` lays it out in a buffer, `attach` finds it there. Any thread may call any method, but no signal handler
-    may, nor may one raise an exception in a thread that uses the account. Every method but `holder` and the
+    `create` lays the account out in a buffer, `attach` finds it there. Any thread may call any method, but no signal
+    handler may, nor may one raise an exception in a thread that uses the account. Every method but `holder` and the
     properties raises AccountBusy where the lock can't be had in `lock_timeout_s`, and AccountCorrupt where a repair
     failed.
     """
@@ -164,7 +168,7 @@ class PageAccount:
     # --- leases -----------------------------------------------------------------------------------------------------
 
     def open(self, holder: Holder) -> int:
-        """A new lease without pages. Raises NoLease where all slots are in use."""
+        """Opens a lease without pages. Raises NoLease where all slots are in use."""
         with self._locked:
             top = self._header[_CLOSED]
             if top == 0:
@@ -178,17 +182,17 @@ class PageAccount:
         return generation << SLOT_BITS | slot
 
     def holder(self, lease: int) -> Holder | None:
-        """None: the lease is closed. Without the lock."""
+        """Returns the lease's holder; None: the lease is closed. It reads without the lock."""
         word = self._word(lease)
         return Holder.of(word) if word else None
 
     def hand_over(self, lease: int, giver: Holder, receiver: Holder) -> None:
-        """The receiver may work on it from now on, the giver no more. Raises StaleLease."""
+        """Gives a lease to the receiver; the giver may not work on it any more. Raises StaleLease."""
         with self._locked:
             self._pass_on(self._slot(lease, giver), giver, receiver)
 
     def reassign(self, dead: Holder, receiver: Holder) -> list[int]:
-        """All leases of a holder that is known to be dead; they are the receiver's now."""
+        """Gives the receiver all leases of a holder that is known to be dead, and returns them."""
         with self._locked:
             slots: list[int] = np.flatnonzero((self._lease_word & 0xFFFFFFFF) == dead.word).tolist()
             for slot in slots:
@@ -196,7 +200,7 @@ class PageAccount:
             return [(int(self._lease_word[slot]) >> 32) << SLOT_BITS | slot for slot in slots]
 
     def release(self, lease: int, holder: Holder, *, quarantine: bool = False) -> int:
-        """Closes the lease and frees its pages; how many. Raises StaleLease.
+        """Closes the lease, frees its pages and returns how many. Raises StaleLease.
 
         With `quarantine` they are not given out again before `clear_quarantine(worker)`, since device work may still
         write to them: work of `holder` or, where that is the coordinator, of the last worker that held the lease.
@@ -222,7 +226,7 @@ class PageAccount:
         return len(pages)
 
     def clear_quarantine(self, worker: Holder) -> int:
-        """What is in quarantine for that worker's sake is free; how many pages. Its device work is known to be over."""
+        """Frees the pages in quarantine for that worker, whose device work is known to be over; returns how many."""
         with self._locked:
             pages = np.flatnonzero(self._quarantine == worker.word).astype(np.int32)
             self._quarantine[pages] = 0
@@ -233,9 +237,9 @@ class PageAccount:
     # --- pages ------------------------------------------------------------------------------------------------------
 
     def take(self, lease: int, count: int, holder: Holder) -> Pages | None:
-        """`count` more pages for the lease, in the order of its table; None, and nothing taken, where fewer are free.
+        """Takes `count` more pages for the lease, and returns them in the order of its table.
 
-        Raises StaleLease.
+        Returns None, and takes nothing, where fewer pages are free. Raises StaleLease.
         """
         if count < 0:
             raise ValueError(f"can't take {count} pages")
@@ -258,7 +262,7 @@ class PageAccount:
         return pages
 
     def truncate(self, lease: int, keep: int, holder: Holder) -> int:
-        """Gives back the pages of the table from place `keep` on; how many. Raises StaleLease."""
+        """Gives back the pages of the table from place `keep` on, and returns how many. Raises StaleLease."""
         if keep < 0:
             raise ValueError(f"can't keep {keep} pages")
         with self._locked:
@@ -271,7 +275,7 @@ class PageAccount:
         return len(pages)
 
     def table(self, lease: int) -> Pages:
-        """The lease's pages in the order of its tokens. Raises StaleLease where it is closed."""
+        """Returns the lease's pages in the order of its tokens. Raises StaleLease where it is closed."""
         with self._locked:
             if not self._word(lease):
                 raise StaleLease(f"lease {lease} is closed")
@@ -281,22 +285,24 @@ class PageAccount:
 
     @property
     def free_pages(self) -> int:
-        """Without the lock: true a moment ago."""
+        """Free pages. It reads without the lock, so the number was true a moment ago."""
         return int(self._header[_FREE])
 
     @property
     def epoch(self) -> int:
-        """Takes so far, of all processes."""
+        """Number of takes so far, of all processes."""
         return int(self._header[_EPOCH])
 
     @property
     def repairs(self) -> int:
-        """How often somebody died with the lock in hand."""
+        """Number of times that a process died while it held the lock."""
         return int(self._header[_REPAIRS])
 
-    def counts(self) -> Counts:
+    def counts(self) -> PageCounts:
         with self._locked:
-            return Counts(self._header[_FREE], self._header[_OWNED], self._header[_QUARANTINED], self._header[_PAGES])
+            return PageCounts(
+                self._header[_FREE], self._header[_OWNED], self._header[_QUARANTINED], self._header[_PAGES]
+            )
 
     def check(self) -> None:
         """Raises AccountCorrupt, naming the first contradiction between the truth and itself or the cache."""
@@ -306,7 +312,7 @@ class PageAccount:
     # --- inside the lock --------------------------------------------------------------------------------------------
 
     def _word(self, lease: int) -> int:
-        """Of the holder; 0: closed, or a later lease has the slot."""
+        """Returns the holder's word; 0: the lease is closed, or a later lease has the slot."""
         slot, generation = lease & (1 << SLOT_BITS) - 1, lease >> SLOT_BITS
         if slot >= len(self._lease_word):
             return 0
@@ -342,7 +348,7 @@ class PageAccount:
         self._header[_REPAIRS] += 1
 
     def _repair(self) -> None:
-        """Rebuilds the cache from the truth. Idempotent: its own death in the middle does no harm."""
+        """Rebuilds the cache from the truth. It is idempotent, so a death in the middle of it does no harm."""
         used = np.flatnonzero(self._owner >= 0)
         slots = self._owner[used]
         is_open = (self._lease_word[slots] & 0xFFFFFFFF) != 0

@@ -1,7 +1,7 @@
-"""Memory that several processes map.
+"""Memory of the machine that several processes map: anonymous files (memfd).
 
-On a CPU: anonymous files (memfd). They have no name, so that nothing is left when everybody is killed and nobody can
-guess one; they are not limited by the size of /dev/shm; and they travel as file descriptors.
+They have no name, so nothing is left when all processes are killed, and nobody can guess a name. They are not limited
+by the size of /dev/shm, and they travel as file descriptors.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SharedArena:
-    """A piece of shared memory, mapped. `fd` may be sent to other processes.
+    """A mapped piece of shared memory. `fd` may be sent to other processes.
 
-    Whoever adds another kind of memory gives it the same attributes: `name`, `bytes`, and `close` by `with`.
+    Another kind of memory needs the same attributes: `name`, `bytes`, and `close` by `with`.
     """
 
     def __init__(self, name: str, fd: int, size: int, *, writable: bool = True) -> None:
         """Maps what `fd` refers to, and owns the descriptor from now on. Raises StartError where it is smaller.
 
-        A write to memory that is mapped unwritable ends the process (SIGSEGV), and nobody else is harmed.
+        A write to memory that is not mapped writable ends the process (SIGSEGV); no other process is harmed.
         """
         self.name = name
         self.fd = fd
@@ -46,9 +46,9 @@ class SharedArena:
 
     @classmethod
     def create(cls, name: str, size: int) -> SharedArena:
-        """Zeroed memory, all of it really there. Raises StartError where it is not to be had."""
+        """Returns zeroed memory, all of it allocated. Raises StartError where there is not enough."""
         available = available_bytes()
-        if size > available:  # the kernel would rather kill somebody than say no
+        if size > available:  # the kernel would kill a process rather than refuse
             raise _not_to_be_had(name, size, available, "too little memory")
         fd = os.memfd_create(f"semipd-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -60,7 +60,8 @@ class SharedArena:
         return cls(name, fd, size)
 
     def close(self) -> None:
-        """Closes the descriptor, and unmaps the memory unless somebody still has a view of it: then with the last."""
+        """Closes the descriptor and unmaps the memory. While there is a view of it, it is unmapped with the last
+        view."""
         with contextlib.suppress(BufferError):
             self.buffer.release()
             self._map.close()
@@ -83,7 +84,7 @@ def _not_to_be_had(name: str, size: int, available: int, why: str) -> StartError
 
 
 def available_bytes() -> int:
-    """Memory that could be had without swapping, within the control group's limit."""
+    """Returns the bytes that could be allocated without swapping, within the control group's limit."""
     with open("/proc/meminfo") as file:
         lines = dict(line.split(":", 1) for line in file)
     found = int(lines["MemAvailable"].split()[0]) * 1024
@@ -93,8 +94,8 @@ def available_bytes() -> int:
 
 
 def _left_in_group(group: Path) -> int:
-    """Raises OSError or ValueError where there is no limit."""
+    """Returns the bytes left in a control group. Raises OSError or ValueError where it has no limit."""
     limit = int((group / "memory.max").read_text())
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    cached = int(stat["inactive_file"]) + int(stat["active_file"])  # given up when somebody needs it
+    cached = int(stat["inactive_file"]) + int(stat["active_file"])  # freed when a process needs it
     return limit - int((group / "memory.current").read_text()) + cached

@@ -1,5 +1,7 @@
-"""How the coordinator gets at the page account and the control block. Without torch or CUDA: tensors are the workers'
-matter."""
+"""Maps the page account and the control block into the coordinator.
+
+It needs neither torch nor CUDA, since only the workers use tensors.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ from semipd.memory.manifest import ACCOUNT, CONTROL, Manifest, receive, shared
 
 
 class AttachedAccount:
-    """The account and the control block, mapped, until `close`."""
+    """The page account and the control block, which are mapped until `close`."""
 
     def __init__(self, resident_socket: Path) -> None:
-        """Raises HandOverFailed where the resident is not there."""
+        """Maps both. Raises HandOverFailed where the resident is not there."""
         self._stack = ExitStack()
         with ExitStack() as failing:
             failing.push(self._stack)

@@ -1,7 +1,7 @@
 """GPU memory that several processes map: plain `cudaMalloc` blocks, passed on as CUDA IPC handles.
 
-Everything is on device 0 of the process. CuPy is imported when the first arena is made, so that whoever has no use for
-a GPU never loads it.
+Everything is on device 0 of the process. CuPy is imported when the first arena is made, so that a process without a use
+for a GPU never loads it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from semipd.core.errors import StartError
 
 HANDLE_BYTES = 64
 _BLOCK = 2 << 20
-"""`cudaMalloc` cuts smaller pieces out of blocks of this size, and a handle opens the whole block to its receiver."""
+"""Bytes of a block of `cudaMalloc`. Smaller pieces are cut out of such blocks, and a handle opens the whole block to
+its receiver."""
 
 
 class DeviceArena:
-    """A piece of GPU memory, mapped. `handle` may be sent to other processes, whose pages it then maps too.
+    """A mapped piece of GPU memory. `handle` may be sent to other processes, which map the same memory with it.
 
-    CUDA IPC knows no read-only mapping: whoever opens an arena can write to all of it, and a stray write is nobody's
-    fault that anyone could see. What may be written is a matter of discipline here, not of protection.
+    CUDA IPC knows no read-only mapping: every process that opens an arena can write to all of it, and nobody could find
+    out who made a stray write. So what may be written is a matter of discipline here, not of protection.
 
     Views of it (see `tensors`) must not be used after `close`.
     """
@@ -37,7 +38,7 @@ class DeviceArena:
 
     @classmethod
     def create(cls, name: str, size: int) -> DeviceArena:
-        """Zeroed memory of `size` bytes. Raises StartError where it is not to be had."""
+        """Returns `size` bytes of zeroed memory. Raises StartError where there is not enough."""
         runtime = cuda_runtime()
         whole = -(-size // _BLOCK) * _BLOCK
         try:
@@ -45,7 +46,7 @@ class DeviceArena:
         except runtime.CUDARuntimeError as error:
             raise StartError(_not_to_be_had(runtime, name, size, error)) from error
         try:
-            runtime.memset(address, 0, whole)  # stale bits may be NaN, which no attention mask takes away
+            runtime.memset(address, 0, whole)  # stale bits may be NaN, which no attention mask removes
             runtime.deviceSynchronize()
             handle = runtime.ipcGetMemHandle(address)
         except runtime.CUDARuntimeError as error:
@@ -56,9 +57,9 @@ class DeviceArena:
 
     @classmethod
     def open(cls, name: str, handle: bytes, size: int) -> DeviceArena:
-        """Maps what another process has created; in that process itself CUDA refuses.
+        """Maps what another process has created. CUDA refuses to do so in that process itself.
 
-        Raises StartError, also where the process that created it has ended.
+        Raises StartError, also where the process that created the memory has ended.
         """
         if len(handle) != HANDLE_BYTES:
             raise StartError(f"arena {name!r}: a CUDA IPC handle has {HANDLE_BYTES} bytes, and {len(handle)} came")
@@ -89,7 +90,7 @@ class DeviceArena:
 
 
 def cuda_runtime() -> Any:
-    """CuPy's CUDA runtime, with device 0 chosen in this thread. Raises StartError where it can't be used."""
+    """Returns CuPy's CUDA runtime, with device 0 chosen in this thread. Raises StartError where it can't be used."""
     try:
         from cupy.cuda import runtime  # noqa: PLC0415 - not before a GPU is asked for
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What can go wrong with the page account."""
+"""Errors of the page account."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class AccountError(SemipdError):
 
 
 class StaleLease(AccountError):
-    """The lease is closed, or its holder is another: who asks has been replaced, or asks twice."""
+    """The lease is closed, or its holder is another: the caller has been replaced, or asks twice."""
 
 
 class NoLease(AccountError):
@@ -18,7 +18,7 @@ class NoLease(AccountError):
 
 
 class AccountBusy(AccountError):
-    """The lock was not to be had in time: its holder is stopped or hangs."""
+    """The lock did not come free in time: its holder is stopped or hangs."""
 
 
 class AccountCorrupt(AccountError):

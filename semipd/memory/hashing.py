@@ -1,4 +1,4 @@
-"""One hash for a set of weights: what tells a worker, or a person, which weights are in memory."""
+"""One hash for a set of weights. It tells a worker, or a person, which weights are in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from semipd.memory.manifest import TensorEntry
 
 
 def host_bytes(tensor: torch.Tensor) -> Iterable[memoryview]:
-    """The bytes of a contiguous tensor on the CPU, where they are."""
+    """Yields the bytes of a contiguous tensor on the CPU, without a copy."""
     yield tensor.view(-1).view(torch.uint8).numpy().data
 
 
@@ -21,10 +21,10 @@ def content_hash(
     progress: Callable[[int, int], None] = lambda done, total: None,
     fetch: Callable[[torch.Tensor], Iterable[memoryview]] = host_bytes,
 ) -> str:
-    """SHA-256 over each tensor's name, shape, type and the SHA-256 of its bytes; tensors are hashed side by side.
+    """Returns the SHA-256 over each tensor's name, shape, type and the SHA-256 of its bytes.
 
-    The same for the same weights on any device. `fetch` brings a tensor's bytes to the host, piece after piece; several
-    threads call it at once. `progress` is told bytes done and bytes in all.
+    It is the same for the same weights on any device. Tensors are hashed side by side. `fetch` brings a tensor's bytes
+    to the host, piece after piece; several threads call it at once. `progress` is told bytes done and bytes in all.
     """
 
     def digest(tensor: torch.Tensor) -> bytes:
@@ -36,7 +36,7 @@ def content_hash(
     whole = hashlib.sha256()
     done, total = 0, sum(tensor.nbytes for tensor in weights.values())
     with ThreadPoolExecutor() as threads:
-        # The largest first: alone at the end, an embedding would keep one thread busy and all others idle.
+        # The largest goes first: alone at the end, an embedding would keep one thread busy and all others idle.
         largest_first = sorted(weights, key=lambda name: weights[name].nbytes, reverse=True)
         parts = {name: threads.submit(digest, weights[name]) for name in largest_first}
         for name, tensor in weights.items():
@@ -48,10 +48,10 @@ def content_hash(
 
 
 def dummy_hash(entries: Sequence[TensorEntry], seed: int) -> str:
-    """For dummy weights: SHA-256 over the seed and each tensor's name, shape and type.
+    """Returns the SHA-256 over the seed and each tensor's name, shape and type, for dummy weights.
 
-    Their bytes follow from these and stand for nothing but themselves, so that hashing gigabytes of them would tell
-    nobody anything. Never equal to a `content_hash`.
+    Their bytes follow from these, so hashing gigabytes of them would tell nothing more. It never equals a
+    `content_hash`.
     """
     whole = hashlib.sha256(f"dummy weights of seed {seed}\n".encode())
     for entry in entries:

@@ -1,7 +1,7 @@
-"""What the resident has in its arenas, and how it is handed to another process.
+"""The manifest says what the resident has in its arenas, and how another process maps them.
 
-On the socket: a 4-byte big-endian length, the manifest, and with its first byte the file descriptors of the arenas that
-are shared memory. Those on a GPU are named by a CUDA IPC handle in the manifest itself.
+The resident sends on its socket a 4-byte big-endian length, then the manifest. With the first byte come the file
+descriptors of the arenas in shared memory. The manifest itself names an arena on a GPU by its CUDA IPC handle.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Arena = SharedArena | DeviceArena
 WEIGHTS, POOL, ACCOUNT, CONTROL = "weights", "pool", "account", "control"
 MAX_ARENAS = 16
 RECEIVE_S = 10.0
+"""Seconds to wait for the resident's message."""
 
 
 class HandOverFailed(SemipdError):
@@ -35,11 +36,13 @@ class HandOverFailed(SemipdError):
 
 @dataclass(frozen=True, slots=True)
 class ArenaEntry:
+    """One arena of the resident."""
+
     name: str
     size: int
     """Bytes."""
     cuda_ipc: bytes = b""
-    """The handle of GPU memory; empty: shared memory, whose descriptor comes along."""
+    """The handle of GPU memory; empty: shared memory, whose descriptor comes with the message."""
 
     @classmethod
     def of(cls, arena: Arena) -> ArenaEntry:
@@ -48,7 +51,7 @@ class ArenaEntry:
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where a weight lies in the weights arena."""
+    """One weight, and where it lies in the weights arena."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,7 +62,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class PoolLayout:
-    """[layers, pages, keys and values, tokens of a page, KV heads, head_dim]."""
+    """Shape of the KV pool: [layers, pages, keys and values, tokens of a page, KV heads, head_dim]."""
 
     pages: int
     page_size: int
@@ -75,6 +78,8 @@ class PoolLayout:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
+    """Everything that the resident has."""
+
     content_hash: str
     """SHA-256 of the weights as they are laid out, or of how dummy weights are made; hexadecimal."""
     arenas: tuple[ArenaEntry, ...]
@@ -109,7 +114,7 @@ class Manifest:
 
     @classmethod
     def from_wire(cls, m: pb.Manifest) -> Manifest:
-        """Raises HandOverFailed for an arena that can't be found by what is said of it."""
+        """Reads a manifest. Raises HandOverFailed for an arena that it does not describe well enough to find it."""
         p = m.pool
         return cls(
             content_hash=m.content_hash,
@@ -133,7 +138,7 @@ def _arenas_from_wire(m: pb.Manifest) -> tuple[ArenaEntry, ...]:
 
 
 def send(connection: socket.socket, manifest: Manifest, arenas: Sequence[Arena]) -> None:
-    """Hands everything to whoever is at the other end. `arenas`: those of the manifest, in its order."""
+    """Sends everything to the process at the other end. `arenas`: those of the manifest, in its order."""
     message = manifest.to_wire().SerializeToString()
     framed = struct.pack(">I", len(message)) + message
     descriptors = [arena.fd for arena in arenas if isinstance(arena, SharedArena)]
@@ -181,7 +186,7 @@ def _map(entry: ArenaEntry, fd_of: Mapping[str, int]) -> Arena:
 
 
 def shared(arenas: Mapping[str, Arena], name: str) -> SharedArena:
-    """The arena of that name, which must be shared memory. Raises HandOverFailed."""
+    """Returns the arena of that name. Raises HandOverFailed where it is not shared memory."""
     arena = arenas[name]
     if not isinstance(arena, SharedArena):
         raise HandOverFailed(f"arena {name!r} must be shared memory, and is on a GPU")
@@ -189,7 +194,7 @@ def shared(arenas: Mapping[str, Arena], name: str) -> SharedArena:
 
 
 def _receive(path: Path, descriptors: ExitStack) -> tuple[bytes, list[int]]:
-    """The message and the file descriptors, which `descriptors` closes."""
+    """Returns the message and the file descriptors, which `descriptors` closes."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(RECEIVE_S)

@@ -1,4 +1,4 @@
-"""The NVIDIA driver as NVML describes it: through ctypes, without torch, without opening the device."""
+"""Asks the NVIDIA driver what there is, through NVML and ctypes: without torch, and without opening the device."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
+    """A GPU of this machine."""
+
     name: str
     memory_bytes: int
     capability: tuple[int, int]
     uuid: str = ""
-    """As CUDA_VISIBLE_DEVICES takes it."""
+    """The form that CUDA_VISIBLE_DEVICES takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
+    """The NVIDIA driver, and the GPUs that it knows."""
+
     version: str | None
     """None: no driver."""
     cuda: tuple[int, int] | None
     """The newest CUDA that it supports."""
     gpus: tuple[Gpu, ...]
-    """All of the machine, in the order of their PCI bus."""
+    """All GPUs of the machine, in the order of their PCI bus."""
     problem: str = ""
-    """What the driver said where it is there and doesn't work."""
+    """The driver's message where it is there and doesn't work."""
 
 
 class _Memory(ctypes.Structure):
@@ -33,11 +37,11 @@ class _Memory(ctypes.Structure):
 
 
 class NvmlError(Exception):
-    """What NVML says, in its own words."""
+    """NVML refused a call. The message is its own."""
 
 
 class Nvml:
-    """As much of NVML as is needed. Raises OSError where there is no driver, NvmlError where it doesn't work."""
+    """The part of NVML that is needed. Raises OSError where there is no driver, NvmlError where it doesn't work."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libnvidia-ml.so.1")
@@ -78,7 +82,7 @@ class Nvml:
 
 
 def survey_driver(load: Callable[[], Nvml] = Nvml) -> Driver:
-    """What is there; raises nothing."""
+    """Returns what is there. It raises nothing."""
     version = None
     try:
         nvml = load()
@@ -95,8 +99,10 @@ def survey_driver(load: Callable[[], Nvml] = Nvml) -> Driver:
 
 
 def visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order. None: not set. As in CUDA, the first that can't be found
-    hides those after it."""
+    """Returns the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order. `setting` None: the variable is not set.
+
+    As in CUDA, the first that can't be found hides those after it.
+    """
     if setting is None:
         return gpus
     found: list[Gpu] = []

@@ -1,9 +1,10 @@
 """A mutex in shared memory that survives the death of its holder (POSIX robust, process-shared), through glibc.
 
-Whoever releases it wakes one waiter, and until that one runs the mutex is anybody's. If a third process takes it in
-between, and the one that was to wake or the one that was woken is killed, then nothing says any longer that others
-wait, and nobody will wake them: the kernel makes up for a lost wake-up only where the mutex is free or its holder dead.
-So nobody sleeps for longer than NAP_S without looking again, and saying so anew.
+A process that releases the mutex wakes one waiter; until that waiter runs, any process may take the mutex. Suppose
+that a third process takes it in between, and that the process that should wake, or the one that was woken, is killed.
+Then nothing says any longer that others wait, and nobody will wake them: the kernel repairs a lost wake-up only where
+the mutex is free or its holder is dead. So a waiter never sleeps for longer than NAP_S; then it looks again, and says
+again that it waits.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from semipd.core.errors import StartError
 from semipd.memory.errors import AccountBusy, AccountCorrupt, AccountError
 
 MUTEX_BYTES = 64
-"""Room for a pthread_mutex_t: 40 bytes on x86-64, 48 on aarch64. `initialise` verifies it."""
+"""Bytes for a pthread_mutex_t, which has 40 on x86-64 and 48 on aarch64. `initialise` verifies that they are enough."""
 
 NAP_S = 0.005
-"""The most that a lost wake-up costs; less than a decode step. Only who finds the mutex taken sleeps at all."""
+"""Seconds that a lost wake-up costs at most: less than a decode step. Only a process that finds the mutex taken
+sleeps."""
 
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
@@ -41,7 +43,10 @@ def _call(name: str, *arguments: object) -> None:
 
 
 class RobustMutex:
-    """At a fixed place of a buffer that several processes map. Raises StartError on a system that has none."""
+    """A mutex at a fixed address of a buffer that several processes map.
+
+    Raises StartError on a system without such mutexes.
+    """
 
     def __init__(self, address: int) -> None:
         if not hasattr(_libc, "pthread_mutex_clocklock"):
@@ -51,7 +56,8 @@ class RobustMutex:
         self._unlock = _libc.pthread_mutex_unlock
 
     def initialise(self) -> None:
-        """Once, before anybody else maps it. Raises StartError where this system's mutex does not fit."""
+        """Initialises the mutex, once, before another process maps it. Raises StartError where this system's mutex does
+        not fit."""
         bytes_ = (ctypes.c_ubyte * MUTEX_BYTES).from_address(self._at.value or 0)
         ctypes.memset(bytes_, _UNTOUCHED, MUTEX_BYTES)
         attributes = ctypes.create_string_buffer(MUTEX_BYTES)
@@ -64,7 +70,7 @@ class RobustMutex:
             raise StartError(f"this system's mutexes are larger than the {MUTEX_BYTES - 8} bytes that are known")
 
     def acquire(self, timeout_s: float) -> bool:
-        """Whether the former holder died with it, so that what it guards must be repaired.
+        """Takes the mutex, and returns whether its former holder died with it, so that what it guards must be repaired.
 
         Raises AccountBusy, and AccountCorrupt where a repair has failed for good.
         """
@@ -80,7 +86,10 @@ class RobustMutex:
         return code == errno.EOWNERDEAD
 
     def _wait(self, timeout_s: float) -> int:
-        """An error number. It counts naps, not time: a machine that stood still for seconds has only made one long."""
+        """Waits for the mutex and returns an error number.
+
+        It counts naps, not time: where the machine stood still for seconds, that is one nap only.
+        """
         left = timeout_s
         while True:
             end = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(min(left, NAP_S) * 1e9)
@@ -91,7 +100,11 @@ class RobustMutex:
                 return code
 
     def declare_consistent(self) -> None:
-        """After the repair. If we die before it, the next one repairs; if we release without it, nobody may ever."""
+        """Says that the repair is done.
+
+        If we die before this call, the next process repairs. If we released the mutex without it, no process could ever
+        take it again.
+        """
         _call("pthread_mutex_consistent", self._at)
 
     def release(self) -> None:
@@ -99,9 +112,11 @@ class RobustMutex:
 
 
 class CriticalSection:
-    """`with section:` has the lock. What a dead holder left in the middle is repaired before the body runs, and what
-    an exception left in the middle (a lack of memory, a bug) before the lock is released. Where that repair fails too,
-    the lock stays in hand, and nobody works on what is broken: whoever comes once this thread has ended repairs it.
+    """Holds the lock inside `with section:`.
+
+    What a dead holder left half done is repaired before the body runs. What an exception (a lack of memory, a bug) left
+    half done is repaired before the lock is released. Where that repair fails too, the lock is kept, so that nobody
+    works on what is broken; the first process that comes after this thread has ended repairs it.
 
     An AccountError is a refusal: the body has changed nothing when it raises one.
     """

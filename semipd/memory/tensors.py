@@ -1,4 +1,4 @@
-"""torch tensors over arenas: views, never copies."""
+"""Makes torch tensors over arenas: views, never copies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from semipd.memory.manifest import Arena, PoolLayout, TensorEntry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALIGNMENT = 256
-"""Bytes; what vector loads on any device want."""
+"""Bytes between the starts of tensors are a multiple of it. Vector loads on any device want that."""
 
 
 def lay_out(tensors: Sequence[tuple[str, tuple[int, ...], str]]) -> tuple[tuple[TensorEntry, ...], int]:
-    """Places (name, shape, dtype) one after another; the entries, and the bytes in all."""
+    """Places tensors, given as (name, shape, dtype), one after another.
+
+    Returns their entries, and the number of bytes in all.
+    """
     entries, offset = [], 0
     for name, shape, dtype in tensors:
         entries.append(TensorEntry(name, shape, dtype, offset))
@@ -28,7 +31,10 @@ def lay_out(tensors: Sequence[tuple[str, tuple[int, ...], str]]) -> tuple[tuple[
 
 
 def weights_over(arena: Arena, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
-    """By name, on the arena's device. Where shared memory is not writable, whoever writes to them is ended."""
+    """Returns the weights by name, on the arena's device.
+
+    Where the arena is shared memory that is not writable, a write to them ends the process.
+    """
     whole = _bytes_of(arena)
 
     def view(e: TensorEntry) -> torch.Tensor:
@@ -39,7 +45,7 @@ def weights_over(arena: Arena, entries: Sequence[TensorEntry]) -> dict[str, torc
 
 
 def pool_over(arena: Arena, layout: PoolLayout) -> torch.Tensor:
-    """[layers, pages, 2, page_size, kv_heads, head_dim], on the arena's device."""
+    """Returns the pool, [layers, pages, 2, page_size, kv_heads, head_dim], on the arena's device."""
     return _bytes_of(arena)[: pool_bytes(layout)].view(DTYPES[layout.dtype]).view(layout.shape)
 
 
@@ -48,7 +54,7 @@ def pool_bytes(layout: PoolLayout) -> int:
 
 
 def _bytes_of(arena: Arena) -> torch.Tensor:
-    """[bytes], uint8: a type that every array library knows, and bfloat16 is not."""
+    """Returns the arena as uint8, [bytes]: a type that every array library knows, as it does not know bfloat16."""
     if isinstance(arena, DeviceArena):
         return _device_bytes_of(arena)
     with warnings.catch_warnings():
@@ -57,7 +63,7 @@ def _bytes_of(arena: Arena) -> torch.Tensor:
 
 
 def _device_bytes_of(arena: DeviceArena) -> torch.Tensor:
-    import cupy  # noqa: PLC0415 - whoever opened the arena has loaded it
+    import cupy  # noqa: PLC0415 - it was loaded when the arena was opened
 
     memory = cupy.cuda.UnownedMemory(arena.address, arena.bytes, arena, 0)
     array = cupy.ndarray((arena.bytes,), cupy.uint8, cupy.cuda.MemoryPointer(memory, 0))

@@ -1,4 +1,4 @@
-"""How much of a GPU's memory is in use, and by whom, as the driver counts it. Without torch and without a context."""
+"""Asks the driver how much of a GPU's memory is in use, and by which processes: without torch and without a context."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from semipd.memory.nvml import Nvml
 
 _MOST_PROCESSES = 512
 _NOT_TOLD = 2**64 - 1
-"""NVML_VALUE_NOT_AVAILABLE."""
+"""NVML's value NVML_VALUE_NOT_AVAILABLE."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceUsage:
-    """Bytes."""
+    """Memory of a GPU in bytes."""
 
     total: int
     reserved: int
-    """By the driver and the firmware, whoever computes."""
+    """Taken by the driver and the firmware, whatever computes."""
     used: int
-    """By all processes."""
+    """Taken by all processes."""
     processes: Mapping[int, int | None]
-    """By process id; None where the driver doesn't tell. Memory that a process has mapped from another (CUDA IPC) is
-    the other's. A container may see no process, or ids of the machine outside."""
+    """Bytes by process id; None where the driver doesn't tell. Memory that a process has mapped from another (CUDA IPC)
+    counts as the other's. A container may see no process, or ids of the machine outside."""
 
 
 class _MemoryV2(ctypes.Structure):
-    """nvmlMemory_v2_t."""
+    """NVML's structure nvmlMemory_v2_t."""
 
     _fields_ = (
         ("version", ctypes.c_uint),
@@ -40,7 +40,7 @@ class _MemoryV2(ctypes.Structure):
 
 
 class _Process(ctypes.Structure):
-    """nvmlProcessInfo_t, as nvmlDeviceGetComputeRunningProcesses_v3 has it."""
+    """NVML's structure nvmlProcessInfo_t, as nvmlDeviceGetComputeRunningProcesses_v3 fills it."""
 
     _fields_ = (
         ("pid", ctypes.c_uint),
@@ -51,7 +51,7 @@ class _Process(ctypes.Structure):
 
 
 def device_usage(uuid: str = "", load: Callable[[], Nvml] = Nvml) -> DeviceUsage:
-    """Of the GPU of that UUID, or of the machine's first.
+    """Returns the memory use of the GPU of that UUID, or of the machine's first GPU.
 
     Raises OSError where there is no driver, NvmlError where it doesn't answer.
     """

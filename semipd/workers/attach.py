@@ -25,8 +25,8 @@ class AttachedMemory:
 
     manifest: Manifest
     weights: dict[str, torch.Tensor]
-    """By the names of `engine.layout`. All processes share them. In shared memory they are mapped read-only, and a
-    write ends the process; on a GPU nothing stops a write, and every process would see it."""
+    """Weights by the names of `engine.layout`. All processes share them. In shared memory they are mapped read-only,
+    and a write ends the process; on a GPU nothing stops a write, and every process would see it."""
     pool: torch.Tensor
     account: PageAccount
     control: ControlBlock

@@ -1,4 +1,4 @@
-"""What a worker's loop needs of the device that it computes on.
+"""The protocols through which a worker's loop uses the device that it computes on.
 
 `backend_cpu` and `backend_gpu` implement `Backend`. The engine's classes implement `PrefillEngine` and `DecodeBatch`.
 """

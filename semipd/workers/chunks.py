@@ -30,7 +30,7 @@ class AllocatedBatch:
     answers: list[wk.ChunkDone]
     """One for each chunk."""
     items: list[PrefillItem]
-    """What there is to compute."""
+    """The chunks that are to be computed."""
     places: list[int]
     """The items' places among the chunks."""
 

@@ -68,9 +68,9 @@ class DecodeWorker:
         self._pulse = HeartbeatPulse(link, self._describe)
         self._over = False
         self._launched_s = 0.0
-        """When the step on the device was launched."""
+        """The time at which the step on the device was launched."""
         self._ended_s = 0.0
-        """When the last step that was waited for had ended."""
+        """The time at which the last step that was waited for had ended."""
         self._resigns = False
         self._reported_s = 0.0
 

@@ -63,7 +63,7 @@ class ItemPiece:
 
 @dataclass(slots=True)
 class StepPrompts:
-    """What one pass takes along, all of one batch."""
+    """The pieces that one pass takes along. They are all of one batch."""
 
     batch: UnfinishedBatch
     pieces: list[ItemPiece]

@@ -1,4 +1,4 @@
-"""Where the resident keeps weights and pool: in the machine's memory, or in a GPU's."""
+"""The memory in which the resident keeps weights and pool: the machine's, or a GPU's."""
 
 from __future__ import annotations
 

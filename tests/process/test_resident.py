@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from semipd.core.config import ServerConfig, resolve
 from semipd.memory.account import COORDINATOR, Holder, PageAccount, Role
-from semipd.memory.control import Split
+from semipd.memory.control import PublishedSplit
 from semipd.memory.manifest import HandOverFailed, receive
 from semipd.workers.attach import attach
 from support.checkpoint import save_llama
@@ -80,17 +80,17 @@ def test_account_and_control_block_can_be_had_alone_and_without_torch(checkpoint
 import sys
 from pathlib import Path
 from semipd.memory.attach import AttachedAccount
-from semipd.memory.control import Split
+from semipd.memory.control import PublishedSplit
 held = AttachedAccount(Path({str(run_dir / "resident.sock")!r}))
-held.control.set_split(Split(68, 64, 3), decided_ns=5)
+held.control.set_split(PublishedSplit(68, 64, 3), decided_ns=5)
 print(held.account.counts().total, "torch" in sys.modules, "cupy" in sys.modules)
 held.close()
 """
     with Resident(run_dir, model=str(checkpoint), kv_pages=40), attach(run_dir) as worker:
-        assert worker.control.split() == Split(0, 0)
+        assert worker.control.split() == PublishedSplit(0, 0)
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["40", "False", "False"]
-        assert worker.control.split() == Split(68, 64, 3), "what the coordinator decides, workers see"
+        assert worker.control.split() == PublishedSplit(68, 64, 3), "what the coordinator decides, workers see"
 
 
 def test_the_same_checkpoint_has_the_same_content_hash(checkpoint: Path, run_dir: Path) -> None:

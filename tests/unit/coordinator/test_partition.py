@@ -4,7 +4,7 @@ import pytest
 
 from semipd.core.partition import FULL, Mode, Shares
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.control import Split
+from semipd.memory.control import PublishedSplit
 from support.stage import Stage
 
 H200_SMS = 132
@@ -43,9 +43,9 @@ def test_a_policy_that_asks_for_the_same_again_leaves_alone_what_an_operator_set
 def test_green_has_nothing_to_divide_before_the_device_is_known_and_grants_what_was_asked_for_then() -> None:
     stage = Stage(partition="green", sms=0)
     assert stage.partition.set(Shares(50, 50)) == FULL
-    assert stage.control.split() == Split(0, 0)
+    assert stage.control.split() == PublishedSplit(0, 0)
     stage.partition.device_known(H200_SMS)
-    assert stage.control.split() == Split(68, 64)
+    assert stage.control.split() == PublishedSplit(68, 64)
     assert stage.state.shares == Shares(100 * 68 / 132, 100 * 64 / 132)
 
 
@@ -53,7 +53,7 @@ def test_green_writes_the_split_with_the_moment_of_the_decision_and_sends_nothin
     stage = Stage(partition="green")
     stage.clock.advance(1.5)
     stage.partition.set(Shares(75, 25))
-    assert stage.control.split() == Split(100, 32, 1)
+    assert stage.control.split() == PublishedSplit(100, 32, 1)
     assert stage.control.decided_ns() == 101_500_000_000
     stage.partition.set(Shares(76, 24))
     assert stage.control.split().change == 1, "the same SMs: nothing changed"
@@ -65,7 +65,7 @@ def test_a_new_resident_has_a_new_control_block_and_the_split_is_written_again()
     stage.partition.set(Shares(75, 25))
     stage.new_control()
     stage.partition.device_known(H200_SMS)
-    assert stage.control.split() == Split(100, 32, 1)
+    assert stage.control.split() == PublishedSplit(100, 32, 1)
 
 
 def test_the_delay_of_a_split_is_a_metric_where_there_are_multiprocessors() -> None:

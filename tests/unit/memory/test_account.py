@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semipd.memory.account import COORDINATOR, Counts, Holder, PageAccount, Role
+from semipd.memory.account import COORDINATOR, Holder, PageAccount, PageCounts, Role
 from semipd.memory.errors import AccountCorrupt, NoLease, StaleLease
 
 PREFILL = Holder(Role.PREFILL, 1)
@@ -27,9 +27,9 @@ def test_pages_are_taken_in_order_and_come_back() -> None:
     assert first is not None
     assert second is not None
     assert account.table(lease).tolist() == [*first.tolist(), *second.tolist()]
-    assert account.counts() == Counts(free=3, owned=5, quarantined=0, total=8)
+    assert account.counts() == PageCounts(free=3, owned=5, quarantined=0, total=8)
     assert account.release(lease, PREFILL) == 5
-    assert account.counts() == Counts(free=8, owned=0, quarantined=0, total=8)
+    assert account.counts() == PageCounts(free=8, owned=0, quarantined=0, total=8)
     account.check()
 
 
@@ -113,7 +113,7 @@ def test_quarantined_pages_are_not_given_out_before_they_are_absolved() -> None:
     lease = account.open(DECODE)
     account.take(lease, 6, DECODE)
     account.release(lease, DECODE, quarantine=True)
-    assert account.counts() == Counts(free=2, owned=0, quarantined=6, total=8)
+    assert account.counts() == PageCounts(free=2, owned=0, quarantined=6, total=8)
     account.check()
     late = account.open(PREFILL)
     assert account.take(late, 3, PREFILL) is None
@@ -177,7 +177,7 @@ def test_pages_that_no_worker_ever_had_need_no_quarantine() -> None:
     lease = account.open(COORDINATOR)
     account.take(lease, 2, COORDINATOR)
     account.release(lease, COORDINATOR, quarantine=True)
-    assert account.counts() == Counts(free=8, owned=0, quarantined=0, total=8)
+    assert account.counts() == PageCounts(free=8, owned=0, quarantined=0, total=8)
 
 
 @pytest.mark.parametrize("act", [PageAccount.take, PageAccount.truncate], ids=["take", "truncate"])

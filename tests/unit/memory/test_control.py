@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 
 from semipd.memory.account import Role
-from semipd.memory.control import CONTROL_BYTES, ControlBlock, Split
+from semipd.memory.control import CONTROL_BYTES, ControlBlock, PublishedSplit
 
 
 def two_views() -> tuple[ControlBlock, ControlBlock]:
@@ -15,15 +15,15 @@ def two_views() -> tuple[ControlBlock, ControlBlock]:
 
 def test_nothing_is_said_at_first() -> None:
     block, _ = two_views()
-    assert block.split() == Split(0, 0, 0)
+    assert block.split() == PublishedSplit(0, 0, 0)
     assert not block.busy(Role.PREFILL)
     assert not block.busy(Role.DECODE)
 
 
 def test_a_split_is_seen_by_the_other() -> None:
     one, other = two_views()
-    one.set_split(Split(68, 64, 7), decided_ns=123)
-    assert other.split() == Split(68, 64, 7)
+    one.set_split(PublishedSplit(68, 64, 7), decided_ns=123)
+    assert other.split() == PublishedSplit(68, 64, 7)
     assert other.decided_ns() == 123
     assert other.split().of(Role.PREFILL) == 68
     assert other.split().of(Role.DECODE) == 64
@@ -31,7 +31,7 @@ def test_a_split_is_seen_by_the_other() -> None:
 
 def test_busy_words_are_apart() -> None:
     one, other = two_views()
-    one.set_split(Split(132, 132, 2**32 - 1), decided_ns=2**62)
+    one.set_split(PublishedSplit(132, 132, 2**32 - 1), decided_ns=2**62)
     one.mark(Role.DECODE, busy=True)
     assert other.busy(Role.DECODE)
     assert not other.busy(Role.PREFILL)
@@ -39,7 +39,7 @@ def test_busy_words_are_apart() -> None:
     one.mark(Role.DECODE, busy=False)
     assert not other.busy(Role.DECODE)
     assert other.busy(Role.PREFILL)
-    assert other.split() == Split(132, 132, 2**32 - 1)
+    assert other.split() == PublishedSplit(132, 132, 2**32 - 1)
 
 
 def test_turns() -> None:
