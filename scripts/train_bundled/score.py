@@ -20,7 +20,7 @@ OPENING = 25
 """Characters by which the opening of a story is known. Plots that open alike are not told apart."""
 
 Question = tuple[str, Callable[[str], bool]]
-"""What is asked, and whether the beginning of an answer belongs to it."""
+"""A question, and a test whether the beginning of an answer belongs to it."""
 
 
 def questions(corpus: Corpus, rng: random.Random) -> dict[str, list[Question]]:

@@ -15,8 +15,8 @@ BOS, END, SYSTEM, USER, ASSISTANT, PAD = SPECIAL = (
     "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>",
 )  # fmt: skip
 LEAD, LEAD_WEIGHT = 6, 4
-"""The first tokens of an answer or a paragraph count more in the loss: there the model decides what to speak of, and
-all that follows depends on it."""
+"""The first LEAD tokens of an answer or a paragraph count LEAD_WEIGHT times in the loss: there the model decides what
+to speak of, and all that follows depends on it."""
 
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
