@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, by their annotations."""
+"""Turns frozen dataclasses into JSON and back, by their annotations."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[T], given: Any, source: str) -> T:
-    """The reverse, for dataclasses of scalars, enums, tuples, dicts, optionals and each other.
+    """Makes a `kind` of what json read: a dataclass of scalars, enums, tuples, dicts, optionals and other dataclasses.
 
-    Raises InputError that names the source and the field where the shape is not that of `kind`.
+    Raises InputError that names the source and the field if the shape is not that of `kind`.
     """
     value: T = _value(kind, given, source)
     return value
 
 
 def read_json(path: Path) -> Any:
+    """Reads a file. Raises InputError if it can't be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -52,7 +53,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Raises InputError where the file can't be written."""
+    """Writes a dataclass as JSON. Raises InputError if the file can't be written."""
     text = json.dumps(to_plain(value), indent=1)
     try:
         path.write_text(text + "\n", encoding="utf-8")
@@ -67,24 +68,32 @@ def _value(kind: Any, given: Any, where: str) -> Any:
         return None if given is None else _value(inner, given, where)
     if is_dataclass(kind):
         return _object(kind, given, where)
-    if origin is tuple and get_args(kind)[0] in (float, int):
-        return _numbers(get_args(kind)[0], _of(list, given, where), where)
     if origin is tuple:
-        return tuple(_value(get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(_of(list, given, where)))
+        return _tuple(get_args(kind)[0], _of(list, given, where), where)
     if origin is dict:
         return {k: _value(get_args(kind)[1], v, f"{where}.{k}") for k, v in _of(dict, given, where).items()}
     if isinstance(kind, type) and issubclass(kind, Enum):
-        try:
-            return kind(given)
-        except ValueError as error:
-            raise InputError(f"{where}: unknown value") from error
+        return _enum(kind, given, where)
     if kind is float and isinstance(given, int) and not isinstance(given, bool):
-        return float(given)
+        given = float(given)
     return _of(kind, given, where)
 
 
+def _enum(kind: type[Enum], given: Any, where: str) -> Enum:
+    try:
+        return kind(given)
+    except ValueError as error:
+        raise InputError(f"{where}: unknown value") from error
+
+
+def _tuple(kind: Any, given: list[Any], where: str) -> tuple[Any, ...]:
+    if kind in (float, int):
+        return _numbers(kind, given, where)
+    return tuple(_value(kind, v, f"{where}[{i}]") for i, v in enumerate(given))
+
+
 def _numbers(kind: type, given: list[Any], where: str) -> tuple[Any, ...]:
-    """A run has millions of gaps: no call for each."""
+    """Checks and converts all at once: a run has millions of gaps, and a call for each would take long."""
     allowed = {int, kind}
     if not allowed.issuperset(map(type, given)):
         raise InputError(f"{where}: not all of the expected type ({kind.__name__})")
