@@ -1,1 +1,1 @@
-"""What computes tokens: the decoder over a paged KV pool, sampling, and continuous batches. Owns no pages."""
+"""Computes tokens: the decoder over a paged KV pool, sampling, and continuous batches. Owns no pages."""

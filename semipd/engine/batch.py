@@ -1,4 +1,4 @@
-"""The continuous decode batch: sequences join, grow and leave between steps, in place."""
+"""The continuous decode batch on a CPU: sequences join, grow and leave between steps, in place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ RowIndex = slice | npt.NDArray[np.int64]
 
 
 class CpuDecodeBatch:
-    """RowIndex of columns: a sequence that leaves is replaced by the last row. Made by `CpuEngine.decode_batch`."""
+    """A decode batch on a CPU, made by `CpuEngine.decode_batch`.
+
+    Each sequence has a row in several columns. The last row takes the place of a sequence that leaves.
+    """
 
     def __init__(self, vocab_size: int, decoder: Decoder, attention: AttentionBackend, rotary: Rotary) -> None:
         self._vocab_size = vocab_size
@@ -45,13 +48,13 @@ class CpuDecodeBatch:
         self._tokens = np.zeros(16, np.int64)
         """The next token to feed."""
         self._contexts = np.zeros(16, np.int64)
-        """Tokens in the pool, hence the position of the next one."""
+        """The number of tokens in the pool, hence the position of the next one."""
         self._positions = np.zeros(16, np.int64)
         """The output position of the next token to sample."""
         self._pages = np.zeros(16, np.int64)
-        """Pages held."""
+        """The number of pages held."""
         self._tables = np.zeros((16, 16), np.int64)
-        """Page numbers; beyond those held, the row's first again."""
+        """Page numbers. Beyond those held, each row repeats its first one."""
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -60,12 +63,14 @@ class CpuDecodeBatch:
         return list(self._leases)
 
     def context_tokens(self) -> int:
-        """Tokens in the pool, over the batch."""
+        """Returns the number of tokens in the pool, summed over the batch."""
         return int(self._contexts[: len(self)].sum())
 
     def add(self, lease: int, context: int, table: Pages, sampling: SamplingInput) -> None:
-        """A sequence with `context` tokens in the pages of `table` (at least one), and one token more, the last of its
-        output, that is fed next. Raises ValueError where it is here already or that can't be.
+        """Adds a sequence with `context` tokens in the pages of `table`, at least one.
+
+        The next step feeds the last token of its output. Raises ValueError where the sequence is here already, has no
+        output, or has too few pages.
         """
         if lease in self._row:
             raise ValueError(f"lease {lease} is in the batch")
@@ -94,7 +99,7 @@ class CpuDecodeBatch:
         self._tables[row, : len(table)] = table
 
     def remove(self, lease: int) -> None:
-        """Raises KeyError where it is not in the batch."""
+        """Takes a sequence out of the batch. Raises KeyError where it is not in it."""
         row, last = self._row.pop(lease), len(self) - 1
         if row != last:
             self._row[self._leases[last]] = row
@@ -106,26 +111,27 @@ class CpuDecodeBatch:
 
     @property
     def flying(self) -> int:
-        """Steps whose outcomes are still to come: on a CPU none."""
+        """The number of steps whose outcomes are still to come: on a CPU 0."""
         return 0
 
     def quiet(self) -> list[int]:
-        """Leases that have left since the last call and whose pages nothing computes on: on a CPU all that left."""
+        """Returns the leases that have left since the last call and whose pages nothing computes on: on a CPU all that
+        left."""
         left, self._left = self._left, []
         return left
 
     def drain(self, pulse: Pulse) -> list[tuple[int, TokenOutcome]]:
-        """Outcomes still to come."""
+        """Waits for all steps and returns the outcomes still to come: on a CPU none."""
         return []
 
     def wanting_pages(self) -> list[int]:
-        """Leases whose next token has no page to put its KV into. A step leaves them out."""
+        """Returns the leases whose next token has no page for its KV. A step leaves them out."""
         count = len(self)
         full = np.flatnonzero(self._contexts[:count] >= self._pages[:count] * PAGE_SIZE)
         return [self._leases[row] for row in full.tolist()]
 
     def grow(self, lease: int, pages: Sequence[int] | Pages) -> None:
-        """Further pages, behind those that it has. Raises KeyError where it is not in the batch."""
+        """Adds pages behind those that a sequence has. Raises KeyError where it is not in the batch."""
         row = self._row[lease]
         held = int(self._pages[row])
         self._make_room(len(self), held + len(pages))
@@ -133,21 +139,21 @@ class CpuDecodeBatch:
         self._pages[row] += len(pages)
 
     def wait(self, pulse: Pulse) -> None:
-        """Until all steps that were launched are done: on a CPU they are."""
+        """Waits until all steps that were launched are done: on a CPU they are."""
 
     def prepare(self) -> None:
-        """What of the next step can be done before the device is free: on a CPU nothing."""
+        """Does what can be done of the next step before the device is free: on a CPU nothing."""
 
     def step(
         self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()
     ) -> list[tuple[int, TokenOutcome]]:
-        """One token for each sequence that has room for it. Those that end or fail with it have left the batch.
+        """Samples one token for each sequence that has room for it. Sequences that end or fail with it leave the batch.
 
         `prompts`: chunks that are computed in the same forward pass (Sarathi-Serve, arXiv 2403.02310), or alone where
-        no sequence has room; what comes of them, `prompt_outcomes` says. Raises ValueError, with nothing computed,
+        no sequence has room. `prompt_outcomes` returns what came of them. Raises ValueError, with nothing computed,
         where a prompt's lease is in the batch.
 
-        `ahead`: a device may be left with work when this returns; a CPU never is.
+        `ahead`: the device may still have work when this returns. It makes no difference on a CPU.
         """
         for item in prompts:
             if item.lease in self._row:
@@ -183,13 +189,15 @@ class CpuDecodeBatch:
         return answers
 
     def prompt_outcomes(self) -> list[PromptOutcomes]:
-        """Of each step with prompts whose outcomes are known since the last call, in order: its items, and for each
-        what `CpuEngine.prefill` answers. On a CPU they are known when the step returns."""
+        """Returns the items and outcomes of each step with prompts that became known since the last call, in order.
+
+        The outcomes are as `CpuEngine.prefill` returns them. On a CPU they are known when the step returns.
+        """
         known, self._prompt_outcomes = self._prompt_outcomes, []
         return known
 
     def _ready(self) -> RowIndex:
-        """RowIndex whose next token has a page."""
+        """Returns the rows whose next token has a page."""
         count = len(self)
         room = self._contexts[:count] < self._pages[:count] * PAGE_SIZE
         return slice(0, count) if room.all() else np.flatnonzero(room)
@@ -207,7 +215,7 @@ class CpuDecodeBatch:
     def _forward_mixed(
         self, rows: RowIndex, contexts: npt.NDArray[np.int64], prompts: Sequence[PrefillItem], pulse: Pulse
     ) -> torch.Tensor:
-        """Logits of the rows, and then those after each prompt with a draw."""
+        """Returns the logits of the rows, then those after each prompt that is sampled after."""
         count = len(contexts)
         tokens, wanted = tokens_of(prompts), wanted_of(prompts)
         cos, sin = rotation_of(prompts, self._rotary)
@@ -223,7 +231,7 @@ class CpuDecodeBatch:
         return self._decoder.forward(torch.from_numpy(tokens), (cos, sin), attention, pulse, torch.from_numpy(wanted))
 
     def _advance(self, rows: RowIndex, samplers: Sequence[SequenceSampler], outcomes: Sequence[TokenOutcome]) -> None:
-        """Each sampled token is the next to feed. A failed row keeps its own; it is about to leave."""
+        """Makes each sampled token the next to feed. A failed row gets token 0; it is about to leave."""
         tokens = [outcome.token if isinstance(outcome, SampledToken) else 0 for outcome in outcomes]
         self._tokens[rows] = tokens
         self._contexts[rows] += 1
@@ -232,7 +240,7 @@ class CpuDecodeBatch:
             sampler.took(token)
 
     def _make_room(self, rows: int, pages: int) -> None:
-        """Doubles what is too small; row by row the tables keep their padding."""
+        """Doubles the arrays that are too small. Each row of the tables keeps its padding."""
         if rows > len(self._tokens):
             self._tokens, self._contexts = _doubled(self._tokens), _doubled(self._contexts)
             self._positions, self._pages = _doubled(self._positions), _doubled(self._pages)

@@ -1,4 +1,4 @@
-"""Which tensors of a Hugging Face checkpoint fill which of ours, and where in it."""
+"""Maps tensors of a Hugging Face checkpoint to the rows of our tensors that they fill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from semipd.engine.layout import EMBED, LM_HEAD, NORM, layer
 
 TIED_HEAD = "lm_head.weight"
 NOT_A_WEIGHT = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
-"""Buffers that old checkpoints carry along; they follow from the configuration."""
+"""Names of buffers that old checkpoints contain. They follow from the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class WeightTarget:
 
 
 def weight_targets(model: ModelConfig) -> dict[str, WeightTarget]:
-    """By the checkpoint's names; together they fill every row of `weight_layout` once."""
+    """Returns the targets by the checkpoint's names. Together they fill every row of `weight_layout` once."""
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
     inner, hidden, vocab = model.intermediate_size, model.hidden_size, model.vocab_size
     found = {

@@ -1,4 +1,4 @@
-"""The chance in sampling: one number for each (seed, output position), the same in every process and batch."""
+"""Random numbers for sampling: one for each (seed, output position), the same in every process and batch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def uniforms(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """In [0, 1), by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) used as a counter-based generator.
+    """Returns numbers in [0, 1), by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) as a counter-based generator.
 
-    The seed is mixed first, so that seeds next to each other give unrelated streams; the position counts the stream.
+    The seed is mixed first, so that seeds next to each other give unrelated streams. The position is the counter.
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
         stream = _mix(seeds + _GAMMA)

@@ -1,4 +1,5 @@
-"""The forward pass of every family that is served, over weights in the layout of `semipd.engine.layout`."""
+"""The forward pass on a CPU of every model family that is served, over weights in the layout of
+`semipd.engine.layout`."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class DecoderLayer:
         self._inner = model.intermediate_size
 
     def attend(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """[tokens, hidden] -> [tokens, heads · head_dim]. Fills the KV pool for these tokens."""
+        """Computes attention, [tokens, hidden] -> [tokens, heads · head_dim], and fills the KV pool for these
+        tokens."""
         normed = rms_norm(x, self._attn_norm.shape, self._attn_norm, self._eps)
         heads = linear(normed, self._qkv, self._qkv_bias).view(len(x), -1, self._dim)
         rotated, plain = self._heads + self._kv_heads, heads
@@ -49,7 +51,7 @@ class DecoderLayer:
         return attention(self._index, heads[:, : self._heads], heads[:, self._heads :], plain[:, rotated:])
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """The output projection and the MLP: [tokens, hidden], from the layer's input and its attention."""
+        """Computes the output projection and the MLP, [tokens, hidden], from the layer's input and its attention."""
         x = torch.addmm(x, attended, self._o)
         if self._o_bias is not None:
             x += self._o_bias
@@ -62,8 +64,10 @@ class DecoderLayer:
 
 
 class Decoder:
+    """The decoder layers, with the embedding before and the output head behind them."""
+
     def __init__(self, model: ModelConfig, weights: Mapping[str, torch.Tensor]) -> None:
-        """Raises ValueError where the weights are not those of `weight_layout`."""
+        """Takes the model's weights. Raises ValueError where they are not those of `weight_layout`."""
         for spec in weight_layout(model, ""):
             if spec.name not in weights or tuple(weights[spec.name].shape) != spec.shape:
                 raise ValueError(f"weights lack {spec.name} of shape {spec.shape}")
@@ -81,9 +85,10 @@ class Decoder:
         pulse: Pulse,
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits, [rows, vocab], for the tokens at places `wanted`; None: all.
+        """Returns the logits [rows, vocab] of the tokens at places `wanted`; None: of all tokens.
 
-        `tokens` [tokens]; `rotation`: cosine and sine of [tokens, head_dim]. The KV of all tokens is in the pool after.
+        `tokens` [tokens]; `rotation`: cosine and sine of [tokens, head_dim]. Afterwards the KV of all tokens is in the
+        pool.
         """
         x = embedding(tokens, self._embed)
         cos, sin = rotation[0][:, None], rotation[1][:, None]
@@ -93,7 +98,7 @@ class Decoder:
         last = self._layers[-1]
         attended = last.attend(x, cos, sin, attention)
         if wanted is not None:
-            # From here on each token is computed for itself.
+            # From here on tokens do not need one another.
             x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)
         x = last.finish(x, attended)
         pulse.beat()

@@ -1,4 +1,7 @@
-"""The engine's door: prompts in chunks, and a continuous decode batch, over weights and pages that others own."""
+"""The engine's interface, and the engine for CPUs.
+
+An engine computes prompts in chunks and a continuous decode batch, over weights and pages that others own.
+"""
 
 from __future__ import annotations
 
@@ -56,13 +59,17 @@ class PendingPrefill(Protocol):
 
 
 class CpuEngine:
-    """Computes on the CPU. Not for several threads at once. `semipd.engine.cuda.engine` has the same doors on a GPU."""
+    """Computes on the CPU. Only one thread may use it at a time.
+
+    `semipd.engine.cuda.engine.CudaEngine` has the same methods on a GPU.
+    """
 
     passes_ahead = 0
-    """Flights that may be begun before the one before them is finished."""
+    """The number of prefill passes that may be begun while an earlier one is not finished."""
 
     def __init__(self, model: ModelConfig, weights: Mapping[str, torch.Tensor], pool: torch.Tensor) -> None:
-        """Tensors as `layout` says; `pool` is of the weights' type or another floating one.
+        """Takes tensors with the shapes that `layout` says. `pool` has the weights' type or another floating-point
+        type.
 
         Raises ValueError where a tensor has another shape.
         """
@@ -74,9 +81,10 @@ class CpuEngine:
         self._rotary = Rotary(model.rope, model.head_dim, model.max_position_embeddings, pool[:0])
 
     def prefill(self, items: Sequence[PrefillItem], pulse: Pulse) -> list[TokenOutcome | None]:
-        """All chunks in one forward pass. An item with a `draw` is answered with its next token, others with None.
+        """Computes all chunks in one forward pass.
 
-        A lease may occur once.
+        Returns an outcome for each item with `sampling`: its next token; and None for the others. A lease may occur
+        once.
         """
         if not items:
             return []
@@ -86,15 +94,18 @@ class CpuEngine:
             return self._sample(items, logits) if drawing else [None] * len(items)
 
     def begin_prefill(self, items: Sequence[PrefillItem]) -> PendingPrefill:
-        """`prefill` in two parts: what is launched now, and what is waited for."""
+        """Launches what `prefill` computes; `finish` waits for it."""
         return CpuPendingPrefill(self, items)
 
     def prepare_prefill(self, items: Sequence[PrefillItem]) -> PendingPrefill:
-        """In three: what can be done before the device is free, `launch`, and `finish`."""
+        """Does what can be done of `prefill` before the device is free; `launch` and `finish` do the rest."""
         return CpuPendingPrefill(self, items)
 
     def decode_batch(self, prompt_tokens: int = 0) -> CpuDecodeBatch:
-        """An empty one. A worker has one. `prompt_tokens`: of a step, which matters to a GPU's buffers alone."""
+        """Returns an empty batch. A worker has one.
+
+        `prompt_tokens`: the most prompt tokens of a step. It matters to a GPU's buffers only.
+        """
         return CpuDecodeBatch(self._model.vocab_size, self._decoder, self._attention, self._rotary)
 
     def _forward(self, items: Sequence[PrefillItem], pulse: Pulse) -> torch.Tensor:
@@ -131,7 +142,7 @@ class CpuPendingPrefill:
     items: Sequence[PrefillItem]
 
     def launch(self) -> None:
-        """Does nothing."""
+        """Does nothing, since `finish` computes."""
 
     def finish(self, pulse: Pulse, on_computed: Callable[[], None] = lambda: None) -> list[TokenOutcome | None]:
         outcomes = self.engine.prefill(self.items, pulse)

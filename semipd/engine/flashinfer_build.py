@@ -39,22 +39,26 @@ TELLING = re.compile(r"\berror\b|Error:|fatal|undefined reference")
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
+    """The progress of a build."""
+
     kernel: Kernel
-    """The one in hand, or done just now."""
+    """The kernel that is being built, or was built just now."""
     done: int
     kernels: int
     fraction: float
-    """Of the one in hand, 0 to 1."""
+    """The part of that kernel that is built, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildTools:
+    """Programs that a build needs."""
+
     nvcc: Path
     ninja: Path
 
 
 def find_nvcc(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The one that FlashInfer's ninja files call."""
+    """Returns the nvcc that FlashInfer's ninja files call."""
     if "FLASHINFER_NVCC" in environment:
         return _program(environment["FLASHINFER_NVCC"])
     home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH")
@@ -64,12 +68,12 @@ def find_nvcc(environment: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def find_ninja() -> Path | None:
-    """On PATH, or where pip puts it: beside this Python."""
+    """Returns the ninja on PATH, or the one that pip has put beside this Python."""
     return _program("ninja") or _program(str(Path(sysconfig.get_path("scripts")) / "ninja"))
 
 
 def find_tools() -> BuildTools:
-    """Raises KernelError, saying what is missing and how to get it."""
+    """Finds the tools of a build. Raises KernelError, which says what is missing and how to get it."""
     if flashinfer_version() is None:
         raise KernelError(NOT_INSTALLED)
     nvcc, ninja = find_nvcc(), find_ninja()
@@ -85,10 +89,10 @@ def find_tools() -> BuildTools:
 def build(
     kernels: Sequence[Kernel], capability: Capability, jobs: int, progress: Callable[[BuildProgress], None]
 ) -> list[Path]:
-    """Compiles the kernels and puts them into the set; the libraries, in the same order.
+    """Compiles the kernels, puts them into the set, and returns the libraries in the same order.
 
-    `progress` is told before and after every step of a compiler. Raises KernelError; what was put into the set before
-    that stays.
+    `progress` is called before and after every step of a compiler. Raises KernelError; libraries that were put into the
+    set before that stay.
     """
     tools = find_tools()
     folder = kernel_set(flashinfer_version() or "", capability)
@@ -110,10 +114,12 @@ def build(
 
 @dataclass(frozen=True, slots=True)
 class _BuildPlan:
+    """A kernel, and the files of its build."""
+
     kernel: Kernel
     ninja_file: Path
     library: Path
-    """What it makes."""
+    """The library that ninja makes."""
 
 
 def _plans(kernels: Sequence[Kernel], environment: Mapping[str, str], log: IO[str]) -> list[_BuildPlan]:
@@ -136,8 +142,8 @@ def _plans(kernels: Sequence[Kernel], environment: Mapping[str, str], log: IO[st
 def _compile(
     plan: _BuildPlan, command: Sequence[str], environment: Mapping[str, str], log: IO[str]
 ) -> Generator[float]:
-    """The fraction that is done, as it grows."""
-    where = plan.ninja_file.parent  # ninja's notes of what it did lie there
+    """Yields the fraction of the build that is done, as it grows."""
+    where = plan.ninja_file.parent  # ninja's log of what it did lies there
     child = subprocess.Popen(
         command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -159,7 +165,7 @@ def _compile(
 
 
 def _failure(what: str, log: Path) -> KernelError:
-    """With the log's most telling line; the rest is in the log."""
+    """Returns an error with the most telling line of the log."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     lines = [line for line in lines if line and not STATUS.match(line)] or ["no message"]
     errors = [line for line in lines if TELLING.search(line)]
@@ -167,7 +173,7 @@ def _failure(what: str, log: Path) -> KernelError:
 
 
 def _install(library: Path, folder: Path) -> Path:
-    """Other processes see the whole file or none."""
+    """Puts a library into the set. Other processes see the whole file or none."""
     folder.mkdir(parents=True, exist_ok=True)
     half, whole = folder / f".{os.getpid()}", folder / library.name
     try:
@@ -181,7 +187,10 @@ def _install(library: Path, folder: Path) -> Path:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One build at a time in a set. Raises KernelError where another is at it, or the folder can't be written."""
+    """Lets one build at a time into a set.
+
+    Raises KernelError where another build is running, or the folder can't be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

@@ -1,13 +1,14 @@
-"""FlashInfer's compiled kernels: which a model wants, whether they are there, and how they are loaded.
+"""FlashInfer's compiled kernels: finds which a model needs and whether they are there, and loads them.
 
 FlashInfer compiles a kernel when it is first used, which takes minutes. A server never does that: it uses what is in an
-ahead-of-time set and its own Triton kernels for the rest. A kernel is a module, `SET/NAME/NAME.so`, in one of
+ahead-of-time set and its own Triton kernels for the rest. A kernel is a module, `SET/NAME/NAME.so`, in one of two sets:
 
 1. the package `flashinfer-jit-cache`, or else `data/aot` inside FlashInfer's package, where FlashInfer itself looks;
 2. semipd's set, filled by `semipd kernels build` (see `flashinfer_build`): one folder for each version of FlashInfer
    and architecture, under $SEMIPD_KERNELS or ~/.cache/semipd/kernels.
 
-All but `Kernel.spec` and `load` work from names and files: neither torch nor FlashInfer is imported, no GPU is touched.
+All functions but `Kernel.spec` and `load` work from names and files: they import neither torch nor FlashInfer, and use
+no GPU.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ Capability = tuple[int, int]
 Backend = Literal["fa3", "fa2"]
 
 SHORT = {"bfloat16": "bf16", "float16": "f16"}
-"""Types that there are kernels for, as FlashInfer writes them."""
+"""The types for which there are kernels, and how FlashInfer writes them."""
 HEAD_DIMS = (64, 128, 256)
 HOPPER = (9, 0)
 OLDEST = (8, 0)
 USUAL_HEAD_DIMS = (64, 128)
-"""Of the checkpoints that most people serve."""
+"""The head sizes of the checkpoints that most people serve."""
 
 KERNELS_VARIABLE = "SEMIPD_KERNELS"
 NOT_INSTALLED = "FlashInfer is not installed: pip install 'semipd[cuda]'"
@@ -46,11 +47,12 @@ class KernelError(StartError):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Prefill over a paged KV cache: causal, int32 page numbers, no window, no soft cap, rotation done before."""
+    """A kernel for prefill attention over a paged KV cache: causal, int32 page numbers, no window, no soft cap,
+    rotation done before."""
 
     backend: Backend
     dtype: str
-    """"bfloat16" or "float16": of queries, keys, values and output."""
+    """The type of queries, keys, values and output: "bfloat16" or "float16"."""
     head_dim: int
 
     @property
@@ -69,27 +71,30 @@ class Kernel:
         return f"prefill attention, {self.dtype}, head size {self.head_dim}, {generation}"
 
     def module_arguments(self) -> tuple[Any, ...]:
-        """Of FlashInfer's `gen_batch_prefill_module` and `get_batch_prefill_module`. Imports torch."""
+        """Returns the arguments of FlashInfer's `gen_batch_prefill_module` and `get_batch_prefill_module`. Imports
+        torch."""
         torch = importlib.import_module("torch")
         kind = getattr(torch, self.dtype)
         return (self.backend, kind, kind, kind, torch.int32, self.head_dim, self.head_dim, 0, False, False, False)
 
     def spec(self) -> Any:
-        """FlashInfer's JitSpec. Imports FlashInfer and writes the kernel's sources into its cache."""
+        """Returns FlashInfer's JitSpec. Imports FlashInfer and writes the kernel's sources into its cache."""
         return importlib.import_module("flashinfer.jit.attention").gen_batch_prefill_module(*self.module_arguments())
 
 
 @dataclass(frozen=True, slots=True)
 class KernelFile:
+    """A compiled kernel, and the set that it is in."""
+
     path: Path
     origin: str
     """"flashinfer-jit-cache", "flashinfer" or "semipd"."""
 
 
 def needed(model: ModelConfig, dtype: str, capability: Capability) -> list[Kernel]:
-    """What serving the model wants of FlashInfer; empty: nothing, the engine's own kernels do it all.
+    """Returns the kernels of FlashInfer that serve the model best; empty: the engine's own kernels do it all.
 
-    `dtype` is that of weights and KV. A model with a sliding window in any layer wants none.
+    `dtype`: the type of weights and KV. A model with a sliding window in any layer uses none of FlashInfer's kernels.
     """
     if any(window is not None for window in model.windows):
         return []
@@ -104,7 +109,7 @@ def kernels_for(dtype: str, head_dims: Sequence[int], capability: Capability) ->
 
 
 def usable_prefill_backend(model: ModelConfig, dtype: str, capability: Capability) -> Backend | None:
-    """What FlashInfer can do the model's prefill attention with, at once; None: nothing.
+    """Returns the backend with which FlashInfer can compute the model's prefill attention at once; None: there is none.
 
     On sm_90 that is "fa3", or "fa2" where only its kernel is there. `load` the kernel before FlashInfer plans with it.
     """
@@ -113,7 +118,7 @@ def usable_prefill_backend(model: ModelConfig, dtype: str, capability: Capabilit
 
 
 def ready_kernel(model: ModelConfig, dtype: str, capability: Capability) -> Kernel | None:
-    """The one that `usable_prefill_backend` speaks of."""
+    """Returns the kernel for the model's prefill attention that is there; None: there is none."""
     for kernel in needed(model, dtype, capability):
         for candidate in (kernel, Kernel("fa2", kernel.dtype, kernel.head_dim)):
             if available(candidate, capability):
@@ -126,7 +131,8 @@ def available(kernel: Kernel, capability: Capability) -> bool:
 
 
 def find(kernel: Kernel, capability: Capability) -> KernelFile | None:
-    """Where FlashInfer would load it from without compiling. None also where FlashInfer is not installed."""
+    """Returns the file that FlashInfer would load without compiling; None: there is none, or FlashInfer is not
+    installed."""
     release = flashinfer_version()
     if release is None:
         return None
@@ -140,8 +146,10 @@ def find(kernel: Kernel, capability: Capability) -> KernelFile | None:
 
 
 def load(kernel: Kernel, capability: Capability) -> None:
-    """Loads the compiled kernel into FlashInfer, whose wrappers then find it; from here on FlashInfer compiles nothing
-    in this process. For the process that computes, once a kernel, before a wrapper's `plan`.
+    """Loads the compiled kernel into FlashInfer, whose wrappers then find it.
+
+    From here on FlashInfer compiles nothing in this process. The process that computes calls this once for each kernel,
+    before a wrapper's `plan`.
 
     Raises KernelError where it isn't there or can't be loaded (built for another CUDA, or a damaged file).
     """
@@ -152,7 +160,7 @@ def load(kernel: Kernel, capability: Capability) -> None:
     environment: Any = importlib.import_module("flashinfer.jit.env")
     prefill: Any = importlib.import_module("flashinfer.prefill")
     usual = environment.FLASHINFER_AOT_DIR
-    # FlashInfer knows one set at a time, and keeps what it has loaded for as long as the process lives.
+    # FlashInfer knows one set at a time, and keeps a loaded kernel until the process ends.
     environment.FLASHINFER_AOT_DIR = found.path.parent.parent
     try:
         prefill.get_batch_prefill_module(*kernel.module_arguments())
@@ -163,7 +171,7 @@ def load(kernel: Kernel, capability: Capability) -> None:
 
 
 def flashinfer_version() -> str | None:
-    """None: not installed."""
+    """Returns the version of FlashInfer; None: it is not installed."""
     try:
         return version("flashinfer-python")
     except PackageNotFoundError:
@@ -171,20 +179,23 @@ def flashinfer_version() -> str | None:
 
 
 def kernel_set(release: str, capability: Capability) -> Path:
-    """semipd's set for a release of FlashInfer."""
+    """Returns the folder of semipd's set for a release of FlashInfer."""
     root = os.environ.get(KERNELS_VARIABLE)
     folder = Path(root) if root else Path.home() / ".cache" / "semipd" / "kernels"
     return folder / f"flashinfer-{release}" / f"sm_{architecture(capability).replace('.', '')}"
 
 
 def architecture(capability: Capability) -> str:
-    """As nvcc and FLASHINFER_CUDA_ARCH_LIST want it: "9.0a". Kernels of Hopper and later are for one chip alone."""
+    """Returns the architecture in the form of nvcc and FLASHINFER_CUDA_ARCH_LIST, like "9.0a".
+
+    The "a" says that kernels of Hopper and later are for one chip only.
+    """
     major, minor = capability
     return f"{major}.{minor}" + ("a" if major >= HOPPER[0] else "")
 
 
 def parse_architecture(text: str) -> Capability:
-    """From "9.0", "9.0a", "90a" or "sm_90a". Raises ConfigError."""
+    """Reads an architecture like "9.0", "9.0a", "90a" or "sm_90a". Raises ConfigError."""
     match = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)[af]?", text.strip().lower())
     if match is None:
         raise ConfigError(f"--arch: must be like 9.0a or 8.6; got {text!r}")

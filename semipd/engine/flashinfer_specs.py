@@ -1,8 +1,8 @@
-"""Lets FlashInfer write what ninja needs for some kernels. A process of its own, started by `flashinfer_build`: what
-FlashInfer takes from the environment it takes once, when it is imported.
+"""Lets FlashInfer write what ninja needs for some kernels.
 
-Arguments: `BACKEND:DTYPE:HEAD_DIM` each. Answers one JSON object a line on standard output, in the same order:
-`{"name": ..., "ninja": ..., "library": ...}`.
+`flashinfer_build` starts it as a process of its own, because FlashInfer reads the environment once, when it is
+imported. Each argument is `BACKEND:DTYPE:HEAD_DIM`. The answers are JSON objects on standard output, one a line, in the
+same order: `{"name": ..., "ninja": ..., "library": ...}`.
 """
 
 from __future__ import annotations

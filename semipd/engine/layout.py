@@ -1,4 +1,4 @@
-"""How weights and the KV pool lie in memory. The resident allocates by it; the engine and the loader rely on it."""
+"""The layout of weights and KV pool in memory. The resident allocates by it; the engine and the loader rely on it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ LM_HEAD = "lm_head"
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
+    """Name, shape and type of a weight."""
+
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -21,15 +23,15 @@ class TensorSpec:
 
 
 def layer(index: int, part: str) -> str:
-    """The name of a layer's tensor ("layers.3.qkv")."""
+    """Returns the name of a layer's tensor ("layers.3.qkv")."""
     return f"layers.{index}.{part}"
 
 
 def weight_layout(model: ModelConfig, dtype: str) -> tuple[TensorSpec, ...]:
-    """Every tensor that the engine wants, in the order in which a forward pass reads them.
+    """Returns every tensor that the engine needs, in the order in which a forward pass reads them.
 
     A projection is [out, in]. `qkv` stacks the rows of all query heads, then key heads, then value heads; `gate_up`
-    those of gate, then up. There is no `lm_head` where the embedding takes its part.
+    those of gate, then up. There is no `lm_head` where the embedding serves as one.
     """
     hidden, inner, dim = model.hidden_size, model.intermediate_size, model.head_dim
     qkv_rows = (model.heads + 2 * model.kv_heads) * dim
@@ -56,5 +58,5 @@ def weight_layout(model: ModelConfig, dtype: str) -> tuple[TensorSpec, ...]:
 
 
 def pool_shape(model: ModelConfig, pages: int) -> tuple[int, int, int, int, int, int]:
-    """[layers, pages, keys and values, tokens of a page, KV heads, head_dim]."""
+    """Returns the pool's shape: [layers, pages, keys and values, tokens of a page, KV heads, head_dim]."""
     return (model.layers, pages, 2, PAGE_SIZE, model.kv_heads, model.head_dim)

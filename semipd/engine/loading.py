@@ -26,13 +26,13 @@ INDEX = "model.safetensors.index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 LoadProgress = Callable[[int, int], None]
-"""Told of bytes read and bytes in all."""
+"""A function that is told the bytes read so far and the bytes in all."""
 
 
 def read_model_config(directory: Path) -> ModelConfig:
-    """From config.json; end-of-sequence tokens from generation_config.json where it names any, as transformers does.
+    """Reads config.json, and the end-of-sequence tokens from generation_config.json where it names any.
 
-    Raises CheckpointError.
+    transformers does the same. Raises CheckpointError.
     """
     model = parse_model_config(_read_json(directory / CONFIG))
     generation = directory / GENERATION_CONFIG
@@ -54,10 +54,10 @@ def load_checkpoint(
 ) -> None:
     """Copies every weight to its place in `into` (see `weight_layout`), converted to the types there.
 
-    `staging`: on the device of `into`; files are then read several pieces at a time, straight into its buffers, which
-    is what a GPU wants. Without it `into` is on the CPU.
+    `staging`: buffers for the device of `into`. Files are then read several pieces at a time, straight into the
+    buffers, which is best for a GPU. None: `into` is on the CPU.
 
-    Raises CheckpointError, naming file and tensor, for weights that are missing, unknown, twice there, of a wrong shape
+    Raises CheckpointError, naming file and tensor, for weights that are missing, unknown, there twice, of a wrong shape
     or type, or not finite, and for files that cannot be read. What `into` holds is then undefined.
     """
     wanted = weight_targets(model)
@@ -72,14 +72,14 @@ def load_checkpoint(
                 _check_tied(shards, into)
         else:
             parts = [part for shard in shards for part in _parts_of(shard, wanted, into, opened, staging)]
-            if model.tied_embeddings:  # behind all others: the embedding must be there
+            if model.tied_embeddings:  # last, because the embedding must be there
                 parts += [part for shard in shards for part in _tied_parts_of(shard, into, opened, staging)]
             _stream_all(parts, staging, lambda done: progress(done, total))
         progress(total, total)
 
 
 def weight_files(directory: Path) -> list[str]:
-    """Names within the directory: the one file, or the shards that the index names."""
+    """Returns the names of the files with weights: the one file, or the shards that the index names."""
     if (directory / SINGLE).exists():
         return [SINGLE]
     index = directory / INDEX
@@ -96,8 +96,9 @@ def weight_files(directory: Path) -> list[str]:
 
 
 def fill_dummy(model: ModelConfig, into: Mapping[str, torch.Tensor], seed: int) -> None:
-    """Random weights that keep activations at the scale of trained ones; the same for the same seed, on any device.
+    """Fills in random weights that keep activations at the scale of trained ones.
 
+    They are the same for the same seed, on any device.
     One block of random numbers is repeated, so that billions of weights take seconds. Its length is prime, so that no
     two rows of a projection are alike.
     """
@@ -109,7 +110,8 @@ def fill_dummy(model: ModelConfig, into: Mapping[str, torch.Tensor], seed: int) 
         if name.endswith("norm"):
             flat.fill_(1.0)
             continue
-        # A projection of [out, in] keeps its input's variance; what is added to the residual adds less, the deeper.
+        # A projection [out, in] keeps its input's variance. The deeper the model, the less each layer adds to the
+        # residual.
         scale = tensor.shape[-1] ** -0.5 if tensor.dim() == 2 else 0.02
         if name.endswith((".o", ".down")):
             scale *= (2 * model.layers) ** -0.5
@@ -158,7 +160,7 @@ def _copy_all(
 
 
 def _copy(shard: Shard, name: str, target: WeightTarget, into: Mapping[str, torch.Tensor]) -> int:
-    """The bytes read."""
+    """Copies a tensor to its place, and returns the bytes read."""
     rows = _rows(target, into)
     read = shard.tensor(name)
     _check_kind(shard, name, tuple(read.shape), read.dtype, rows)
@@ -184,7 +186,7 @@ def _not_finite(shard: Shard, name: str, rows: torch.Tensor) -> CheckpointError:
 
 
 def _check_tied(shards: list[Shard], into: Mapping[str, torch.Tensor]) -> None:
-    """A head that is stored though it is tied must be the embedding, or config.json is wrong."""
+    """Checks that a head that is stored although it is tied equals the embedding; else config.json is wrong."""
     for shard in shards:
         if TIED_HEAD not in shard.names:
             continue
@@ -208,11 +210,14 @@ class _WeightPart:
     dtype: torch.dtype
     span: FileSpan
     ours: torch.Tensor
-    """[numbers]."""
+    """The numbers of our tensor, [numbers]."""
     fills: bool = True
 
     def take(self, stored: torch.Tensor) -> torch.Tensor:
-        """`stored`: its bytes, on the device of ours. Whether all is well with them: a flag on that device."""
+        """Copies or compares the part, and returns a flag on the device of `ours`: whether all is well.
+
+        `stored`: the part's bytes, on that device.
+        """
         numbers = stored.view(self.dtype)
         if not self.fills:
             return (numbers.to(self.ours.dtype) == self.ours).all()
@@ -220,7 +225,7 @@ class _WeightPart:
         return torch.isfinite(self.ours).all()
 
     def complaint(self) -> CheckpointError:
-        """What to say where that flag is false."""
+        """Returns the error to raise where that flag is false."""
         return _not_finite(self.shard, self.name, self.ours) if self.fills else _differs(self.shard)
 
 
@@ -231,7 +236,7 @@ def _parts_of(
     opened: ExitStack,
     staging: Staging,
 ) -> Iterator[_WeightPart]:
-    """Of all its weights; types and shapes are checked on the way."""
+    """Yields the parts of all weights of a shard, and checks types and shapes."""
     stored = shard.stored(opened)
     for name in shard.names:
         if name in wanted:
@@ -243,7 +248,7 @@ def _parts_of(
 def _tied_parts_of(
     shard: Shard, into: Mapping[str, torch.Tensor], opened: ExitStack, staging: Staging
 ) -> Iterator[_WeightPart]:
-    """Of a stored head that must equal the embedding."""
+    """Yields the parts of a stored head that must equal the embedding."""
     if TIED_HEAD in shard.names:
         found = shard.stored(opened)[TIED_HEAD]
         if found.shape != into[EMBED].shape or isinstance(found.dtype, str):
@@ -254,7 +259,7 @@ def _tied_parts_of(
 def _cut(
     shard: Shard, name: str, stored: StoredTensor, ours: torch.Tensor, staging: Staging, *, fills: bool
 ) -> Iterator[_WeightPart]:
-    """Pieces that fit a buffer."""
+    """Yields the pieces of a tensor, each of which fits a buffer."""
     assert isinstance(stored.dtype, torch.dtype)
     flat, size = ours.view(-1), stored.dtype.itemsize
     numbers = staging.buffer_bytes // size
@@ -265,7 +270,10 @@ def _cut(
 
 
 def _stream_all(parts: list[_WeightPart], staging: Staging, progress: Callable[[int], None]) -> None:
-    """Each check leaves a flag on the device; they are read at the end, so that nothing waits for them on the way."""
+    """Streams all parts.
+
+    Each check leaves a flag on the device. The flags are read at the end, so that nothing waits for them on the way.
+    """
     well = torch.ones(len(parts), dtype=torch.bool, device=staging.device)
     done = 0
 

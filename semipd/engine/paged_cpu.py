@@ -1,8 +1,8 @@
 """Paged attention on a CPU: pages are gathered into contiguous keys and values, and torch's fused kernel attends.
 
-Nothing that lies in a page beyond its sequence's tokens may reach a result: a masked number still meets a weight of
-zero, and zero times NaN is NaN. So the rest of a page is cleared when its sequence first writes into it, and padding
-refers to pages of the same row.
+Numbers in a page beyond its sequence's tokens must not reach a result. A mask is not enough: a masked number is still
+multiplied by zero, and zero times NaN is NaN. So the rest of a page is cleared when its sequence first writes into it,
+and padding refers to pages of the same row.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from semipd.core.model import ModelConfig
 from semipd.engine.attention import Attention, Pages, TokenSpan
 
 UNEVEN = 2.0
-"""Rows are attended to in groups of like length where one group would gather more than so many times what is needed."""
+"""Rows are split into groups of similar length where one group would gather more than this many times what is
+needed."""
 SMALL_GROUP_TOKENS = 2048
-"""Below so much gathered, splitting costs more than it saves."""
+"""Rows that gather fewer tokens than this are not split: that would cost more than it saves."""
 
 
 class CpuPagedAttention:
-    """AttentionBackend over `pool` [layers, pages, 2, PAGE_SIZE, kv_heads, head_dim]."""
+    """An `AttentionBackend` over `pool` [layers, pages, 2, PAGE_SIZE, kv_heads, head_dim]."""
 
     def __init__(self, model: ModelConfig, pool: torch.Tensor) -> None:
         self.pool = pool
         self.windows = model.windows
         self.kv_heads, self.head_dim = pool.shape[4], pool.shape[5]
         pages = pool.shape[1]
-        # Views of one memory: whole halves (all keys or all values of a page), and single tokens.
+        # Views of the same memory: halves of pages (all keys or all values of a page), and single tokens.
         self.halves = [layer.view(pages * 2, PAGE_SIZE * self.kv_heads * self.head_dim) for layer in pool]
         self.slots = [layer.view(pages * 2 * PAGE_SIZE, self.kv_heads, self.head_dim) for layer in pool]
 
@@ -43,7 +44,7 @@ class CpuPagedAttention:
         return CpuDecodeAttention(self, tables, contexts)
 
     def gather(self, layer: int, halves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values, [rows, kv_heads, tokens, head_dim] each (strided). `halves` [2, rows, pages]."""
+        """Returns keys and values, [rows, kv_heads, tokens, head_dim] each (strided). `halves` [2, rows, pages]."""
         _, rows, pages = halves.shape
         flat = self.halves[layer].index_select(0, halves.view(-1))
         both = flat.view(2, rows, pages * PAGE_SIZE, self.kv_heads, self.head_dim).transpose(2, 3)
@@ -60,7 +61,7 @@ class CpuPagedAttention:
 
 
 def halves_of(tables: Pages) -> torch.Tensor:
-    """[..., pages] -> [2, ..., pages]: where each page's keys, and its values, lie among the halves."""
+    """Returns where each page's keys and its values lie among the halves: [..., pages] -> [2, ..., pages]."""
     halves = np.empty((2, *tables.shape), np.int64)
     np.multiply(tables, 2, out=halves[0], casting="unsafe")
     np.add(halves[0], 1, out=halves[1])
@@ -68,12 +69,14 @@ def halves_of(tables: Pages) -> torch.Tensor:
 
 
 def slots_of(pages: Pages, positions: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the key, and the value, of each token lie among the slots. `pages` are those of the tokens, [tokens]."""
+    """Returns where each token's key and its value lie among the slots. `pages` [tokens]: the tokens' pages."""
     keys = pages.astype(np.int64) * (2 * PAGE_SIZE) + positions % PAGE_SIZE
     return torch.from_numpy(keys), torch.from_numpy(keys + PAGE_SIZE)
 
 
 class CpuPrefillAttention:
+    """An `Attention` over spans of prompts."""
+
     def __init__(self, backend: CpuPagedAttention, spans: Sequence[TokenSpan]) -> None:
         self._backend = backend
         self._chunks: list[SpanAttention] = []
@@ -98,7 +101,7 @@ class CpuPrefillAttention:
 
 
 class SpanAttention:
-    """One span of a prefill batch: rows `row` onwards."""
+    """The attention of one span of a prefill batch, whose first token is row `row`."""
 
     def __init__(self, backend: CpuPagedAttention, span: TokenSpan, row: int) -> None:
         self._backend = backend
@@ -109,12 +112,12 @@ class SpanAttention:
     def attend(
         self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor
     ) -> None:
-        """Fills its rows of `out`, [tokens, heads, head_dim]."""
+        """Fills the span's rows of `out`, [tokens, heads, head_dim]."""
         rows, window = self._rows, self._backend.windows[layer]
         q = queries[rows].transpose(0, 1)[None]
         mask: torch.Tensor | None = None
         if self._span.start == 0 and (window is None or self._span.end <= window):
-            # All that these tokens attend to is among themselves.
+            # These tokens attend to themselves only.
             k, v = keys[rows].transpose(0, 1)[None], values[rows].transpose(0, 1)[None]
         else:
             halves, mask = self._view(window, q.dtype)
@@ -124,7 +127,8 @@ class SpanAttention:
         out[rows] = seen[0].transpose(0, 1)
 
     def _view(self, window: int | None, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pages to gather and the mask over them [tokens, gathered], the same for all layers of one window."""
+        """Returns the pages to gather and the mask over them [tokens, gathered], the same for all layers of one
+        window."""
         if window not in self._views:
             span = self._span
             first = 0 if window is None else max(0, span.start + 1 - window) // PAGE_SIZE
@@ -140,6 +144,8 @@ class SpanAttention:
 
 
 class CpuDecodeAttention:
+    """An `Attention` over one new token of each row."""
+
     def __init__(self, backend: CpuPagedAttention, tables: Pages, contexts: npt.NDArray[np.int64]) -> None:
         self._backend = backend
         rows = np.arange(len(contexts))
@@ -157,7 +163,7 @@ class CpuDecodeAttention:
         backend = self._backend
         backend.write(layer, self._slots, keys, values)
         groups = self._groups[backend.windows[layer]]
-        # Query heads that share a KV head are as good as several queries against it: [rows, kv_heads, group, head_dim].
+        # Query heads that share a KV head count as several queries against it: [rows, kv_heads, group, head_dim].
         grouped = queries.view(len(queries), backend.kv_heads, -1, backend.head_dim)
         if len(groups) == 1:
             k, v = backend.gather(layer, groups[0].halves)
@@ -170,7 +176,7 @@ class CpuDecodeAttention:
 
 
 class RowGroup:
-    """Rows of a decode batch that are attended to in one call."""
+    """Rows of a decode batch whose attention is computed in one call."""
 
     def __init__(
         self,
@@ -187,7 +193,7 @@ class RowGroup:
         if window is None:
             gathered = tables[rows, :width]
         else:
-            # Beyond a row's own pages, its last one again: it is masked there.
+            # Beyond a row's own pages its last one is repeated, and masked.
             columns = np.minimum(first[:, None] + np.arange(width), (contexts // PAGE_SIZE)[:, None])
             gathered = tables[rows[:, None], columns]
         key = (first * PAGE_SIZE)[:, None] + np.arange(width * PAGE_SIZE)
@@ -201,7 +207,7 @@ class RowGroup:
 
 
 def like_lengths(contexts: npt.NDArray[np.int64], window: int | None) -> list[npt.NDArray[np.int64]]:
-    """Cuts the rows into groups such that padding all of a group to its longest wastes little."""
+    """Splits the rows into groups, such that padding each group to its longest row wastes little."""
     pages = (contexts if window is None else np.minimum(contexts, window)) // PAGE_SIZE + 1
     longest = int(pages.max())
     if len(pages) * longest * PAGE_SIZE < SMALL_GROUP_TOKENS or len(pages) * longest < UNEVEN * pages.sum():

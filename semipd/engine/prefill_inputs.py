@@ -1,4 +1,4 @@
-"""Chunks of prompts, and what a forward pass on a CPU makes of them."""
+"""Chunks of prompts, and the inputs of a forward pass on a CPU that follow from them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class PrefillItem:
 
     lease: int
     tokens: Sequence[int]
-    """At least one."""
+    """The chunk's tokens, at least one."""
     start: int
-    """Tokens of the sequence whose KV is in the pool."""
+    """The number of tokens of the sequence whose KV is in the pool."""
     table: Pages
-    """Page numbers in the order of the tokens, up to start + len(tokens) at least."""
+    """Page numbers in the order of the tokens, for start + len(tokens) tokens at least."""
     sampling: SamplingInput | None = None
-    """Set on the chunk that ends the prompt: sample a token after it."""
+    """Set on the chunk that ends the prompt: a token is sampled after it."""
     prompt_tokens: int | None = None
-    """Length of the whole prompt, without output computed again. Matters to dynamic RoPE scaling beyond the model's
-    `max_position_embeddings` alone (see `rope`); None: each token is rotated for the sequence up to it."""
+    """Length of the whole prompt, without output computed again. It matters only to dynamic RoPE scaling beyond
+    the model's `max_position_embeddings` (see `rope`). None: each token is rotated for the sequence up to it."""
 
 
 PromptOutcomes = tuple[Sequence[PrefillItem], list[TokenOutcome | None]]
-"""A pass's items, and what `CpuEngine.prefill` answers for them."""
+"""The items of a pass, and what `CpuEngine.prefill` returns for them."""
 
 
 def spans_of(items: Sequence[PrefillItem]) -> list[TokenSpan]:
@@ -42,18 +42,18 @@ def spans_of(items: Sequence[PrefillItem]) -> list[TokenSpan]:
 
 
 def tokens_of(items: Sequence[PrefillItem]) -> npt.NDArray[np.int64]:
-    """Of all items, one after another."""
+    """Returns the tokens of all items, one after another."""
     return np.concatenate([np.asarray(item.tokens, np.int64) for item in items])
 
 
 def wanted_of(items: Sequence[PrefillItem]) -> npt.NDArray[np.int64]:
-    """The places, among all tokens, that a token is sampled after."""
+    """Returns the places, among all tokens, after which a token is sampled."""
     last = np.cumsum([len(item.tokens) for item in items]) - 1
     return last[[item.sampling is not None for item in items]]
 
 
 def rotation_of(items: Sequence[PrefillItem], rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine, [tokens, head_dim] each."""
+    """Returns cosine and sine, [tokens, head_dim] each."""
     spans = spans_of(items)
     positions = torch.from_numpy(np.concatenate([np.arange(span.start, span.end) for span in spans]))
     cos, sin = rotary.at(positions, max(span.end for span in spans) - 1)
@@ -68,13 +68,13 @@ def rotation_of(items: Sequence[PrefillItem], rotary: Rotary) -> tuple[torch.Ten
 
 
 def samplers_of(items: Sequence[PrefillItem], vocab: int) -> tuple[list[SequenceSampler], list[int]]:
-    """Of the items to sample after, and the output positions that they draw for."""
+    """Returns the samplers of the items that are sampled after, and the output positions of their tokens."""
     draws = [item.sampling for item in items if item.sampling is not None]
     samplers = [SequenceSampler(d.params, d.stopping, d.prompt, d.output, vocab) for d in draws]
     return samplers, [len(d.output) for d in draws]
 
 
 def answers_of(items: Sequence[PrefillItem], drawn: Sequence[TokenOutcome]) -> list[TokenOutcome | None]:
-    """An outcome for each item to sample after, in their order; None for the others."""
+    """Returns an outcome for each item that is sampled after, in their order; None for the others."""
     outcomes = iter(drawn)
     return [None if item.sampling is None else next(outcomes) for item in items]

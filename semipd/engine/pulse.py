@@ -1,4 +1,4 @@
-"""How a computation that may take long shows that it is alive."""
+"""The sign of life of a computation that may take long."""
 
 from __future__ import annotations
 

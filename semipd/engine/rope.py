@@ -1,12 +1,13 @@
 """Rotary position embeddings, number for number as transformers computes them.
 
 Dynamic NTK makes the frequencies depend on the length of the sequence. In transformers' `generate` a prompt longer than
-`max_position_embeddings` is rotated as a whole with the frequencies of its own length, and each later token with those
-of the sequence up to and including it, while what is in the KV cache stays as it was rotated. So the frequencies of a
-token follow from its position and the length of its prompt alone: length = max(prompt, position + 1,
-max_position_embeddings). That rule is what is computed here, for any cut into chunks, any batch and any resumption.
+`max_position_embeddings` is rotated as a whole with the frequencies of its own length. Each later token is rotated with
+those of the sequence up to and including it, and the KV cache stays as it was rotated. So the frequencies of a token
+follow from its position and the length of its prompt alone: length = max(prompt, position + 1,
+max_position_embeddings). This module computes that rule, for any cut into chunks, any batch and any resumption.
 (transformers' own state outlives a request: after a long one, a prompt of exactly `max_position_embeddings` tokens
-still gets the long one's frequencies. That is not imitated; nor is the mutual influence of the sequences of a batch.)
+still gets the long one's frequencies. That is not imitated; nor is the influence of the sequences of a batch on one
+another.)
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from semipd.core.rope import RopeConfig, RopeKind
 
 
 class Rotary:
-    """Tables of cosine and sine, [positions, head_dim] each, grown as positions are reached.
+    """Tables of cosine and sine, [positions, head_dim] each. They grow as positions are reached.
 
     The sine carries the signs of the rotation, so that rotated = x · cos + swap_halves(x) · sin.
     """
 
     def __init__(self, config: RopeConfig, head_dim: int, max_positions: int, like: torch.Tensor) -> None:
-        """`like` gives the tables' type and device."""
+        """Makes empty tables with the type and device of `like`."""
         self._config = config
         self._head_dim = head_dim
         self._max_positions = max_positions
@@ -34,13 +35,14 @@ class Rotary:
         self._cos = self._sin = like.new_empty((0, head_dim))
 
     def at(self, positions: torch.Tensor, highest: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine, [tokens, head_dim] each. `highest` is the greatest of `positions`."""
+        """Returns cosine and sine, [tokens, head_dim] each. `highest` is the greatest of `positions`."""
         if highest >= len(self._cos):
             self._extend(highest + 1)
         return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
 
     def long_prompt(self, start: int, end: int, prompt: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """For the positions start..end of a prompt that dynamic NTK rotates as a whole; None: as `at` does."""
+        """Returns cosine and sine of positions start..end of a prompt that dynamic NTK rotates as a whole; None: `at`
+        does."""
         if self._config.kind is not RopeKind.DYNAMIC or prompt <= self._max_positions:
             return None
         positions = torch.arange(start, end, dtype=torch.float32)
@@ -48,19 +50,19 @@ class Rotary:
         return self._turn(positions[:, None] * self._dynamic(within))
 
     def _extend(self, positions: int) -> None:
-        """At least doubles, so that growing costs little however often it happens."""
+        """Extends the tables, at least to twice their length, so that growing costs little however often it happens."""
         count = max(positions, 2 * len(self._cos), 256)
         at = torch.arange(count, dtype=torch.float32)
         frequencies = self._dynamic(at + 1) if self._config.kind is RopeKind.DYNAMIC else self._frequencies
         self._cos, self._sin = self._turn(at[:, None] * frequencies)
 
     def _turn(self, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """From [positions, head_dim / 2]."""
+        """Returns cosine and sine of angles [positions, head_dim / 2]."""
         cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
         return torch.cat((cos, cos), -1).to(self._like), torch.cat((-sin, sin), -1).to(self._like)
 
     def _dynamic(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Frequencies for sequences of these lengths, [lengths, head_dim / 2]."""
+        """Returns the frequencies for sequences of these lengths, [lengths, head_dim / 2]."""
         dim, factor = self._head_dim, self._config.factor
         lengths = lengths.clamp(min=self._max_positions)
         stretched = (factor * lengths / self._max_positions) - (factor - 1)
@@ -69,7 +71,7 @@ class Rotary:
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """[tokens, heads, head_dim] turned by cosine and sine of [tokens, 1, head_dim]."""
+    """Returns heads [tokens, heads, head_dim] rotated by cosine and sine of [tokens, 1, head_dim]."""
     swapped = torch.roll(heads, heads.shape[-1] // 2, -1)
     return (heads * cos).addcmul_(swapped, sin)
 
@@ -79,7 +81,7 @@ def _exponents(dim: int) -> torch.Tensor:
 
 
 def _frequencies(config: RopeConfig, dim: int) -> tuple[torch.Tensor, float]:
-    """[head_dim / 2], and the scale of cosine and sine."""
+    """Returns the frequencies [head_dim / 2], and the scale of cosine and sine."""
     plain = 1.0 / (config.theta ** _exponents(dim))
     match config.kind:
         case RopeKind.LINEAR:
@@ -93,7 +95,7 @@ def _frequencies(config: RopeConfig, dim: int) -> tuple[torch.Tensor, float]:
 
 
 def _llama3(config: RopeConfig, plain: torch.Tensor) -> torch.Tensor:
-    """Long waves are stretched, short ones kept, those between blended (Llama 3.1)."""
+    """Stretches long waves, keeps short ones and blends those between (Llama 3.1)."""
     original, low, high = config.original_max_positions, config.low_freq_factor, config.high_freq_factor
     waves = 2 * math.pi / plain
     stretched = torch.where(waves > original / low, plain / config.factor, plain)
@@ -104,10 +106,10 @@ def _llama3(config: RopeConfig, plain: torch.Tensor) -> torch.Tensor:
 
 
 def _yarn(config: RopeConfig, dim: int) -> torch.Tensor:
-    """NTK by parts (YaRN, arXiv 2309.00071, section 3.2)."""
+    """Computes "NTK by parts" (YaRN, arXiv 2309.00071, section 3.2)."""
 
     def dimension(rotations: float) -> float:
-        """The dimension that turns so many times within the original context."""
+        """Returns the dimension that makes this many rotations within the original context."""
         turns = config.original_max_positions / (rotations * 2 * math.pi)
         return dim * math.log(turns) / (2 * math.log(config.theta))
 
@@ -124,7 +126,7 @@ def _yarn(config: RopeConfig, dim: int) -> torch.Tensor:
 
 
 def _yarn_scale(config: RopeConfig) -> float:
-    """The attention temperature (YaRN, section 3.4)."""
+    """Returns the attention temperature (YaRN, section 3.4)."""
 
     def mscale(weight: float) -> float:
         return 1.0 if config.factor <= 1 else 0.1 * weight * math.log(config.factor) + 1.0

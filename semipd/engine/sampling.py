@@ -1,9 +1,9 @@
-"""From logits to tokens, for the rows of a batch at once. Nothing here reads a row to decide about another.
+"""Samples tokens from logits, for all rows of a batch at once. No row influences another.
 
-Order: bias, penalties, the ban on stop tokens before min_tokens, temperature, top-k, top-p, min-p, draw. A draw is the
-inverse of the cumulative distribution in the order of token ids, at one uniform number for each (seed, position). The
-filters are all thresholds on the logits, ties included. So a change in the last bit of a logit, as another batch size
-brings, moves the border between two tokens by as little, and never swaps tokens.
+The order is: bias, penalties, the ban on stop tokens before min_tokens, temperature, top-k, top-p, min-p, draw. A draw
+is the inverse of the cumulative distribution in the order of token ids, at one uniform number for each (seed,
+position). All filters are thresholds on the logits, ties included. So a change in the last bit of a logit, as another
+batch size brings it, moves the border between two tokens by as little, and never swaps tokens.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from semipd.core.request import Logprob, SamplingParams, StoppingParams
 from semipd.engine.counter_rng import uniforms
 
 CERTAIN_TEMPERATURE = 1e-5
-"""Below it the likeliest token is taken: nothing else could be drawn."""
+"""Below this temperature the likeliest token is taken: nothing else could be drawn."""
 
 
 CANDIDATES = 256
-"""Of the likeliest tokens, those that are looked at first for a nucleus."""
+"""The number of likeliest tokens that are searched first for a nucleus."""
 
 
 class TokenHistory:
-    """What the penalties of one sequence need to know: [vocab] each."""
+    """The tokens of a sequence as its penalties need them, [vocab] each."""
 
     def __init__(self, vocab_size: int, prompt: Sequence[int], output: Sequence[int]) -> None:
         self.counts = torch.bincount(torch.tensor(output, dtype=torch.int64), minlength=vocab_size).float()
-        """How often each token is in the output."""
+        """The number of times that each token is in the output."""
         self.seen = self.counts > 0
-        """Tokens of prompt and output."""
+        """True for tokens of prompt and output."""
         self.seen[torch.tensor(prompt, dtype=torch.int64)] = True
 
     def append(self, token: int) -> None:
@@ -41,7 +41,7 @@ class TokenHistory:
 
 
 class SequenceSampler:
-    """One sequence's way from logits to tokens; keeps what does not change from draw to draw."""
+    """The sampling of one sequence: keeps what does not change from token to token."""
 
     __slots__ = ("bias", "certain", "history", "params", "plain", "stop_ids", "stopping")
 
@@ -72,10 +72,10 @@ class SequenceSampler:
             and self.stop_ids is None
             and not params.logprobs
         )
-        """Nothing but the likeliest token is asked for."""
+        """True where nothing but the likeliest token is asked for."""
 
     def adjust(self, logits: torch.Tensor, position: int) -> None:
-        """Bias, penalties and the ban on stop tokens, in place on a float32 row [vocab]."""
+        """Applies bias, penalties and the ban on stop tokens, in place on a float32 row [vocab]."""
         if self.bias is not None:
             logits.index_add_(0, *self.bias)
         if self.history is not None:
@@ -98,14 +98,14 @@ class SequenceSampler:
         return self.bias is not None or self.history is not None or self.stop_ids is not None
 
     def took(self, token: int) -> None:
-        """To be told of every token sampled."""
+        """Notes a sampled token. To be called for every one."""
         if self.history is not None:
             self.history.append(token)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenChoice:
-    """A row's token; None: its logits are not finite, and no token can be drawn from them."""
+    """The token of a row; None: its logits are not finite, and no token can be drawn from them."""
 
     token: int | None
     logprob: Logprob | None = None
@@ -114,7 +114,7 @@ class TokenChoice:
 def choose_tokens(
     logits: torch.Tensor, samplers: Sequence[SequenceSampler], positions: Sequence[int]
 ) -> list[TokenChoice]:
-    """One token a row. `logits` [rows, vocab]; `positions`: the output position of each row's token, from 0."""
+    """Samples one token a row. `logits` [rows, vocab]; `positions`: the output position of each row's token, from 0."""
     likeliest = logits.argmax(-1)  # a NaN counts as the greatest
     finite = torch.isfinite(logits.gather(1, likeliest[:, None])[:, 0]).tolist()
     if all(sampler.plain for sampler in samplers):
@@ -151,7 +151,7 @@ def _tokens(
 
 
 def draw(logits: torch.Tensor, params: Sequence[SamplingParams], chance: torch.Tensor) -> torch.Tensor:
-    """Tokens [rows] at the points `chance` [rows], each in [0, 1), of the rows' distributions."""
+    """Returns the tokens [rows] at the points `chance` [rows], each in [0, 1), of the rows' distributions."""
     temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32)
     scaled = logits / temperature[:, None]
     filtered = [row for row, p in enumerate(params) if 0 < p.top_k < logits.shape[1] or p.top_p < 1 or p.min_p > 0]
@@ -167,10 +167,10 @@ def draw(logits: torch.Tensor, params: Sequence[SamplingParams], chance: torch.T
 
 
 def _least(scaled: torch.Tensor, params: Sequence[SamplingParams], width: int = CANDIDATES) -> torch.Tensor:
-    """The smallest scaled logit that each row may draw, [rows], after top-k, top-p and min-p.
+    """Returns the smallest scaled logit that each row may draw, [rows], after top-k, top-p and min-p.
 
-    Sorting a vocabulary is slow and its head mostly holds the nucleus: `width` of the likeliest are put in order first,
-    and all of them only for rows whose nucleus is wider. A row's answer does not depend on which it was.
+    Sorting a vocabulary is slow, and its head mostly holds the nucleus. So the `width` likeliest tokens are sorted
+    first, and all tokens only for rows whose nucleus is wider. A row's answer does not depend on which it was.
     """
     vocab = scaled.shape[1]
     limits = torch.tensor([p.top_k if 0 < p.top_k < vocab else vocab for p in params])[:, None]
@@ -195,7 +195,7 @@ def _least(scaled: torch.Tensor, params: Sequence[SamplingParams], width: int = 
 
 
 def _logprobs(raw: torch.Tensor, tokens: list[int], samplers: Sequence[SequenceSampler]) -> list[Logprob | None]:
-    """Under the raw distribution, for the rows that want it."""
+    """Returns log-probabilities under the raw distribution, for the rows that want them."""
     answers: list[Logprob | None] = [None] * len(tokens)
     wanting = [row for row, sampler in enumerate(samplers) if sampler.params.logprobs]
     if not wanting:

@@ -1,4 +1,4 @@
-"""What sampling a sequence needs, and what comes of it."""
+"""The input of sampling a sequence, and its outcome."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from semipd.core.request import End, EndReason, Logprob, SamplingParams, Stoppin
 
 @dataclass(frozen=True, slots=True)
 class SamplingInput:
-    """All that decides a sequence's next token, besides its logits."""
+    """All that decides a sequence's next token besides its logits."""
 
     params: SamplingParams
     stopping: StoppingParams
     prompt: tuple[int, ...]
-    """Needed where a penalty is set; may be empty else."""
+    """The prompt's tokens, which penalties need. May be empty where no penalty is set."""
     output: tuple[int, ...]
-    """Sampled so far, oldest first."""
+    """Tokens sampled so far, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
+    """A token that was sampled for a sequence."""
+
     token: int
     position: int
     """Output position, from 0."""
@@ -37,7 +39,7 @@ class SequenceFailure:
 
 
 TokenOutcome = SampledToken | SequenceFailure
-"""What one forward pass gives a sequence that is to be sampled."""
+"""The outcome of one forward pass for a sequence that is sampled after it."""
 
 
 def token_outcome(token: int | None, position: int, stopping: StoppingParams, logprob: Logprob | None) -> TokenOutcome:

@@ -1,4 +1,4 @@
-"""safetensors files: which tensors they hold, and where."""
+"""Reads safetensors files: finds which tensors they hold, and where."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class StoredTensor:
 
     fd: int
     offset: int
-    """Bytes from the file's start."""
+    """Bytes from the start of the file."""
     shape: tuple[int, ...]
     dtype: torch.dtype | str
-    """A name where torch has no such type."""
+    """The type; its name where torch has no such type."""
 
 
 class Shard:
     """An open safetensors file."""
 
     def __init__(self, opened: ExitStack, path: Path) -> None:
-        """`opened` closes it. Raises CheckpointError."""
+        """Opens the file, which `opened` closes. Raises CheckpointError."""
         self.path = path
         try:
             self._file = opened.enter_context(safe_open(path, framework="pt"))
@@ -57,7 +57,7 @@ class Shard:
             raise self._unreadable(error) from error
 
     def tensor(self, name: str) -> torch.Tensor:
-        """On the CPU. Raises CheckpointError."""
+        """Reads a tensor to the CPU. Raises CheckpointError."""
         try:
             read: torch.Tensor = self._file.get_tensor(name)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -65,10 +65,10 @@ class Shard:
         return read
 
     def stored(self, opened: ExitStack) -> dict[str, StoredTensor]:
-        """Where its tensors lie; `opened` closes the descriptor. Raises CheckpointError.
+        """Returns where the tensors lie. `opened` closes the descriptor. Raises CheckpointError.
 
-        safetensors has validated the header when the file was opened; what would be read outside the file if the file
-        had been exchanged since is refused.
+        safetensors has validated the header when the file was opened. If the file has been exchanged since, an entry
+        that lies outside it is refused.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -86,7 +86,10 @@ class Shard:
 
 
 def _stored(fd: int, data: int, size: int, entry: dict[str, Any]) -> StoredTensor:
-    """`data`: where the tensors begin. Raises ValueError, KeyError or TypeError for what is no entry of such a file."""
+    """Reads an entry of the header. `data`: where the tensors begin, in bytes from the start of the file.
+
+    Raises ValueError, KeyError or TypeError for an entry that is not valid.
+    """
     shape = tuple(int(n) for n in entry["shape"])
     first, end = (int(place) for place in entry["data_offsets"])
     name = str(entry["dtype"])

@@ -1,7 +1,7 @@
-"""Bytes between files, a few buffers and a device: read, copied and worked on at the same time.
+"""Moves bytes between files and a device through a few buffers: they are read, copied and worked on at the same time.
 
 On a GPU the buffers are page-locked, so that copies are DMA and run beside everything else. On a CPU the same code runs
-without copies: a buffer is its own device.
+without copies: each buffer is its own device.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 from semipd.core.errors import StartError
 
 BUFFER_BYTES = 32 << 20
-"""A DMA of this size is as fast as any, and reads from disk are long runs."""
+"""Bytes of a buffer. A DMA of this size is as fast as any, and reads from disk are long runs."""
 
 _PORTABLE = 1
-"""cudaHostRegisterPortable: page-locked for every context."""
+"""CUDA's flag cudaHostRegisterPortable: memory is page-locked for every context."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSpan:
-    """Bytes of an open file; a buffer's at most."""
+    """A range of bytes of an open file, which fits a buffer."""
 
     fd: int
     offset: int
@@ -37,7 +37,7 @@ class FileSpan:
 
 
 class ReadFailed(Exception):
-    """A span that could not be read; `index` is its place among those asked for."""
+    """A span could not be read. `index` is its place among those asked for."""
 
     def __init__(self, index: int, why: str) -> None:
         super().__init__(why)
@@ -45,15 +45,16 @@ class ReadFailed(Exception):
 
 
 class Staging:
-    """The buffers, inside `with`, which page-locks them and gives them back.
+    """The buffers. `with` page-locks them, and gives them back at its end.
 
     `stream` and `fetch` must not run at the same time.
     """
 
     def __init__(self, device: torch.device, *, buffers: int = 0, buffer_bytes: int = BUFFER_BYTES) -> None:
-        """`buffers`: each is read or hashed by a thread of its own; 0: one a core, 4 to 16.
+        """`buffers`: their number; 0: one for each core, but 4 to 16.
 
-        Each takes `buffer_bytes` of host memory, and on a GPU as much of the device's.
+        A thread of its own fills or hashes each buffer. Each takes `buffer_bytes` of host memory, and on a GPU as much
+        of the device's.
         """
         self.device = device
         self.buffer_bytes = buffer_bytes
@@ -64,7 +65,7 @@ class Staging:
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
-        """Raises StartError where memory can't be page-locked."""
+        """Allocates the buffers. Raises StartError where memory can't be page-locked."""
         with ExitStack() as opened:
             if self.device.type == "cuda":
                 self._streams = _CopyStreams(self.device)
@@ -87,8 +88,8 @@ class Staging:
     def stream(self, spans: Sequence[FileSpan], deliver: Callable[[int, torch.Tensor], None]) -> None:
         """Reads every span, several at once, and hands `deliver` its index and its bytes, in order.
 
-        The bytes are a tensor [bytes] of uint8 on the device, which `deliver` must not keep. On a GPU what it computes
-        is queued in a stream of its own, behind what the caller has queued, and is done when `stream` returns. Raises
+        The bytes are a tensor [bytes] of uint8 on the device, which `deliver` must not keep. On a GPU its work is
+        queued in a stream of its own, behind what the caller has queued, and is done when `stream` returns. Raises
         ReadFailed.
         """
         if self._streams:
@@ -116,9 +117,9 @@ class Staging:
             self._streams.working.synchronize()
 
     def fetch(self, tensor: torch.Tensor) -> Iterator[memoryview]:
-        """The bytes of a contiguous tensor on the host, in pieces; each is valid until the next is asked for.
+        """Yields the bytes of a contiguous tensor on the host, in pieces. Each is valid until the next is asked for.
 
-        Threads may fetch side by side; when every buffer is in use they wait for one.
+        Several threads may fetch at once. When every buffer is in use, they wait for one.
         """
         flat = tensor.view(-1).view(torch.uint8)
         slot = self._free.get()
@@ -136,7 +137,8 @@ class _Buffer:
         self.host = torch.empty(size, dtype=torch.uint8)
 
     def read(self, span: FileSpan) -> None:
-        """Fills the buffer once nobody needs what it holds. Raises OSError; EOFError where the file is too short."""
+        """Fills the buffer when its contents are no longer needed. Raises OSError; EOFError where the file is too
+        short."""
         self.wait()
         view = self.host.numpy().data[: span.bytes]
         done = 0
@@ -147,7 +149,7 @@ class _Buffer:
             done += count
 
     def wait(self) -> None:
-        """Until what was delivered last has been worked on."""
+        """Waits until the bytes that were delivered last have been worked on."""
 
     def deliver(self, index: int, size: int, work: Callable[[int, torch.Tensor], None]) -> None:
         work(index, self.host[:size])
@@ -160,7 +162,7 @@ class _Buffer:
 
 
 class _CopyStreams:
-    """Streams of the device: copies go on while earlier pieces are worked on."""
+    """Two streams of a device: copies go on while earlier pieces are worked on."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -194,7 +196,8 @@ class _GpuBuffer(_Buffer):
             self._done.record(streams.working)
 
     def fetch(self, part: torch.Tensor) -> memoryview:
-        """`part` must be complete behind what this thread's current stream has queued."""
+        """Copies `part` to the host. It must be complete when this thread's current stream has done what it has
+        queued."""
         streams, host = self._streams, self.host[: len(part)]
         streams.copying.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(streams.copying):

@@ -6,8 +6,9 @@ import contextlib
 import os
 from collections.abc import Sequence
 
+import torch
+
 from semipd.core.model import ModelConfig
-from semipd.engine.cpu import set_threads
 from semipd.engine.engine import CpuEngine
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
@@ -40,7 +41,7 @@ class CpuAffinity:
         for thread in os.listdir("/proc/self/task"):
             with contextlib.suppress(ProcessLookupError):  # a thread may end while we go through them
                 os.sched_setaffinity(int(thread), cpus)
-        set_threads(min(len(cpus), self._most_threads))
+        torch.set_num_threads(max(1, min(len(cpus), self._most_threads)))
 
 
 class CpuBackend:
