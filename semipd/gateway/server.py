@@ -16,7 +16,7 @@ from semipd.core.config import ServerConfig
 from semipd.core.errors import StartError
 from semipd.gateway.auth import ApiKeyInterceptor, read_api_keys, tls_credentials
 from semipd.gateway.chat import ChatRenderer, ChatTemplate
-from semipd.gateway.coordinator_link import CoordinatorLink
+from semipd.gateway.coordinator_client import CoordinatorClient
 from semipd.gateway.health import Health
 from semipd.gateway.interceptor import ErrorInterceptor
 from semipd.gateway.prompts import PromptEncoder
@@ -108,7 +108,7 @@ class Gateway:
         model = read_served_model(self._config)
         prompts = await _open_prompts(stack, model)
         self._health = Health(SERVICES)
-        link = stack.enter_context(CoordinatorLink(self._run_dir, self._name, self._on_server_state))
+        link = stack.enter_context(CoordinatorClient(self._run_dir, self._name, self._on_server_state))
         self._server = self._make_server(stack, link)
         self._add_services(model, prompts, link)
         self.port = self._bind()
@@ -119,7 +119,7 @@ class Gateway:
     def _on_server_state(self, state: gw.ServerState) -> None:
         self._health.set_serving(state.serving and not state.draining)
 
-    def _make_server(self, stack: AsyncExitStack, link: CoordinatorLink) -> grpc.aio.Server:
+    def _make_server(self, stack: AsyncExitStack, link: CoordinatorClient) -> grpc.aio.Server:
         interceptors: list[grpc.aio.ServerInterceptor] = []
         tracing = open_tracing(self._config)
         if tracing is not None:
@@ -130,7 +130,7 @@ class Gateway:
         interceptors.append(ErrorInterceptor())
         return grpc.aio.server(interceptors=interceptors, options=channel_options(self._config))
 
-    def _add_services(self, model: ServedModel, prompts: PromptEncoder, link: CoordinatorLink) -> None:
+    def _add_services(self, model: ServedModel, prompts: PromptEncoder, link: CoordinatorClient) -> None:
         server = self._server
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(model, prompts, link), server)  # type: ignore[no-untyped-call, unused-ignore]
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(model, prompts.features), server)  # type: ignore[no-untyped-call, unused-ignore]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from semipd.core.errors import Reason, Unavailable
-from semipd.gateway.coordinator_link import ANSWER_S, CoordinatorLink
+from semipd.gateway.coordinator_client import ANSWER_S, CoordinatorClient
 from semipd.gateway.interceptor import Context
 from semipd.gateway.validate import Violations, refuse_unknown_fields
 from semipd.internal.v1 import gateway_pb2 as gw
@@ -16,7 +16,7 @@ MAX_DRAIN_S = 86_400.0
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc, unused-ignore]
-    def __init__(self, link: CoordinatorLink, drain_timeout_s: float, stopping: asyncio.Event) -> None:
+    def __init__(self, link: CoordinatorClient, drain_timeout_s: float, stopping: asyncio.Event) -> None:
         self._link = link
         self._drain_timeout_s = drain_timeout_s
         self._stopping = stopping

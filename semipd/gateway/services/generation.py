@@ -11,7 +11,7 @@ import structlog
 
 from semipd.core.errors import Expired, InvalidRequest, Reason, RequestError
 from semipd.core.request import Request
-from semipd.gateway.coordinator_link import ANSWER_S, CoordinatorLink
+from semipd.gateway.coordinator_client import ANSWER_S, CoordinatorClient
 from semipd.gateway.interceptor import Context, request_id
 from semipd.gateway.output_sample import OutputOptions, OutputSample
 from semipd.gateway.prompts import PromptEncoder
@@ -40,7 +40,7 @@ class AcceptedRequest:
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):  # type: ignore[misc, unused-ignore]
-    def __init__(self, model: ServedModel, prompts: PromptEncoder, link: CoordinatorLink) -> None:
+    def __init__(self, model: ServedModel, prompts: PromptEncoder, link: CoordinatorClient) -> None:
         self._model = model
         self._prompts = prompts
         self._link = link

@@ -1,4 +1,4 @@
-"""What the docs say about commands, targets, options and metrics is true."""
+"""The docs tell the truth about commands, make targets, options and metrics."""
 
 from __future__ import annotations
 

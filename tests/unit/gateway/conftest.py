@@ -144,7 +144,7 @@ def make_delta() -> Callable[..., gw.Delta]:
 
 
 class Details:
-    """What a failed RPC tells: its status code and the one ErrorInfo that it must carry."""
+    """Reads what a failed RPC tells: its status code and the one ErrorInfo that it must carry."""
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
         self.code = error.code()

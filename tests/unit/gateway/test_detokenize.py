@@ -34,7 +34,7 @@ def metaspace_tokenizer() -> Tokenizer:
 
 
 def wordpiece_tokenizer() -> Tokenizer:
-    """Not of the served families: its decoder needs the neighbours."""
+    """A tokenizer of none of the served families: its decoder needs the neighbours."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(cleanup=False)

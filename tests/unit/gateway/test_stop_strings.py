@@ -10,7 +10,7 @@ from semipd.gateway.stop_strings import StopMatch, StopScanner, StopStrings
 
 
 def first_match(stops: list[str], text: str) -> StopMatch | None:
-    """What the scanner must find, by trying everything."""
+    """Finds by trying everything what the scanner must find."""
     for end in range(1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:

@@ -15,7 +15,7 @@ LENGTH = seq.END_REASON_LENGTH
 
 
 async def rest(call) -> list[pb.GenerateStreamResponse]:
-    """What is still to come, to the end."""
+    """Reads the events that are still to come, to the end."""
     events = []
     while (event := await call.read()) is not grpc.aio.EOF:
         events.append(event)

@@ -1,4 +1,4 @@
-"""What a process asks the kernel and the garbage collector for."""
+"""A process asks the kernel and the garbage collector for what it says it does."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FRAMES_A_TURN = 256
 """Messages that are read before the event loop may do something else."""
 
 
-class CoordinatorLink:
+class CoordinatorClient:
     """Sends requests and hands what comes back to their buffers. Open it in the event loop that uses it.
 
     It reads its socket when the loop says so rather than through zmq.asyncio, whose futures cost more than a message.
