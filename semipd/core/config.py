@@ -24,6 +24,13 @@ GPU_RESERVE_BYTES = 7_000_000_000
 workspaces, captured graphs and activations of each. A device that is full to the brim launches graphs kernel by kernel,
 which takes twice as long."""
 
+GRAPH_CONTEXT = 4
+"""A prefill pass is captured as a graph on a GPU if its prompts attend to at most this many times its tokens: beyond,
+the faster attention of a pass that is launched kernel by kernel counts for more than the launches do."""
+GRAPH_FEW_TOKENS = 256
+"""Tokens: a pass of fewer counts as one of this many for GRAPH_CONTEXT, since its launches would take longer than any
+attention."""
+
 MIXED_TOKENS = 2048
 """Most prompt tokens in a decode step on a GPU: activations for more would be memory that the pool can use better, and
 a step of so many takes 50 ms of an H200 with 8 billion weights."""

@@ -9,6 +9,8 @@ from semipd.core.partition import FULL, Shares
 SM_STEP = 8
 """Green contexts on Hopper come in groups of 8 SMs."""
 EIGHTHS = 6
+NOMINAL_SMS = 8
+"""SMs of the device in snapshots that somebody makes by hand (`semipd.core.latency.NOMINAL`)."""
 LEAST_PERCENT = 5
 """Least percentage of `mps`: below it a worker has hardly an SM to itself."""
 
@@ -32,7 +34,7 @@ def decode_choices(total: int, step: int = SM_STEP) -> tuple[int, ...]:
     return (*sorted(n for n in parts if n < total), total)
 
 
-def split(decode_sms: int, sms: int = 132) -> Shares:
+def split(decode_sms: int, sms: int) -> Shares:
     """Returns the shares under which decode has the first `decode_sms` of all `sms` SMs and prefill the rest."""
     return Shares(prefill=100 * (sms - decode_sms) / sms, decode=100 * decode_sms / sms)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, overload
 
 from semipd.core.config import pages_for
-from semipd.core.latency import LatencyModel
+from semipd.core.latency import NOMINAL, LatencyModel
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.request import Slo
-from semipd.core.sms import splits
+from semipd.core.sms import NOMINAL_SMS, splits
 
 SequenceId = int
 """Names one sequence (a sample of a request) for the life of a server; rises with arrival."""
@@ -168,12 +168,12 @@ class Limits:
     step_rows: tuple[int, ...] = ()
     """Sizes that a decode step is padded to, ascending: with 385 sequences it may cost as much as with 512. Empty: none
     are known."""
-    latency: LatencyModel = field(default_factory=LatencyModel)
+    latency: LatencyModel = NOMINAL
     """The expected times of passes and steps on this device with this model, before anything was observed."""
-    splits: tuple[Shares, ...] = splits(132)
+    splits: tuple[Shares, ...] = splits(NOMINAL_SMS, step=1)
     """The shares that the device can be divided into. The one that leaves prefill most comes first, the undivided
     device (`FULL`) comes last. Where it can't be divided, `FULL` stands alone."""
-    sms: int = 132
+    sms: int = NOMINAL_SMS
     """Streaming multiprocessors of the device; of a CPU, its cores."""
 
 

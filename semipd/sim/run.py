@@ -18,6 +18,7 @@ from semipd.core.config import GPU_RESERVE_BYTES, PAGE_SIZE, pages_for
 from semipd.core.errors import ConfigError, InputError, RunFailed
 from semipd.core.partition import Mode
 from semipd.policies.registry import make_policy
+from semipd.profiles.latency import latency_model
 from semipd.profiles.profile import Profile
 from semipd.sim.execution_times import ProfileTimes, Times
 from semipd.sim.replay import Replayed, replay
@@ -54,6 +55,7 @@ class SimConfig:
             max_waiting=self.max_waiting,
             modes=frozenset({Mode.SPLIT, Mode.TURNS} | ({Mode.MIXED} if self.profile.mixed else set())),
             step_rows=self.profile.buckets.decode,
+            latency=latency_model(self.profile),
         )
 
     def target(self) -> TargetInfo:

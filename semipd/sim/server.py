@@ -18,9 +18,10 @@ from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.requests import Stage
 from semipd.core.config import MIXED_TOKENS, PAGE_SIZE, PLANS_AHEAD, REVIEW_S, pages_for
 from semipd.core.errors import Reason
+from semipd.core.latency import NOMINAL, LatencyModel
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.plan import Plan
-from semipd.core.sms import split_sms
+from semipd.core.sms import split_sms, splits
 from semipd.core.snapshot import Completion, FirstToken, Limits, PageUse, Snapshot
 from semipd.core.snapshot import Step as Observation
 from semipd.policies.contract import Policy
@@ -44,6 +45,7 @@ class Settings:
     max_waiting: int = 512
     modes: frozenset[Mode] = frozenset({Mode.SPLIT, Mode.TURNS})
     step_rows: tuple[int, ...] = ()
+    latency: LatencyModel = NOMINAL
 
 
 class Server:
@@ -75,7 +77,15 @@ class Server:
         self.reviewed_s = 0.0
         self.decoding = 0
         """Handed over and not answered for to the end."""
-        self._limits = Limits(settings.max_batch_tokens, settings.max_running, settings.modes, settings.step_rows)
+        self._limits = Limits(
+            settings.max_batch_tokens,
+            settings.max_running,
+            settings.modes,
+            settings.step_rows,
+            latency=settings.latency,
+            splits=splits(settings.sms),
+            sms=settings.sms,
+        )
         self._wish: Shares | None = None
         self._decode_limit = settings.max_running
         self._observations = Observations()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from semipd.core.config import OBSERVATIONS_KEPT, PLANS_AHEAD, REVIEW_S, pages_for
 from semipd.core.partition import FULL, Mode, Phase, Shares
@@ -31,6 +31,7 @@ from semipd.core.snapshot import (
 )
 from semipd.policies.contract import Broken, Policy, ask_admission, ask_plan
 from semipd.policies.toolkit.latency import LatencyModel
+from semipd.profiles.latency import shipped_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class Settings:
     pages: int = 8192
     page_size: int = 16
     limits: Limits = field(default_factory=lambda: Limits(max_batch_tokens=8192, max_running=256))
-    model: LatencyModel = field(default_factory=LatencyModel)
+    model: LatencyModel = field(default_factory=shipped_model)
+    """What passes and steps take; policies see it as `limits.latency`."""
     shares: Shares = FULL
     """Until the policy says otherwise."""
 
@@ -137,6 +139,7 @@ class World:
         self._prefill_end: tuple[float, float, Shares] | None = None  # of the batch at the front: end, start, shares
         self._decode_end: tuple[float, float, Shares] | None = None
         self._decode_limit = self.settings.limits.max_running
+        self._limits = replace(self.settings.limits, latency=self.settings.model)
         self._reviewed_s = 0.0
         self._steps: deque[Step] = deque(maxlen=OBSERVATIONS_KEPT)
         self._firsts: deque[FirstToken] = deque(maxlen=OBSERVATIONS_KEPT)
@@ -208,7 +211,7 @@ class World:
             waiting=tuple(_as_waiting(self._waiting[n]) for n in sorted(self._waiting)),
             running=tuple(_as_running(life) for life in running),
             pages=PageUse(self.free_pages(), settings.pages, settings.page_size),
-            limits=settings.limits,
+            limits=self._limits,
             shares=self.shares,
             mode=self.mode,
             prefill_batches=len(self._batches) + self._with_decode(),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from semipd.core.config import PAGE_SIZE, pages_for
+from semipd.core.config import GRAPH_CONTEXT, GRAPH_FEW_TOKENS, PAGE_SIZE, pages_for
 from semipd.core.request import Logprob
 from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import AttendFunction, ForwardPass, Rotation, halves
@@ -29,11 +29,6 @@ NO_ROWS = np.empty(0, np.int64)
 
 GRAPH_PROMPTS = 64
 """Prompts in a captured pass, at most."""
-GRAPH_CONTEXT = 4
-"""The prompts of a captured pass attend to so many times their tokens, at most: beyond, the faster attention counts for
-more than the launches do."""
-FEW_TOKENS = 256
-"""Fewer than these count as so many: launches would take longer than any attention."""
 
 
 class PrefillChunks:
@@ -104,7 +99,7 @@ class PrefillChunks:
         """Whether `captured_attention`, and the common rotation, are right for them."""
         tokens = sum(len(item.tokens) for item in items)
         attended = sum(item.start + len(item.tokens) for item in items)
-        few = len(items) <= GRAPH_PROMPTS and attended <= GRAPH_CONTEXT * max(tokens, FEW_TOKENS)
+        few = len(items) <= GRAPH_PROMPTS and attended <= GRAPH_CONTEXT * max(tokens, GRAPH_FEW_TOKENS)
         return few and not self._needs_own_rotation(items)
 
     def captured_attention(self, tokens: int, args: DeviceArgs) -> AttendFunction:

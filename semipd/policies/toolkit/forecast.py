@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from semipd.core.latency import NOMINAL
 from semipd.core.partition import FULL, Mode, Phase, Shares
 from semipd.core.snapshot import Observed, Snapshot, WaitingSequence
 from semipd.policies.toolkit.deadlines import Work
@@ -25,7 +26,7 @@ class Forecast:
     def __init__(self, model: LatencyModel | None = None) -> None:
         """`model`: where to start from; None: from the one of the engine's limits, as the first snapshot has it."""
         self._started = model is not None
-        self._fit = Fit(model or LatencyModel())
+        self._fit = Fit(model or NOMINAL)
         self.model = self._fit.model
         self.batch = RunningBatch()
         self.prompt_tokens = 512

@@ -12,7 +12,7 @@ from semipd.core.plan import Plan
 from semipd.core.snapshot import Snapshot
 from semipd.policies.contract import Policy
 from semipd.policies.toolkit.batching import fill_batch
-from semipd.policies.toolkit.latency import LatencyModel
+from semipd.profiles.latency import shipped_model
 from semipd.profiles.profile import Overheads
 from semipd.sim.replay import Replayed, replay
 from semipd.sim.server import Settings
@@ -57,7 +57,7 @@ class Modelled:
     """The times of the policies' own latency model, for the comparison with `semipd.testing.world`."""
 
     def __init__(self, sms: int) -> None:
-        self._model = LatencyModel()
+        self._model = shipped_model()
         self._sms = sms
 
     def decode_s(self, rows: int, context_tokens: int, sms: int, other_sms: int) -> float:

@@ -274,7 +274,7 @@ def test_running_behaves_as_a_tuple() -> None:
 
 
 LOADS = [(8.0, 300, 60), (20.0, 250, 80), (2.0, 3000, 40)]
-SPLIT_48 = split(48)
+SPLIT_48 = split(48, 132)
 
 
 def in_both(make: Callable[[], Policy], rate: float, prompt: int, output: int) -> tuple[list[float], list[float]]:

@@ -10,6 +10,7 @@ import pytest
 
 from semipd.core.partition import FULL, Mode
 from semipd.core.request import Slo
+from semipd.core.sms import splits
 from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, WaitingSequence
 from semipd.policies.builtin.adaptive.modes import (
     MIXED,
@@ -28,10 +29,11 @@ from semipd.policies.builtin.static import Static
 from semipd.policies.contract import Policy
 from semipd.policies.testing import Arrival, Settings, World
 from semipd.policies.toolkit.latency import LatencyModel, Scales, split
+from semipd.profiles.latency import shipped_model
 from semipd.testing.scenarios import poisson
 
-MODEL = LatencyModel()
-SPLIT_ONLY = Limits(8192, 512)
+MODEL = shipped_model()
+SPLIT_ONLY = Limits(8192, 512, splits=splits(132), sms=132)
 SPLITS = SPLIT_ONLY.splits
 LOAD = Load(rows=64, context_tokens=64 * 1024, pace_s=0.033, chunk=512)
 LONG = Load(rows=28, context_tokens=28 * 3800, pace_s=0.034, chunk=1984, prompt=3700, computed=1800)
@@ -47,7 +49,7 @@ def runs(number: int, tpot_s: float | None = 0.0367, took_s: float = 0.1, contex
 
 
 def moment(waiting: list[WaitingSequence], running: list[RunningSequence], **changes: object) -> Snapshot:
-    plain = Snapshot(10.0, tuple(waiting), tuple(running), PageUse(9000, 10_000, 16), SPLIT_ONLY, shares=split(48))
+    plain = Snapshot(10.0, tuple(waiting), tuple(running), PageUse(9000, 10_000, 16), SPLIT_ONLY, shares=split(48, 132))
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -106,14 +108,14 @@ class TestChoice:
     def test_nothing_better_is_passed_over(self) -> None:
         """Against all turns and mixed batches, and splits where turns are too long, under random loads and speeds."""
         draw = random.Random(2)
-        everything = Limits(8192, 512, frozenset(Mode))
+        everything = replace(SPLIT_ONLY, modes=frozenset(Mode))
         for _ in range(300):
             rows, pace = draw.randint(1, 256), draw.uniform(0.004, 0.08)
             chunk, wait = draw.randint(4, 64) * 32, draw.uniform(0.02, 1.0)
             comes = draw.choice((30, 300, 3000)), draw.uniform(0.0, 50_000.0), draw.choice((0, 0, 3000))
             load = Load(rows, rows * draw.randint(50, 4000), pace, chunk, wait, *comes)
             scales = Scales(*(draw.uniform(0.5, 2.0) for _ in range(5)))
-            model = LatencyModel(scales=scales)
+            model = replace(MODEL, scales=scales)
             found = [turns(model, load, tokens) for tokens in TURNS]
             if found[0].decode_s > pace:
                 found += [split_choice(model, load, shares) for shares in SPLITS]
@@ -148,19 +150,19 @@ class TestHysteresis:
     RULE = Hysteresis(dwell_s=1.0, gain=0.03)
 
     def at(self, sms: int, load: Load = LOAD) -> Choice:
-        return split_choice(MODEL, load, split(sms))
+        return split_choice(MODEL, load, split(sms, 132))
 
     def test_decode_gets_more_at_once_when_its_pace_is_lost(self) -> None:
         load = replace(LOAD, pace_s=0.015)
-        assert self.RULE.settle(self.at(16, load), self.at(64, load), load, 0.0).shares == split(64)
+        assert self.RULE.settle(self.at(16, load), self.at(64, load), load, 0.0).shares == split(64, 132)
 
     def test_prefill_gets_more_only_after_a_while(self) -> None:
-        assert self.RULE.settle(self.at(64), self.at(32), LOAD, 0.5).shares == split(64)
-        assert self.RULE.settle(self.at(64), self.at(32), LOAD, 1.5).shares == split(32)
+        assert self.RULE.settle(self.at(64), self.at(32), LOAD, 0.5).shares == split(64, 132)
+        assert self.RULE.settle(self.at(64), self.at(32), LOAD, 1.5).shares == split(32, 132)
 
     def test_what_barely_keeps_the_pace_is_not_worth_a_change(self) -> None:
         barely = replace(LOAD, pace_s=self.at(32).decode_s * 1.01)
-        assert self.RULE.settle(self.at(64, barely), self.at(32, barely), barely, 9.0).shares == split(64)
+        assert self.RULE.settle(self.at(64, barely), self.at(32, barely), barely, 9.0).shares == split(64, 132)
 
     def test_a_steady_load_changes_little(self) -> None:
         arrivals = poisson(random.Random(2), 40.0, 300, lambda at: Arrival(at, 230, 120, Slo(0.1, 0.0367)))

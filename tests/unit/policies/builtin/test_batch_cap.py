@@ -23,9 +23,9 @@ from semipd.core.snapshot import (
 from semipd.policies.builtin.adaptive.batch_cap import Traffic, most_rows
 from semipd.policies.builtin.adaptive.policy import Adaptive
 from semipd.policies.toolkit.forecast import FEWEST_ENDED, Forecast
-from semipd.policies.toolkit.latency import LatencyModel
+from semipd.profiles.latency import shipped_model
 
-MODEL = LatencyModel()
+MODEL = shipped_model()
 SIZES = (64, 128, 256, 384, 512)
 CHAT = Traffic(context=350, prompt_per_token=1.1, pace_s=0.033)
 SLO = Slo(0.2, 0.0367)
@@ -37,7 +37,7 @@ def step_s(size: int) -> float:
 
 class TestMostRows:
     def test_a_size_that_leaves_prompts_too_little_time_is_not_begun(self) -> None:
-        tight = replace(CHAT, pace_s=step_s(512) * 1.2)
+        tight = replace(CHAT, pace_s=step_s(512) * 1.4)
         assert most_rows(MODEL, SIZES, tight) == 384
         assert most_rows(MODEL, (*SIZES[:4], 400, 512), tight) == 400
 
@@ -85,7 +85,7 @@ class TestPromptPerToken:
 class TestAdaptive:
     """Prompts wait, and so many sequences run, long enough to be looked at."""
 
-    def ask(self, rows: int, limits: Limits, observed: Observed | None = None, tpot_s: float = 0.0367) -> Plan:
+    def ask(self, rows: int, limits: Limits, observed: Observed | None = None, tpot_s: float = 0.03) -> Plan:
         running = tuple(
             RunningSequence(n, f"r{n}", 8.0, 8.5, 8.5 + 0.03 * 40, 350, 41, 500, 0, Slo(0.2, tpot_s))
             for n in range(rows)

@@ -12,14 +12,15 @@ from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.snapshot import Step
 from semipd.policies.toolkit.fitting import BOUND, Fit, Window, refitted
 from semipd.policies.toolkit.latency import LatencyModel, Scales, expected_s, split
+from semipd.profiles.latency import shipped_model
 
-MODEL = LatencyModel()
+MODEL = shipped_model()
 
 
 def history(truth: LatencyModel, seconds: float = 2.0, noise: float = 0.0, outliers: int = 0) -> list[Step]:
     """Prefill batches one after another beside decode steps, under `truth`."""
     draw = random.Random(1)
-    shares = split(48)
+    shares = split(48, 132)
     steps: list[Step] = []
     for phase in Phase:
         at = 0.0
@@ -71,19 +72,19 @@ def test_faster_launches_are_learned_from_small_batches_and_the_work_from_large_
         tokens = (32, 1024)[i % 2]
         took = truth.prefill_s(tokens, tokens)
         at += took
-        steps.append(Step(Phase.PREFILL, at, took, 1, tokens, tokens, split(48)))
+        steps.append(Step(Phase.PREFILL, at, took, 1, tokens, tokens, split(48, 132)))
     fitted = refitted(MODEL, steps)
     assert fitted.prefill_s(32, 32) == pytest.approx(truth.prefill_s(32, 32), rel=0.05)
     assert fitted.prefill_s(1024, 1024) == pytest.approx(truth.prefill_s(1024, 1024), rel=0.05)
 
 
 def test_a_device_that_sees_only_small_batches_is_learned_from_them() -> None:
-    steps = [Step(Phase.PREFILL, i * 0.2, 0.118, 1, 64, 64, split(48)) for i in range(1, 50)]
+    steps = [Step(Phase.PREFILL, i * 0.2, 0.118, 1, 64, 64, split(48, 132)) for i in range(1, 50)]
     assert refitted(MODEL, steps).prefill_s(64, 64) == pytest.approx(0.118)
 
 
 def step(phase: Phase, start: float, end: float) -> Step:
-    return Step(phase, end, end - start, 1, 1, 1, split(48))
+    return Step(phase, end, end - start, 1, 1, 1, split(48, 132))
 
 
 def company(window: Window) -> dict[float, bool]:
