@@ -60,12 +60,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         told = None
         while True:
-            changed = self._changed
-            status = self._status(request.service)
+            changed, closed, status = self._changed, self._closed, self._status(request.service)
             if status != told:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 told = status
-            if self._closed:
+            if closed:  # as it was when the status was read: a close during the write must still be told
                 return
             if changed is self._changed:
                 await changed.wait()

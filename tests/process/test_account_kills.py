@@ -44,7 +44,7 @@ def sums(account: PageAccount) -> None:
     account.check()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_free_and_owned_are_always_all_and_nobody_blocks(arena: SharedArena) -> None:
     """In each round four processes play; two are killed, at a moment of the test's random choice, and two finish."""
     account = PageAccount.attach(arena.buffer)
@@ -68,13 +68,13 @@ def test_free_and_owned_are_always_all_and_nobody_blocks(arena: SharedArena) -> 
             account.clear_quarantine(me)
             sums(account)
         for me in set(players) - set(doomed):
-            said, _ = players[me].communicate(timeout=120)
+            said, _ = players[me].communicate(timeout=280)
             assert said == "done\n", "a survivor neither blocks nor fails"
         sums(account)
     assert account.counts().free == PAGES
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_death_with_the_lock_in_hand_is_repaired(arena: SharedArena) -> None:
     """Players are killed until one dies inside a critical section, as the lock itself reports."""
     account = PageAccount.attach(arena.buffer)
@@ -98,7 +98,7 @@ def test_a_death_with_the_lock_in_hand_is_repaired(arena: SharedArena) -> None:
     assert account.counts().free == PAGES
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_death_at_any_instruction_leaves_the_old_state_or_the_new() -> None:
     """Each operation, and the repair itself, is killed before each of its bytecode instructions in turn."""
     done = subprocess.run([sys.executable, str(DEATHS)], capture_output=True, text=True, check=True)

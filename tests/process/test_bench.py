@@ -28,7 +28,7 @@ QUICK = ["--rate", "20", "--duration", "1", "--seed", "1"]
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "semipd.bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
 async def bench_beside(*arguments: str) -> subprocess.CompletedProcess[str]:

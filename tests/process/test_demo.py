@@ -19,7 +19,7 @@ DEMO = [sys.executable, "-m", "semipd.cli.main", "demo"]
 
 def test_the_demo_answers_over_grpc_and_leaves_nothing_running() -> None:
     mark = {"SEMIPD_TEST": uuid.uuid4().hex}
-    done = subprocess.run(DEMO, capture_output=True, text=True, timeout=100, check=False, env=os.environ | mark)
+    done = subprocess.run(DEMO, capture_output=True, text=True, timeout=280, check=False, env=os.environ | mark)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert "TTFT" in done.stderr

@@ -46,7 +46,7 @@ def measured(tmp_path: Path) -> Path:
 def test_what_the_simulator_itself_measured_it_finds_again(measured: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "simulator_against_gpu.py")]
     command += ["--results", str(measured), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "simulator_against_gpu.json").read_text())
     assert len(found["runs"]) == 3
@@ -63,7 +63,7 @@ def test_what_the_simulator_itself_measured_it_finds_again(measured: Path, tmp_p
 
 def test_without_measured_runs_it_says_what_it_looked_for(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "simulator_against_gpu.py"), "--results", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 1
     assert "h200_policies.json" in done.stderr
 

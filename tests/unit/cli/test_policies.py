@@ -29,6 +29,7 @@ def test_as_json(runner: CliRunner) -> None:
 
 def test_those_of_a_server_and_the_one_at_work(runner: CliRunner, server: FakeServer) -> None:
     result = runner.invoke(app, ["policies", "--target", server.address])
+    assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stdout.splitlines() if "mine" in line]
     assert line.startswith("●")
     rows = json.loads(runner.invoke(app, ["policies", "--target", server.address, "--json"]).stdout)
