@@ -76,7 +76,7 @@ class Coordinator:
                     self.state.transport.to_gateway(gateway, gw.ToGateway(state=self._told_state))
 
     def on_worker_message(self, worker: Worker, message: wk.FromWorker) -> None:
-        """Applies a message of an assigned worker, or of its successor. The worker pool refuses messages of all
+        """Applies a message of the current worker, or of its successor. The worker pool refuses messages of all
         others."""
         kind = message.WhichOneof("message")
         if self.state.account is None and kind in ("prefill_done", "step_done", "heartbeat"):
@@ -104,7 +104,7 @@ class Coordinator:
         if worker.role is Role.DECODE:
             if worker.draining_s is not None:
                 return  # it hands its leases over, and will say when it has done so
-            self.decode.on_heartbeat(frozenset(beat.leases), beat.adopted_through)
+            self.decode.on_heartbeat(frozenset(beat.leases), beat.adopted_through, frozenset(beat.held))
         self.prefill.on_heartbeat(worker, beat.answered_through, beat.idle)
 
     # --- what happens to processes ----------------------------------------------------------------------------------
@@ -150,6 +150,7 @@ class Coordinator:
         if self.state.account is not None:
             self._settle_quarantine(self.state.account)
             self._plan()
+            self.decode.update_held()
             self.decode.hand_over_ready()
             self._resolve_deadlock()
         self.admin.answer_drains()
@@ -172,6 +173,8 @@ class Coordinator:
         self._follow(plan)
 
     def _follow(self, plan: Plan) -> None:
+        self.decode.preempt(plan.preempt)
+        self.decode.hold(plan.hold)
         self.partition.change_mode(plan.mode, plan.step_tokens)
         if plan.shares is not None:
             self.partition.request(plan.shares)
@@ -251,7 +254,7 @@ class Coordinator:
         """Returns whether the worker of that role has something to compute."""
         if self.prefill.batches_with(role):
             return True
-        return role is Role.DECODE and any(True for _ in self.state.requests.sequences(Stage.DECODING))
+        return role is Role.DECODE and self.state.requests.any_decoding()
 
     def next_moment(self) -> Iterable[float]:
         """Yields the moments at which `act` has something to do even if no message comes."""

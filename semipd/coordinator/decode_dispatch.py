@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import structlog
 
 from semipd.coordinator.requests import SequenceState, Stage, TokenGap
@@ -32,6 +34,12 @@ class DecodeDispatcher:
         """Ordinal of the Adopt of each sequence in the batch, and when it was sent."""
         self.limit = state.config.max_running
         """Sequences in the batch at once, as the policy wants it."""
+        self._to_hold: frozenset[SequenceId] = frozenset()
+        """The sequences that the plan holds back."""
+        self._held: frozenset[SequenceId] = frozenset()
+        """The sequences that are marked as held."""
+        self._told_held: frozenset[int] = frozenset()
+        """The leases that the worker leaves out of its steps, as far as is known."""
 
     def hand_over_ready(self) -> None:
         """Hands over the sequences that are ready, by priority and arrival, while the batch has room."""
@@ -39,13 +47,13 @@ class DecodeDispatcher:
         worker = state.ready_worker(Role.DECODE)
         if worker is None:
             return
-        ready = sorted(state.requests.sequences(Stage.READY), key=lambda s: (-s.entry.request.priority, s.number))
+        ready = [s for s in state.requests.sequences(Stage.READY) if not s.held]
+        ready.sort(key=lambda s: (-s.entry.request.priority, s.number))
         if not ready:
             return
-        running = list(state.requests.sequences(Stage.DECODING))
         suspects = state.requests.suspect(Stage.PREFILLING, Stage.DECODING)
-        room = min(self.limit, state.config.max_running) - len(running)
-        if not running:
+        room = min(self.limit, state.config.max_running) - state.requests.count(Stage.DECODING)
+        if not state.requests.any_decoding():
             worker.progress_s = state.clock.now()
         for sequence in ready:
             if room <= 0:
@@ -75,6 +83,49 @@ class DecodeDispatcher:
         self._adopted[sequence.number] = (self._adopts, state.clock.now())
         state.transport.to_worker(incarnation, wk.ToWorker(adopt=adopt))
         return True
+
+    # --- what a plan says of running sequences -----------------------------------------------------------------------
+
+    def preempt(self, sequences: Iterable[SequenceId]) -> None:
+        """Takes the pages of running sequences away; they are computed again later. The decode worker is told to drop
+        those that are in its batch."""
+        for number in sequences:
+            sequence = self._state.requests.get(number)
+            if sequence is not None and sequence.stage in (Stage.READY, Stage.DECODING):
+                self._adopted.pop(number, None)
+                self._state.preempt(sequence)
+
+    def hold(self, sequences: frozenset[SequenceId]) -> None:
+        """Sets the running sequences that are held back, until the next call. `update_held` makes it so."""
+        self._to_hold = sequences
+
+    def update_held(self) -> None:
+        """Marks the sequences that are held back, and tells the decode worker where they have changed.
+
+        Ready ones are not handed over. Those in the batch keep their place and their pages, and no step takes them
+        along. Of sequences that took part in a worker's death, one at a time goes on.
+        """
+        if not (self._to_hold or self._held or self._told_held):
+            return
+        state, held, leases = self._state, set(), set()
+        computed = state.requests.sequences(Stage.PREFILLING, Stage.DECODING)
+        suspects = any(s.strikes and not s.held and s.number not in self._to_hold for s in computed)
+        for sequence in state.requests.sequences(Stage.READY, Stage.DECODING):
+            hold = sequence.number in self._to_hold
+            if sequence.held and not hold and sequence.strikes and sequence.stage is Stage.DECODING:
+                hold, suspects = suspects, True
+            sequence.held = hold
+            if hold:
+                held.add(sequence.number)
+                if sequence.stage is Stage.DECODING and sequence.lease is not None:
+                    leases.add(sequence.lease)
+        self._held = frozenset(held)
+        worker = state.ready_worker(Role.DECODE)
+        if worker is not None and leases != self._told_held:
+            self._told_held = frozenset(leases)
+            state.transport.to_worker(worker.incarnation, wk.ToWorker(hold=wk.Hold(leases=sorted(leases))))
+
+    # --- what the worker says ----------------------------------------------------------------------------------------
 
     def on_step_done(self, message: wk.StepDone) -> None:
         """Applies the results of one decode step. Rows of sequences that are no longer in the batch have no effect."""
@@ -146,12 +197,14 @@ class DecodeDispatcher:
         self._state.retire(sequence)
         self._state.requests.start_over(sequence)
 
-    def on_heartbeat(self, leases: frozenset[int], adopted_through: int) -> None:
+    def on_heartbeat(self, leases: frozenset[int], adopted_through: int, held: frozenset[int] = frozenset()) -> None:
         """Compares the batch as the coordinator knows it with the leases that the worker says it has.
 
         Leases that nobody knows are dropped; a sequence that the worker should have and has not is computed again.
-        `adopted_through` is the highest ordinal of an Adopt that the worker has heard.
+        `adopted_through` is the highest ordinal of an Adopt that the worker has heard. `held` are the leases that it
+        leaves out of its steps; where they are not what it was told, `update_held` tells it again.
         """
+        self._told_held = held
         state, now = self._state, self._state.clock.now()
         unknown = [lease for lease in leases if state.requests.by_lease(lease) is None]
         worker = state.workers.get(Role.DECODE)
@@ -172,6 +225,7 @@ class DecodeDispatcher:
         """
         state = self._state
         self._adopted.clear()
+        self._told_held = frozenset()
         found = list(state.requests.sequences(Stage.DECODING))
         for sequence in found:
             if sequence.lease is not None and state.pages.holder(sequence.lease) == COORDINATOR:

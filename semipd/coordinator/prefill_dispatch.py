@@ -97,7 +97,7 @@ class PrefillDispatcher:
         self._state.transport.to_worker(worker.incarnation, wk.ToWorker(prefill=message))
 
     def _decodes(self, worker: Worker) -> bool:
-        return worker.role is Role.DECODE and any(True for _ in self._state.requests.sequences(Stage.DECODING))
+        return worker.role is Role.DECODE and self._state.requests.any_decoding()
 
     def _one_suspect_at_most(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
         # A ready suspect goes first: it holds pages, and a prompt that lacks pages might be tried again and again.

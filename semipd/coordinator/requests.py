@@ -62,6 +62,8 @@ class SequenceState:
     last_token_s: float = 0.0
     prefill_start_s: float | None = None
     preemptions: int = 0
+    held: bool = False
+    """True while a plan holds it back: it is ready or in the decode batch, and no step takes it along."""
     strikes: int = 0
     """Points for the worker deaths in which it took part since its last progress; see `recovery`."""
 
@@ -229,12 +231,16 @@ class RequestTable:
         return sum(s.stage in stages for s in self._sequences.values())
 
     def suspect(self, *stages: Stage) -> bool:
-        """Returns whether a sequence in one of the stages took part in a worker's death.
+        """Returns whether a sequence in one of the stages that is not held took part in a worker's death.
 
-        At most one such sequence is with the two workers together: a fault on the GPU ends both workers, and does not
-        say which sequence caused it.
+        At most one such sequence is computed by the two workers together: a fault on the GPU ends both workers, and
+        does not say which sequence caused it.
         """
-        return any(s.strikes for s in self.sequences(*stages))
+        return any(s.strikes and not s.held for s in self.sequences(*stages))
+
+    def any_decoding(self) -> bool:
+        """Returns whether the decode worker has a sequence to compute: one of its batch that is not held."""
+        return any(not s.held for s in self.sequences(Stage.DECODING))
 
     def give_lease(self, sequence: SequenceState, lease: int) -> None:
         sequence.lease = lease
@@ -251,7 +257,7 @@ class RequestTable:
         """Makes a sequence without pages wait for the computation of its prompt and journal. The client notices a pause
         and nothing else."""
         self.take_lease(sequence)
-        sequence.stage = Stage.WAITING
+        sequence.stage, sequence.held = Stage.WAITING, False
         sequence.computed = sequence.in_flight = 0
 
     def record(self, sequence: SequenceState, position: int, token: int, now: float) -> bool:

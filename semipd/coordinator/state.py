@@ -88,7 +88,7 @@ class CoordinatorState:
     """The control block. It is there whenever the account is."""
     quarantine: PageQuarantine = field(default_factory=PageQuarantine)
     workers: dict[Role, Worker] = field(default_factory=dict)
-    """The assigned worker of each role; a successor that is still starting is not in here."""
+    """The current worker of each role; a successor that is still starting is not in here."""
     shares: Shares = FULL
     """The shares as they are granted."""
     mode: Mode = Mode.SPLIT

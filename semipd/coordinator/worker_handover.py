@@ -1,6 +1,6 @@
 """Changes workers when shares change under partition back end `mps`, where a worker's share is for life.
 
-The switch is delayed and asynchronous (semi-PD, section 4.3): a successor starts beside the assigned worker, which goes
+The switch is delayed and asynchronous (semi-PD, section 4.3): a successor starts beside the current worker, which goes
 on as before. Once the successor is ready, the old worker is drained: it ends what it has begun and the successor takes
 over, each role on its own. A draining prefill worker gets no more batches; when those it has are answered, its leases
 go to the successor. A decode worker is asked to resign: it reports its last step, hands its leases to the coordinator,
@@ -31,7 +31,7 @@ class WorkerLifecycle(Protocol):
     """The operations on worker processes that a handover needs. The worker pool implements them."""
 
     def assign_successor(self, role: Role) -> Worker | None:
-        """Gives the role to a process beside the assigned worker. Returns None where no process is free."""
+        """Gives the role to a process beside the current worker. Returns None where no process is free."""
 
     def swap(self, old: Worker, new: Worker) -> None:
         """Assigns the role to the new worker and ends the old one, which has answered for everything."""
@@ -74,7 +74,7 @@ class WorkerHandovers:
         return sum(role not in self._under_way and self._due(role) is not None for role in WORKER_ROLES)
 
     def _due(self, role: Role) -> Worker | None:
-        """Returns the assigned worker where it should have another share than it has; else None."""
+        """Returns the current worker where it should have another share than it has; else None."""
         worker = self._state.ready_worker(role)
         return worker if worker is not None and worker.percentage != self._percentage(role) else None
 

@@ -22,7 +22,7 @@ from semipd.wire.process import EXIT_DEVICE_FAILED
 log = structlog.get_logger()
 
 START_LIMIT_S = 120.0
-"""Seconds for an assigned worker to be ready: on a GPU it compiles kernels and captures graphs."""
+"""Seconds for a newly assigned worker to be ready: on a GPU it compiles kernels and captures graphs."""
 SHUTDOWN_LIMIT_S = 10.0
 """Seconds for a worker that was told to end to do so."""
 FAILED_STARTS = 5

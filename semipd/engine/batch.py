@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ class CpuDecodeBatch:
         self._attention = attention
         self._rotary = rotary
         self._left: list[int] = []
+        self._held: frozenset[int] = frozenset()
         self._prompt_outcomes: list[PromptOutcomes] = []
         self._row: dict[int, int] = {}
         self._leases: list[int] = []
@@ -63,8 +64,8 @@ class CpuDecodeBatch:
         return list(self._leases)
 
     def context_tokens(self) -> int:
-        """Returns the number of tokens in the pool, summed over the batch."""
-        return int(self._contexts[: len(self)].sum())
+        """Returns the number of tokens in the pool, summed over the sequences of the batch that are not held."""
+        return int(self._contexts[: len(self)].sum()) - int(self._contexts[self._held_rows()].sum())
 
     def add(self, lease: int, context: int, table: Pages, sampling: SamplingInput) -> None:
         """Adds a sequence with `context` tokens in the pages of `table`, at least one.
@@ -109,6 +110,14 @@ class CpuDecodeBatch:
         del self._leases[last], self._samplers[last]
         self._left.append(lease)
 
+    def hold(self, leases: Collection[int]) -> None:
+        """Leaves these sequences out of the next steps, and no others. They keep their pages and their rows, and go on
+        from where they are when they are no longer held. A lease that is not in the batch counts once it is added."""
+        self._held = frozenset(leases)
+
+    def _held_rows(self) -> list[int]:
+        return [self._row[lease] for lease in self._held if lease in self._row] if self._held else []
+
     @property
     def flying(self) -> int:
         """The number of steps whose outcomes are still to come: on a CPU 0."""
@@ -125,10 +134,11 @@ class CpuDecodeBatch:
         return []
 
     def wanting_pages(self) -> list[int]:
-        """Returns the leases whose next token has no page for its KV. A step leaves them out."""
+        """Returns the leases whose next token has no page for its KV, except held ones. A step leaves them out."""
         count = len(self)
-        full = np.flatnonzero(self._contexts[:count] >= self._pages[:count] * PAGE_SIZE)
-        return [self._leases[row] for row in full.tolist()]
+        full = self._contexts[:count] >= self._pages[:count] * PAGE_SIZE
+        full[self._held_rows()] = False
+        return [self._leases[row] for row in np.flatnonzero(full).tolist()]
 
     def grow(self, lease: int, pages: Sequence[int] | Pages) -> None:
         """Adds pages behind those that a sequence has. Raises KeyError where it is not in the batch."""
@@ -197,9 +207,10 @@ class CpuDecodeBatch:
         return known
 
     def _ready(self) -> RowIndex:
-        """Returns the rows whose next token has a page."""
+        """Returns the rows of the next step: those whose next token has a page and that are not held."""
         count = len(self)
         room = self._contexts[:count] < self._pages[:count] * PAGE_SIZE
+        room[self._held_rows()] = False
         return slice(0, count) if room.all() else np.flatnonzero(room)
 
     def _forward(self, rows: RowIndex, contexts: npt.NDArray[np.int64], pulse: Pulse) -> torch.Tensor:

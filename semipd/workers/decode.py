@@ -59,6 +59,8 @@ class DecodeWorker:
         self._mixed = MixedBatchRunner(link, batch, account, me, limits or StepLimits())
         self._running: dict[int, PreemptionRank] = {}
         """The sequences of the batch, by lease."""
+        self._held: frozenset[int] = frozenset()
+        """Leases that the steps leave out. Some may not be in the batch."""
         self._leaving: set[int] = set()
         """Leases that have left the batch and whose pages the device may still write."""
         self._adopted = 0
@@ -79,7 +81,9 @@ class DecodeWorker:
         while True:
             work = self._has_work()
             self._turns.busy(work)
-            self._hear(wait_s=0.0 if work or self._backend.has_spare_work() else HEARTBEAT_S)
+            # Spare work takes a while, so it is not done while sequences are held: they may go on at any moment.
+            spare = not self._running and self._backend.has_spare_work()
+            self._hear(wait_s=0.0 if work or spare else HEARTBEAT_S)
             if self._over:
                 return
             self._turns.busy(self._has_work())
@@ -89,13 +93,17 @@ class DecodeWorker:
             if self._has_work():
                 self._find_pages()
                 self._step()
-            elif not work:
+            elif spare and not work:
                 self._backend.do_spare_work()
             self._send_report()
             self._pulse.report()
 
     def _has_work(self) -> bool:
-        return bool(self._running or self._batch.flying or self._mixed.waiting)
+        return bool(self._batch.flying or self._mixed.waiting or self._any_active())
+
+    def _any_active(self) -> bool:
+        """Returns whether the batch has a sequence that is not held."""
+        return any(lease not in self._held for lease in self._running)
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -110,6 +118,8 @@ class DecodeWorker:
                 case "drop":
                     for lease in message.drop.leases:
                         self._drop(lease)
+                case "hold":
+                    self._hold(message.hold)
                 case "set_shares":
                     self._backend.set_shares(message.set_shares)
                 case "resign":
@@ -138,6 +148,11 @@ class DecodeWorker:
         elif lease not in self._leaving:
             self._release(lease)
         self._report.dropped.append(lease)
+
+    def _hold(self, hold: wk.Hold) -> None:
+        """Leaves the named sequences out of the next steps. All others take part again."""
+        self._held = frozenset(hold.leases)
+        self._batch.hold(self._held)
 
     def _leave(self, lease: int) -> None:
         """Takes a sequence out of the batch. Its pages follow when the device is done with them, mostly at once."""
@@ -215,7 +230,7 @@ class DecodeWorker:
         answered = self._mixed.answer(self._reported_s)
         if not self._batch.flying:
             self._turns.end()
-            if not rows and not answered and self._running:
+            if not rows and not answered and self._any_active():
                 time.sleep(STARVED_WAIT_S)
         self._add_outcomes(rows, launched_s)
         self._launched_s = launched_s
@@ -311,6 +326,7 @@ class DecodeWorker:
 
     def _describe(self, beat: wk.Heartbeat) -> None:
         beat.leases.extend(self._running)
+        beat.held.extend(self._held.intersection(self._running))
         beat.adopted_through = self._adopted
         beat.answered_through = self._mixed.answered
         beat.idle = self._mixed.idle

@@ -97,7 +97,7 @@ def test_it_ends_with_its_server_and_nothing_is_left(mps: OwnMps, folder: Path) 
 def test_a_daemon_that_is_killed_takes_its_server_along_and_is_started_again(mps: OwnMps, folder: Path) -> None:
     daemon, server = pids(folder)
     os.kill(daemon, signal.SIGKILL)
-    assert until(mps.attend), "said once, so that its clients are replaced"
+    assert until(mps.poll), "said once, so that its clients are replaced"
     assert not mps.answers
     assert is_gone(server)
     assert until(lambda: not mps.poll() and mps.answers)

@@ -7,7 +7,7 @@ over. When the play ends, the worker is told to end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from semipd.core.config import PAGE_SIZE
@@ -146,6 +146,7 @@ class LateBatch:
     def __init__(self, account: PageAccount, me: Holder, log: list[str]) -> None:
         self._account, self._me, self._log = account, me, log
         self._rows: dict[int, Row] = {}
+        self._held: frozenset[int] = frozenset()
         self._left: list[Row] = []
         self._flying: deque[Pass] = deque()
         self._known: list[tuple[Sequence[PrefillItem], list[TokenOutcome | None]]] = []
@@ -167,7 +168,13 @@ class LateBatch:
         return list(self._rows)
 
     def context_tokens(self) -> int:
-        return sum(row.context for row in self._rows.values())
+        return sum(row.context for row in self._rows.values() if row.lease not in self._held)
+
+    def hold(self, leases: Collection[int]) -> None:
+        self._held = frozenset(leases)
+
+    def _active(self) -> list[Row]:
+        return [row for row in self._rows.values() if row.lease not in self._held]
 
     def add(self, lease: int, context: int, table: Pages, sampling: SamplingInput) -> None:
         assert lease not in self._rows
@@ -183,7 +190,7 @@ class LateBatch:
         return [row.lease for row in done]
 
     def wanting_pages(self) -> list[int]:
-        return [row.lease for row in self._rows.values() if row.context >= row.pages * PAGE_SIZE and row.left > 0]
+        return [row.lease for row in self._active() if row.context >= row.pages * PAGE_SIZE and row.left > 0]
 
     def grow(self, lease: int, pages: Sequence[int] | Pages) -> None:
         self._rows[lease].pages += len(pages)
@@ -199,7 +206,7 @@ class LateBatch:
         leases = [item.lease for item in prompts]
         if leases and self.too_much(leases):
             raise MemoryError("launch")
-        ready = [row for row in self._rows.values() if row.context < row.pages * PAGE_SIZE and row.left > 0]
+        ready = [row for row in self._active() if row.context < row.pages * PAGE_SIZE and row.left > 0]
         launch = bool(ready or prompts)
         if launch:
             self._log.append(" ".join(["step", *(f"with {lease}" for lease in leases)]))
@@ -272,6 +279,10 @@ def adopt(lease: int, context: int, *, priority: int = 0, sequence: int = 0, max
             ordinal=1,
         )
     )
+
+
+def hold(*leases: int) -> wk.ToWorker:
+    return wk.ToWorker(hold=wk.Hold(leases=leases))
 
 
 def drop(*leases: int) -> wk.ToWorker:

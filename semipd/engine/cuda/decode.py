@@ -8,7 +8,7 @@ sequence that ends with a stop token is found out one step later, and that step'
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,7 @@ class CudaDecodeBatch:
         self._prompt_outcomes: list[PromptOutcomes] = []
         self._free_slots = list(range(slots))[::-1]
         self._row: dict[int, DecodeRow] = {}
+        self._held: frozenset[int] = frozenset()
         self._rows: list[DecodeRow] = []
         self._columns: dict[str, npt.NDArray[Any]] = {
             "slot": np.zeros(most_rows, np.int32),
@@ -129,8 +130,17 @@ class CudaDecodeBatch:
         return [row.lease for row in self._rows]
 
     def context_tokens(self) -> int:
-        """Tokens in the pool, over the batch, as of the step launched last."""
-        return int(self._columns["context"][: len(self)].sum())
+        """Returns the tokens in the pool over the sequences that are not held, as of the step launched last."""
+        contexts = self._columns["context"]
+        return int(contexts[: len(self)].sum()) - int(contexts[self._held_places()].sum())
+
+    def hold(self, leases: Collection[int]) -> None:
+        """Like `CpuDecodeBatch.hold`. A step that is on the device goes on with them."""
+        self._held = frozenset(leases)
+        self._prepared = None
+
+    def _held_places(self) -> list[int]:
+        return [self._row[lease].place for lease in self._held if lease in self._row] if self._held else []
 
     @property
     def flying(self) -> int:
@@ -193,9 +203,10 @@ class CudaDecodeBatch:
         return [row.lease for row in done]
 
     def wanting_pages(self) -> list[int]:
-        """Leases whose next token has no page to put its KV into. A step leaves them out."""
+        """Leases whose next token has no page to put its KV into, except held ones. A step leaves them out."""
         c, count = self._columns, len(self)
         full = (c["context"][:count] >= c["pages"][:count] * PAGE_SIZE) & (c["left"][:count] > 0)
+        full[self._held_places()] = False
         return [self._rows[place].lease for place in np.flatnonzero(full).tolist()]
 
     def grow(self, lease: int, pages: Sequence[int] | Pages) -> None:
@@ -255,9 +266,11 @@ class CudaDecodeBatch:
                     self._args.send()
 
     def _ready(self) -> npt.NDArray[np.intp]:
-        """Places of the rows that have room, and tokens to come."""
+        """Returns the places of the rows that have room and tokens to come and are not held."""
         c, count = self._columns, len(self)
-        return np.flatnonzero((c["context"][:count] < c["pages"][:count] * PAGE_SIZE) & (c["left"][:count] > 0))
+        ready = (c["context"][:count] < c["pages"][:count] * PAGE_SIZE) & (c["left"][:count] > 0)
+        ready[self._held_places()] = False
+        return np.flatnonzero(ready)
 
     def _launch(self) -> bool:
         self.prepare()

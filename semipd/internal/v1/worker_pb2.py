@@ -26,63 +26,65 @@ from semipd.internal.v1 import sequence_pb2 as semipd_dot_internal_dot_v1_dot_se
 from semipd.v1 import generation_pb2 as semipd_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsemipd/internal/v1/worker.proto\x12\x12semipd.internal.v1\x1a!semipd/internal/v1/sequence.proto\x1a\x1asemipd/v1/generation.proto\"\xe5\x02\n\x08ToWorker\x12.\n\x07\x61ppoint\x18\x01 \x01(\x0b\x32\x1b.semipd.internal.v1.AppointH\x00\x12\x33\n\x07prefill\x18\x02 \x01(\x0b\x32 .semipd.internal.v1.PrefillBatchH\x00\x12*\n\x05\x61\x64opt\x18\x03 \x01(\x0b\x32\x19.semipd.internal.v1.AdoptH\x00\x12(\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x18.semipd.internal.v1.DropH\x00\x12\x33\n\nset_shares\x18\x05 \x01(\x0b\x32\x1d.semipd.internal.v1.SetSharesH\x00\x12\x30\n\x08shutdown\x18\x06 \x01(\x0b\x32\x1c.semipd.internal.v1.ShutdownH\x00\x12,\n\x06resign\x18\x07 \x01(\x0b\x32\x1a.semipd.internal.v1.ResignH\x00\x42\t\n\x07message\"\xb2\x03\n\nFromWorker\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.semipd.internal.v1.WorkerHelloH\x00\x12*\n\x05ready\x18\x02 \x01(\x0b\x32\x19.semipd.internal.v1.ReadyH\x00\x12\x37\n\x0cprefill_done\x18\x03 \x01(\x0b\x32\x1f.semipd.internal.v1.PrefillDoneH\x00\x12\x31\n\tstep_done\x18\x04 \x01(\x0b\x32\x1c.semipd.internal.v1.StepDoneH\x00\x12\x32\n\theartbeat\x18\x05 \x01(\x0b\x32\x1d.semipd.internal.v1.HeartbeatH\x00\x12;\n\x0eshares_applied\x18\x06 \x01(\x0b\x32!.semipd.internal.v1.SharesAppliedH\x00\x12,\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x1a.semipd.internal.v1.FailedH\x00\x12\x30\n\x08resigned\x18\x08 \x01(\x0b\x32\x1c.semipd.internal.v1.ResignedH\x00\x42\t\n\x07message\"\x1a\n\x0bWorkerHello\x12\x0b\n\x03pid\x18\x01 \x01(\r\"|\n\x07\x41ppoint\x12,\n\x04role\x18\x01 \x01(\x0e\x32\x1e.semipd.internal.v1.WorkerRole\x12\x0c\n\x04\x63pus\x18\x02 \x03(\r\x12 \n\x18\x61\x63tive_thread_percentage\x18\x03 \x01(\r\x12\x13\n\x0breplacement\x18\x04 \x01(\x08\"\x1a\n\x05Ready\x12\x11\n\tstep_rows\x18\x01 \x03(\r\"]\n\x0cPrefillBatch\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12)\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x19.semipd.internal.v1.Chunk\x12\x13\n\x0bstep_tokens\x18\x03 \x01(\r\"\x98\x01\n\x05\x43hunk\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\x36\n\x0c\x63ontinuation\x18\x05 \x01(\x0b\x32 .semipd.internal.v1.Continuation\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\"\x8e\x01\n\x0c\x43ontinuation\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.semipd.internal.v1.Sampling\x12.\n\x08stopping\x18\x02 \x01(\x0b\x32\x1c.semipd.internal.v1.Stopping\x12\x0e\n\x06output\x18\x03 \x03(\r\x12\x0e\n\x06prompt\x18\x04 \x03(\r\"\\\n\x0bPrefillDone\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12-\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1d.semipd.internal.v1.ChunkDone\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x9c\x01\n\tChunkDone\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x31\n\x07outcome\x18\x02 \x01(\x0e\x32 .semipd.internal.v1.ChunkOutcome\x12\x10\n\x08\x63omputed\x18\x03 \x01(\r\x12,\n\x07sampled\x18\x04 \x01(\x0b\x32\x1b.semipd.internal.v1.Sampled\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"u\n\x07Sampled\x12\r\n\x05token\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12#\n\x07logprob\x18\x03 \x01(\x0b\x32\x12.semipd.v1.Logprob\x12$\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x17.semipd.internal.v1.End\"\xa8\x01\n\x05\x41\x64opt\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\r\x12\x36\n\x0c\x63ontinuation\x18\x04 \x01(\x0b\x32 .semipd.internal.v1.Continuation\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x0f\n\x07ordinal\x18\x07 \x01(\x04\"\x16\n\x04\x44rop\x12\x0e\n\x06leases\x18\x01 \x03(\x04\"\xb9\x02\n\x08StepDone\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06leases\x18\x02 \x03(\x04\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12(\n\x04\x65nds\x18\x05 \x03(\x0b\x32\x1a.semipd.internal.v1.RowEnd\x12\x30\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1e.semipd.internal.v1.RowLogprob\x12\x11\n\tpreempted\x18\x07 \x03(\x04\x12\x0f\n\x07\x64ropped\x18\x08 \x03(\x04\x12\x32\n\x08\x66\x61ilures\x18\t \x03(\x0b\x32 .semipd.internal.v1.LeaseFailure\x12\x0f\n\x07seconds\x18\n \x01(\x01\x12\x16\n\x0e\x63ontext_tokens\x18\x0b \x01(\x04\x12\x0f\n\x07starved\x18\x0c \x01(\x08\";\n\x06RowEnd\x12\x0b\n\x03row\x18\x01 \x01(\r\x12$\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x17.semipd.internal.v1.End\">\n\nRowLogprob\x12\x0b\n\x03row\x18\x01 \x01(\r\x12#\n\x07logprob\x18\x02 \x01(\x0b\x32\x12.semipd.v1.Logprob\",\n\x0cLeaseFailure\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"l\n\tHeartbeat\x12\x0e\n\x06pulses\x18\x01 \x01(\x04\x12\x0e\n\x06leases\x18\x02 \x03(\x04\x12\x17\n\x0f\x61\x64opted_through\x18\x03 \x01(\x04\x12\x18\n\x10\x61nswered_through\x18\x04 \x01(\x04\x12\x0c\n\x04idle\x18\x05 \x01(\x08\":\n\tSetShares\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x0f\n\x07percent\x18\x02 \x01(\x01\x12\x0c\n\x04\x63pus\x18\x03 \x03(\r\"=\n\rSharesApplied\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65lay_s\x18\x02 \x01(\x01\x12\x0b\n\x03sms\x18\x03 \x01(\r\"\n\n\x08Shutdown\"\x08\n\x06Resign\"\n\n\x08Resigned\"\x17\n\x06\x46\x61iled\x12\r\n\x05\x65rror\x18\x01 \x01(\t*Z\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02*\x96\x01\n\x0c\x43hunkOutcome\x12\x1d\n\x19\x43HUNK_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43HUNK_OUTCOME_COMPUTED\x10\x01\x12\x19\n\x15\x43HUNK_OUTCOME_NO_ROOM\x10\x02\x12\x16\n\x12\x43HUNK_OUTCOME_GONE\x10\x03\x12\x18\n\x14\x43HUNK_OUTCOME_FAILED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsemipd/internal/v1/worker.proto\x12\x12semipd.internal.v1\x1a!semipd/internal/v1/sequence.proto\x1a\x1asemipd/v1/generation.proto\"\x8f\x03\n\x08ToWorker\x12.\n\x07\x61ppoint\x18\x01 \x01(\x0b\x32\x1b.semipd.internal.v1.AppointH\x00\x12\x33\n\x07prefill\x18\x02 \x01(\x0b\x32 .semipd.internal.v1.PrefillBatchH\x00\x12*\n\x05\x61\x64opt\x18\x03 \x01(\x0b\x32\x19.semipd.internal.v1.AdoptH\x00\x12(\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x18.semipd.internal.v1.DropH\x00\x12\x33\n\nset_shares\x18\x05 \x01(\x0b\x32\x1d.semipd.internal.v1.SetSharesH\x00\x12\x30\n\x08shutdown\x18\x06 \x01(\x0b\x32\x1c.semipd.internal.v1.ShutdownH\x00\x12,\n\x06resign\x18\x07 \x01(\x0b\x32\x1a.semipd.internal.v1.ResignH\x00\x12(\n\x04hold\x18\x08 \x01(\x0b\x32\x18.semipd.internal.v1.HoldH\x00\x42\t\n\x07message\"\xb2\x03\n\nFromWorker\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.semipd.internal.v1.WorkerHelloH\x00\x12*\n\x05ready\x18\x02 \x01(\x0b\x32\x19.semipd.internal.v1.ReadyH\x00\x12\x37\n\x0cprefill_done\x18\x03 \x01(\x0b\x32\x1f.semipd.internal.v1.PrefillDoneH\x00\x12\x31\n\tstep_done\x18\x04 \x01(\x0b\x32\x1c.semipd.internal.v1.StepDoneH\x00\x12\x32\n\theartbeat\x18\x05 \x01(\x0b\x32\x1d.semipd.internal.v1.HeartbeatH\x00\x12;\n\x0eshares_applied\x18\x06 \x01(\x0b\x32!.semipd.internal.v1.SharesAppliedH\x00\x12,\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x1a.semipd.internal.v1.FailedH\x00\x12\x30\n\x08resigned\x18\x08 \x01(\x0b\x32\x1c.semipd.internal.v1.ResignedH\x00\x42\t\n\x07message\"\x1a\n\x0bWorkerHello\x12\x0b\n\x03pid\x18\x01 \x01(\r\"|\n\x07\x41ppoint\x12,\n\x04role\x18\x01 \x01(\x0e\x32\x1e.semipd.internal.v1.WorkerRole\x12\x0c\n\x04\x63pus\x18\x02 \x03(\r\x12 \n\x18\x61\x63tive_thread_percentage\x18\x03 \x01(\r\x12\x13\n\x0breplacement\x18\x04 \x01(\x08\"\x1a\n\x05Ready\x12\x11\n\tstep_rows\x18\x01 \x03(\r\"]\n\x0cPrefillBatch\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12)\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x19.semipd.internal.v1.Chunk\x12\x13\n\x0bstep_tokens\x18\x03 \x01(\r\"\x98\x01\n\x05\x43hunk\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\x36\n\x0c\x63ontinuation\x18\x05 \x01(\x0b\x32 .semipd.internal.v1.Continuation\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\"\x8e\x01\n\x0c\x43ontinuation\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.semipd.internal.v1.Sampling\x12.\n\x08stopping\x18\x02 \x01(\x0b\x32\x1c.semipd.internal.v1.Stopping\x12\x0e\n\x06output\x18\x03 \x03(\r\x12\x0e\n\x06prompt\x18\x04 \x03(\r\"\\\n\x0bPrefillDone\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12-\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1d.semipd.internal.v1.ChunkDone\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x9c\x01\n\tChunkDone\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x31\n\x07outcome\x18\x02 \x01(\x0e\x32 .semipd.internal.v1.ChunkOutcome\x12\x10\n\x08\x63omputed\x18\x03 \x01(\r\x12,\n\x07sampled\x18\x04 \x01(\x0b\x32\x1b.semipd.internal.v1.Sampled\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"u\n\x07Sampled\x12\r\n\x05token\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12#\n\x07logprob\x18\x03 \x01(\x0b\x32\x12.semipd.v1.Logprob\x12$\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x17.semipd.internal.v1.End\"\xa8\x01\n\x05\x41\x64opt\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\r\x12\x36\n\x0c\x63ontinuation\x18\x04 \x01(\x0b\x32 .semipd.internal.v1.Continuation\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x0f\n\x07ordinal\x18\x07 \x01(\x04\"\x16\n\x04\x44rop\x12\x0e\n\x06leases\x18\x01 \x03(\x04\"\x16\n\x04Hold\x12\x0e\n\x06leases\x18\x01 \x03(\x04\"\xb9\x02\n\x08StepDone\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06leases\x18\x02 \x03(\x04\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12(\n\x04\x65nds\x18\x05 \x03(\x0b\x32\x1a.semipd.internal.v1.RowEnd\x12\x30\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1e.semipd.internal.v1.RowLogprob\x12\x11\n\tpreempted\x18\x07 \x03(\x04\x12\x0f\n\x07\x64ropped\x18\x08 \x03(\x04\x12\x32\n\x08\x66\x61ilures\x18\t \x03(\x0b\x32 .semipd.internal.v1.LeaseFailure\x12\x0f\n\x07seconds\x18\n \x01(\x01\x12\x16\n\x0e\x63ontext_tokens\x18\x0b \x01(\x04\x12\x0f\n\x07starved\x18\x0c \x01(\x08\";\n\x06RowEnd\x12\x0b\n\x03row\x18\x01 \x01(\r\x12$\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x17.semipd.internal.v1.End\">\n\nRowLogprob\x12\x0b\n\x03row\x18\x01 \x01(\r\x12#\n\x07logprob\x18\x02 \x01(\x0b\x32\x12.semipd.v1.Logprob\",\n\x0cLeaseFailure\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"z\n\tHeartbeat\x12\x0e\n\x06pulses\x18\x01 \x01(\x04\x12\x0e\n\x06leases\x18\x02 \x03(\x04\x12\x17\n\x0f\x61\x64opted_through\x18\x03 \x01(\x04\x12\x18\n\x10\x61nswered_through\x18\x04 \x01(\x04\x12\x0c\n\x04idle\x18\x05 \x01(\x08\x12\x0c\n\x04held\x18\x06 \x03(\x04\":\n\tSetShares\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x0f\n\x07percent\x18\x02 \x01(\x01\x12\x0c\n\x04\x63pus\x18\x03 \x03(\r\"=\n\rSharesApplied\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65lay_s\x18\x02 \x01(\x01\x12\x0b\n\x03sms\x18\x03 \x01(\r\"\n\n\x08Shutdown\"\x08\n\x06Resign\"\n\n\x08Resigned\"\x17\n\x06\x46\x61iled\x12\r\n\x05\x65rror\x18\x01 \x01(\t*Z\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02*\x96\x01\n\x0c\x43hunkOutcome\x12\x1d\n\x19\x43HUNK_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43HUNK_OUTCOME_COMPUTED\x10\x01\x12\x19\n\x15\x43HUNK_OUTCOME_NO_ROOM\x10\x02\x12\x16\n\x12\x43HUNK_OUTCOME_GONE\x10\x03\x12\x18\n\x14\x43HUNK_OUTCOME_FAILED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'semipd.internal.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERROLE']._serialized_start=2838
-  _globals['_WORKERROLE']._serialized_end=2928
-  _globals['_CHUNKOUTCOME']._serialized_start=2931
-  _globals['_CHUNKOUTCOME']._serialized_end=3081
+  _globals['_WORKERROLE']._serialized_start=2918
+  _globals['_WORKERROLE']._serialized_end=3008
+  _globals['_CHUNKOUTCOME']._serialized_start=3011
+  _globals['_CHUNKOUTCOME']._serialized_end=3161
   _globals['_TOWORKER']._serialized_start=119
-  _globals['_TOWORKER']._serialized_end=476
-  _globals['_FROMWORKER']._serialized_start=479
-  _globals['_FROMWORKER']._serialized_end=913
-  _globals['_WORKERHELLO']._serialized_start=915
-  _globals['_WORKERHELLO']._serialized_end=941
-  _globals['_APPOINT']._serialized_start=943
-  _globals['_APPOINT']._serialized_end=1067
-  _globals['_READY']._serialized_start=1069
-  _globals['_READY']._serialized_end=1095
-  _globals['_PREFILLBATCH']._serialized_start=1097
-  _globals['_PREFILLBATCH']._serialized_end=1190
-  _globals['_CHUNK']._serialized_start=1193
-  _globals['_CHUNK']._serialized_end=1345
-  _globals['_CONTINUATION']._serialized_start=1348
-  _globals['_CONTINUATION']._serialized_end=1490
-  _globals['_PREFILLDONE']._serialized_start=1492
-  _globals['_PREFILLDONE']._serialized_end=1584
-  _globals['_CHUNKDONE']._serialized_start=1587
-  _globals['_CHUNKDONE']._serialized_end=1743
-  _globals['_SAMPLED']._serialized_start=1745
-  _globals['_SAMPLED']._serialized_end=1862
-  _globals['_ADOPT']._serialized_start=1865
-  _globals['_ADOPT']._serialized_end=2033
-  _globals['_DROP']._serialized_start=2035
-  _globals['_DROP']._serialized_end=2057
-  _globals['_STEPDONE']._serialized_start=2060
-  _globals['_STEPDONE']._serialized_end=2373
-  _globals['_ROWEND']._serialized_start=2375
-  _globals['_ROWEND']._serialized_end=2434
-  _globals['_ROWLOGPROB']._serialized_start=2436
-  _globals['_ROWLOGPROB']._serialized_end=2498
-  _globals['_LEASEFAILURE']._serialized_start=2500
-  _globals['_LEASEFAILURE']._serialized_end=2544
-  _globals['_HEARTBEAT']._serialized_start=2546
-  _globals['_HEARTBEAT']._serialized_end=2654
-  _globals['_SETSHARES']._serialized_start=2656
-  _globals['_SETSHARES']._serialized_end=2714
-  _globals['_SHARESAPPLIED']._serialized_start=2716
-  _globals['_SHARESAPPLIED']._serialized_end=2777
-  _globals['_SHUTDOWN']._serialized_start=2779
-  _globals['_SHUTDOWN']._serialized_end=2789
-  _globals['_RESIGN']._serialized_start=2791
-  _globals['_RESIGN']._serialized_end=2799
-  _globals['_RESIGNED']._serialized_start=2801
-  _globals['_RESIGNED']._serialized_end=2811
-  _globals['_FAILED']._serialized_start=2813
-  _globals['_FAILED']._serialized_end=2836
+  _globals['_TOWORKER']._serialized_end=518
+  _globals['_FROMWORKER']._serialized_start=521
+  _globals['_FROMWORKER']._serialized_end=955
+  _globals['_WORKERHELLO']._serialized_start=957
+  _globals['_WORKERHELLO']._serialized_end=983
+  _globals['_APPOINT']._serialized_start=985
+  _globals['_APPOINT']._serialized_end=1109
+  _globals['_READY']._serialized_start=1111
+  _globals['_READY']._serialized_end=1137
+  _globals['_PREFILLBATCH']._serialized_start=1139
+  _globals['_PREFILLBATCH']._serialized_end=1232
+  _globals['_CHUNK']._serialized_start=1235
+  _globals['_CHUNK']._serialized_end=1387
+  _globals['_CONTINUATION']._serialized_start=1390
+  _globals['_CONTINUATION']._serialized_end=1532
+  _globals['_PREFILLDONE']._serialized_start=1534
+  _globals['_PREFILLDONE']._serialized_end=1626
+  _globals['_CHUNKDONE']._serialized_start=1629
+  _globals['_CHUNKDONE']._serialized_end=1785
+  _globals['_SAMPLED']._serialized_start=1787
+  _globals['_SAMPLED']._serialized_end=1904
+  _globals['_ADOPT']._serialized_start=1907
+  _globals['_ADOPT']._serialized_end=2075
+  _globals['_DROP']._serialized_start=2077
+  _globals['_DROP']._serialized_end=2099
+  _globals['_HOLD']._serialized_start=2101
+  _globals['_HOLD']._serialized_end=2123
+  _globals['_STEPDONE']._serialized_start=2126
+  _globals['_STEPDONE']._serialized_end=2439
+  _globals['_ROWEND']._serialized_start=2441
+  _globals['_ROWEND']._serialized_end=2500
+  _globals['_ROWLOGPROB']._serialized_start=2502
+  _globals['_ROWLOGPROB']._serialized_end=2564
+  _globals['_LEASEFAILURE']._serialized_start=2566
+  _globals['_LEASEFAILURE']._serialized_end=2610
+  _globals['_HEARTBEAT']._serialized_start=2612
+  _globals['_HEARTBEAT']._serialized_end=2734
+  _globals['_SETSHARES']._serialized_start=2736
+  _globals['_SETSHARES']._serialized_end=2794
+  _globals['_SHARESAPPLIED']._serialized_start=2796
+  _globals['_SHARESAPPLIED']._serialized_end=2857
+  _globals['_SHUTDOWN']._serialized_start=2859
+  _globals['_SHUTDOWN']._serialized_end=2869
+  _globals['_RESIGN']._serialized_start=2871
+  _globals['_RESIGN']._serialized_end=2879
+  _globals['_RESIGNED']._serialized_start=2881
+  _globals['_RESIGNED']._serialized_end=2891
+  _globals['_FAILED']._serialized_start=2893
+  _globals['_FAILED']._serialized_end=2916
 # @@protoc_insertion_point(module_scope)

@@ -32,7 +32,7 @@ CHUNK_OUTCOME_GONE: ChunkOutcome
 CHUNK_OUTCOME_FAILED: ChunkOutcome
 
 class ToWorker(_message.Message):
-    __slots__ = ("appoint", "prefill", "adopt", "drop", "set_shares", "shutdown", "resign")
+    __slots__ = ("appoint", "prefill", "adopt", "drop", "set_shares", "shutdown", "resign", "hold")
     APPOINT_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     ADOPT_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class ToWorker(_message.Message):
     SET_SHARES_FIELD_NUMBER: _ClassVar[int]
     SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
     RESIGN_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     appoint: Appoint
     prefill: PrefillBatch
     adopt: Adopt
@@ -47,7 +48,8 @@ class ToWorker(_message.Message):
     set_shares: SetShares
     shutdown: Shutdown
     resign: Resign
-    def __init__(self, appoint: _Optional[_Union[Appoint, _Mapping]] = ..., prefill: _Optional[_Union[PrefillBatch, _Mapping]] = ..., adopt: _Optional[_Union[Adopt, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., set_shares: _Optional[_Union[SetShares, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., resign: _Optional[_Union[Resign, _Mapping]] = ...) -> None: ...
+    hold: Hold
+    def __init__(self, appoint: _Optional[_Union[Appoint, _Mapping]] = ..., prefill: _Optional[_Union[PrefillBatch, _Mapping]] = ..., adopt: _Optional[_Union[Adopt, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., set_shares: _Optional[_Union[SetShares, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., resign: _Optional[_Union[Resign, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ...) -> None: ...
 
 class FromWorker(_message.Message):
     __slots__ = ("hello", "ready", "prefill_done", "step_done", "heartbeat", "shares_applied", "failed", "resigned")
@@ -191,6 +193,12 @@ class Drop(_message.Message):
     leases: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, leases: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Hold(_message.Message):
+    __slots__ = ("leases",)
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    leases: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, leases: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class StepDone(_message.Message):
     __slots__ = ("step", "leases", "tokens", "positions", "ends", "logprobs", "preempted", "dropped", "failures", "seconds", "context_tokens", "starved")
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -244,18 +252,20 @@ class LeaseFailure(_message.Message):
     def __init__(self, lease: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("pulses", "leases", "adopted_through", "answered_through", "idle")
+    __slots__ = ("pulses", "leases", "adopted_through", "answered_through", "idle", "held")
     PULSES_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
     ADOPTED_THROUGH_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_THROUGH_FIELD_NUMBER: _ClassVar[int]
     IDLE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     pulses: int
     leases: _containers.RepeatedScalarFieldContainer[int]
     adopted_through: int
     answered_through: int
     idle: bool
-    def __init__(self, pulses: _Optional[int] = ..., leases: _Optional[_Iterable[int]] = ..., adopted_through: _Optional[int] = ..., answered_through: _Optional[int] = ..., idle: _Optional[bool] = ...) -> None: ...
+    held: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, pulses: _Optional[int] = ..., leases: _Optional[_Iterable[int]] = ..., adopted_through: _Optional[int] = ..., answered_through: _Optional[int] = ..., idle: _Optional[bool] = ..., held: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SetShares(_message.Message):
     __slots__ = ("change", "percent", "cpus")

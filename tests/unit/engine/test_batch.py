@@ -9,13 +9,13 @@ import pytest
 
 from semipd.core.request import EndReason, SamplingParams, StoppingParams
 from semipd.engine.engine import CpuEngine, PrefillItem, SampledToken, SamplingInput, SequenceFailure
+from semipd.engine.pulse import SilentPulse
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = (5, 9, 120, 33, 7)
 
 
-def no_pulse():
-    pass
+NO_PULSE = SilentPulse()
 
 
 def adopt(rig, lease, prompt=PROMPT, stopping=None, sampling=GREEDY, tokens_of_room=None):
@@ -58,16 +58,48 @@ def test_a_sequence_without_a_page_for_its_next_token_waits_and_the_others_go_on
     got = {1: [adopt(made, 1, tuple(range(1, 17))).token], 2: [adopt(made, 2).token]}
     assert made.batch.wanting_pages() == [1]
 
-    for lease, sampled in made.batch.step(no_pulse):
+    for lease, sampled in made.batch.step(NO_PULSE):
         got[lease].append(sampled.token)
     assert [len(got[1]), len(got[2])] == [1, 2]
     made.batch.grow(1, made.take(1, 17)[1:])
     assert made.batch.wanting_pages() == []
     for _ in range(3):
-        for lease, sampled in made.batch.step(no_pulse):
+        for lease, sampled in made.batch.step(NO_PULSE):
             got[lease].append(sampled.token)
 
     assert got == {1: expected[0][:4], 2: expected[1][:5]}
+
+
+def test_a_held_sequence_is_in_no_step_keeps_its_place_and_goes_on_from_there(rig, wish):
+    drawn = SamplingParams(temperature=0.8, seed=3, frequency_penalty=0.5, repetition_penalty=1.2)
+    expected = rig().run([wish(PROMPT, sampling=drawn), wish((1, 2, 3))])
+    made = rig()
+    got = {1: [adopt(made, 1, sampling=drawn, tokens_of_room=64).token]}
+    got[2] = [adopt(made, 2, (1, 2, 3), tokens_of_room=64).token]
+
+    for held in (set(), {1}, {1, 99}, {1}, {1, 2}, {2}, set()):
+        made.batch.hold(held)
+        answers = made.batch.step(NO_PULSE)
+        assert {lease for lease, _ in answers} == {1, 2} - held
+        for lease, sampled in answers:
+            got[lease].append(sampled.token)
+
+    assert got == {1: expected[0].tokens[:4], 2: expected[1].tokens[:6]}
+
+
+def test_a_held_sequence_wants_no_page_and_counts_no_tokens(rig):
+    made = rig()
+    adopt(made, 1, tuple(range(1, 17)))
+    adopt(made, 2)
+
+    made.batch.hold([1])
+    assert made.batch.wanting_pages() == []
+    assert made.batch.context_tokens() == 5
+    made.batch.remove(2)
+    assert made.batch.step(NO_PULSE) == []
+    made.batch.hold([])
+    assert made.batch.wanting_pages() == [1]
+    assert made.batch.context_tokens() == 16
 
 
 def test_counts_the_tokens_in_the_pool(rig):
@@ -76,7 +108,7 @@ def test_counts_the_tokens_in_the_pool(rig):
     adopt(made, 2, (1, 2, 3))
 
     assert made.batch.context_tokens() == 8
-    made.batch.step(no_pulse)
+    made.batch.step(NO_PULSE)
     assert made.batch.context_tokens() == 10
     made.batch.remove(1)
     assert made.batch.context_tokens() == 4
@@ -88,15 +120,15 @@ def test_a_sequence_can_leave_and_come_back(rig, wish):
     tokens = [adopt(made, 7, tokens_of_room=32).token]
     adopt(made, 8)
     for _ in range(4):
-        tokens += [s.token for lease, s in made.batch.step(no_pulse) if lease == 7]
+        tokens += [s.token for lease, s in made.batch.step(NO_PULSE) if lease == 7]
     made.batch.remove(7)
     assert made.batch.leases() == [8]
-    made.batch.step(no_pulse)
+    made.batch.step(NO_PULSE)
 
     sampling_input = SamplingInput(GREEDY, StoppingParams(100), (), tuple(tokens))
     made.batch.add(7, len(PROMPT) + 4, made.take(7, 32), sampling_input)
     for _ in range(4):
-        tokens += [s.token for lease, s in made.batch.step(no_pulse) if lease == 7]
+        tokens += [s.token for lease, s in made.batch.step(NO_PULSE) if lease == 7]
 
     assert tokens == expected[:9]
 
@@ -181,7 +213,7 @@ def test_a_sequence_that_is_not_finite_fails_alone_and_taints_no_page(rig, wish)
     page = int(made.take(2, 1)[0])
     made.pool[:, page, 0, :3] = math.nan
 
-    outcomes = dict(made.batch.step(no_pulse))
+    outcomes = dict(made.batch.step(NO_PULSE))
     assert isinstance(outcomes[2], SequenceFailure)
     assert "finite" in outcomes[2].error
     got.append(outcomes[1].token)
@@ -192,7 +224,7 @@ def test_a_sequence_that_is_not_finite_fails_alone_and_taints_no_page(rig, wish)
     made.assign(3, page)
     third = [adopt(made, 3, (8, 8, 1)).token]
     for _ in range(4):
-        outcomes = dict(made.batch.step(no_pulse))
+        outcomes = dict(made.batch.step(NO_PULSE))
         got.append(outcomes[1].token)
         third.append(outcomes[3].token)
     assert got == expected[0][1:6]
@@ -248,6 +280,6 @@ def test_tables_may_be_longer_than_the_context(rig, wish):
     (first,) = made.engine.prefill([PrefillItem(1, PROMPT, 0, table, sampling_input)], made.pulse)
     made.batch.add(1, 5, table, SamplingInput(GREEDY, StoppingParams(100), (), (first.token,)))
 
-    tokens = [first.token] + [made.batch.step(no_pulse)[0][1].token for _ in range(20)]
+    tokens = [first.token] + [made.batch.step(NO_PULSE)[0][1].token for _ in range(20)]
 
     assert tokens == expected[:21]

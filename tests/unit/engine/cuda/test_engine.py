@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -42,6 +42,8 @@ WANTED: Sequence[Wanted] = (
     (PLAIN, StoppingParams(max_tokens=30, min_tokens=4, stop_token_ids=frozenset(range(0, 160, 3)))),
 )
 LENGTHS = (5, 16, 17, 40, 33, 3, 70)
+HELD: Mapping[int, set[int]] = {2: {1}, 4: {0, 3}, 5: {0, 3}, 7: set(range(7)), 8: {1, 2}, 9: {4}, 10: {4, 5}}
+"""Leases that a step leaves out, by the step's number."""
 
 
 class Run:
@@ -92,13 +94,15 @@ class Run:
             self.answers[lease].append(outcome)
 
 
-def run(engine: Any) -> Run:
+def run(engine: Any, held: Mapping[int, set[int]] | None = None) -> Run:
+    """Plays all requests to their end; `held` are the leases that each step leaves out."""
     made = Run(engine)
     whole = [(lease, 0, n) for lease, n in enumerate(LENGTHS)]
     made.prefill([whole[:3], [(3, 0, 13), whole[5]], [(3, 13, 40)], [whole[4]], [(6, 0, 64)], [(6, 64, 70)]])
     for lease in range(4):
         made.join(lease)
     for number in range(40):
+        made.batch.hold((held or {}).get(number, ()))
         if number == 3:
             for lease in range(4, len(WANTED)):
                 made.join(lease)
@@ -117,8 +121,9 @@ def said(outcome: TokenOutcome) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("family", CHOSEN)
 def test_every_answer_is_the_one_of_the_cpus_engine(family: str, engines: Engines) -> None:
+    """The GPU's steps leave sequences out now and then, which changes no answer."""
     on_cpu, on_gpu = engines(family)
-    expected, found = run(on_cpu), run(on_gpu)
+    expected, found = run(on_cpu), run(on_gpu, HELD)
     for lease, answers in expected.answers.items():
         assert [said(a) for a in found.answers[lease]] == [said(a) for a in answers], (lease, family)
 
