@@ -1,4 +1,4 @@
-"""Two hundred sequences that join, are cancelled, preempted and taken up again, under a split that never stays."""
+"""Two hundred sequences that join, are held back, cancelled, preempted and taken up again; the split changes always."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def disturbed(made, wanted):
         running.update({leases[id(answer)]: number for (number, _), answer in zip(joining, answers, strict=True)})
         if splits:
             made.engine.use_sms(chance.choice(splits))
+        made.batch.hold(chance.sample(sorted(running), min(len(running), chance.choice((0, 0, 4, 20, RUNNING)))))
         made.step()
         for lease in [lease for lease in running if made.answers[lease].ended]:
             number, answer = running.pop(lease), made.answers[lease]

@@ -54,7 +54,7 @@ class LateBatch:
         self._touched: list[int] = []
         """Left, but part of the step under way."""
         self._quiet: list[int] = []
-        self.add, self.grow = inner.add, inner.grow
+        self.add, self.grow, self.hold = inner.add, inner.grow, inner.hold
         self.leases, self.context_tokens, self.wanting_pages = inner.leases, inner.context_tokens, inner.wanting_pages
 
     def __len__(self) -> int:
