@@ -16,6 +16,22 @@ class Gpu:
     capability: tuple[int, int]
     uuid: str = ""
     """The form that CUDA_VISIBLE_DEVICES takes."""
+    cuda_cores: int | None = None
+    """CUDA cores of all multiprocessors together; None: the driver doesn't say."""
+    clock_hz: float | None = None
+    """The highest clock of the multiprocessors; None: the driver doesn't say."""
+    memory_bytes_per_s: float | None = None
+    """The memory's bandwidth; None: the driver doesn't say."""
+
+    @property
+    def sms(self) -> int | None:
+        """The number of streaming multiprocessors; None: unknown."""
+        return None if self.cuda_cores is None else self.cuda_cores // cores_per_sm(self.capability)
+
+
+def cores_per_sm(capability: tuple[int, int]) -> int:
+    """Returns the CUDA cores of one multiprocessor (CUDA C++ Programming Guide, "Compute Capabilities")."""
+    return 64 if capability in ((7, 0), (7, 5), (8, 0)) else 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +50,12 @@ class Driver:
 
 class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+CLOCK_SM, CLOCK_MEMORY = 1, 2
+"""nvmlClockType_t."""
+TRANSFERS_PER_CLOCK = 2
+"""Memory moves this many bits a clock and pin, as NVML counts clocks: HBM and GDDR alike."""
 
 
 class NvmlError(Exception):
@@ -78,7 +100,26 @@ class Nvml:
             memory.total,
             (major.value, minor.value),
             self.text("nvmlDeviceGetUUID", handle),
+            *self._speeds(handle),
         )
+
+    def _speeds(self, handle: ctypes.c_void_p) -> tuple[int | None, float | None, float | None]:
+        """Returns CUDA cores, clock in Hz and memory bandwidth in bytes a second; None where the driver doesn't say."""
+        cores = self._number("nvmlDeviceGetNumGpuCores", handle)
+        clock_mhz = self._number("nvmlDeviceGetMaxClockInfo", handle, CLOCK_SM)
+        memory_mhz = self._number("nvmlDeviceGetMaxClockInfo", handle, CLOCK_MEMORY)
+        bus_bits = self._number("nvmlDeviceGetMemoryBusWidth", handle)
+        bandwidth = TRANSFERS_PER_CLOCK * memory_mhz * 1e6 * bus_bits / 8 if memory_mhz and bus_bits else None
+        return cores or None, clock_mhz * 1e6 if clock_mhz else None, bandwidth
+
+    def _number(self, name: str, *arguments: object) -> int | None:
+        """Returns a number that not every driver or device has; None: this one has not."""
+        found = ctypes.c_uint()
+        try:
+            self.call(name, *arguments, ctypes.byref(found))
+        except (NvmlError, AttributeError):
+            return None
+        return found.value
 
 
 def survey_driver(load: Callable[[], Nvml] = Nvml) -> Driver:

@@ -1,48 +1,28 @@
-"""What `semipd profile` measures, in which order, and how a profile is made of the answers. Needs no GPU."""
+"""What `semipd profile` measures, and in which order: the most telling first, so that a recording can be cut short.
+
+The tables name each size once. A size that is not `quick` is left out of a quick recording.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
-from statistics import median
-from typing import Protocol
+from typing import NamedTuple, TypeVar
 
-from semipd.bench.provenance import provenance
-from semipd.core.clock import Clock
-from semipd.core.errors import InputError
-from semipd.core.provenance import Provenance
 from semipd.core.sms import decode_choices
-from semipd.profiles.profile import (
-    Buckets,
-    DecodePoint,
-    DecodeTable,
-    Gpu,
-    MixedPoint,
-    ModelShape,
-    Overheads,
-    PrefillPoint,
-    PrefillTable,
-    Profile,
-    Source,
-    TurnsPoint,
-    check,
-)
-
-OVERHEADS = Overheads(arrive_s=0.0005, turnaround_s=0.0008, prepare_s=0.0008, deliver_s=0.002, handover_s=0.0004)
-"""Of the server on one H200's host: together with the pass they make the TTFT that was measured of a request alone.
-
-`handover_s` is the gap alone: about 0.3 ms were measured between a pass's end and the next step's launch. Profiles of
-bursts, at a higher clock than a server has under load, had 0.9 ms to make up for that; what `Alternating` measures is
-in place of it."""
 
 MOST_TOKENS = 560_000
-"""Of a decode batch, context and all: what fits beside two copies of the weights in 139 GiB, for Llama-3-8B."""
+"""Tokens of a decode batch, context and all, at most: what fits beside two copies of the weights of Llama-3-8B in
+139 GiB."""
+
+
+# --- measurements -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class StepAlone:
-    """A decode step of `rows` sequences at `context` tokens each, on so many SMs, prefill idle."""
+    """A decode step of `rows` sequences at `context` tokens each, on so many SMs, with prefill idle."""
 
     sms: int
     rows: int
@@ -51,7 +31,7 @@ class StepAlone:
 
 @dataclass(frozen=True, slots=True)
 class PassAlone:
-    """A prefill pass over `tokens` tokens of one prompt after `start` others, decode idle."""
+    """A prefill pass over `tokens` tokens of one prompt after `start` others, on so many SMs, with decode idle."""
 
     sms: int
     tokens: int
@@ -60,7 +40,7 @@ class PassAlone:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Both all the time: decode on the first, prefill on the last so many SMs."""
+    """Both phases without a pause: decode on the first `decode_sms` SMs, prefill on the last `prefill_sms`."""
 
     decode_sms: int
     prefill_sms: int
@@ -71,7 +51,7 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class MixedPass:
-    """A decode step on so many SMs, prefill idle, that takes along `tokens` tokens of a prompt after `start` others."""
+    """A decode step that takes along `tokens` tokens of a prompt after `start` others, with prefill idle."""
 
     sms: int
     rows: int
@@ -89,174 +69,203 @@ class Alternating:
     tokens: int
 
 
-Task = StepAlone | PassAlone | Beside | MixedPass | Alternating
-
-TURNS = [(256, 512, 512), (64, 1024, 512), (256, 512, 1024)]
-MORE_TURNS = [(16, 1024, 1024), (384, 512, 512), (256, 512, 256), (128, 512, 512)]
-"""Rows, context, tokens: as where a server that takes turns is near saturation, and small batches."""
-MOST_TURN_TOKENS = max(tokens for _, _, tokens in TURNS + MORE_TURNS)
+Measurement = StepAlone | PassAlone | Beside | MixedPass | Alternating
 
 
-class Unfit(Exception):
-    """A task that this device can't do: its size does not fit. The message says why."""
+# --- sizes ------------------------------------------------------------------------------------------------------------
 
 
-class Machine(Protocol):
-    """Does the tasks; milliseconds. Raises Unfit, or CommandError where nothing more can be measured."""
+class StepSize(NamedTuple):
+    """The size of a decode step."""
 
-    def step_alone(self, task: StepAlone) -> float: ...
-    def pass_alone(self, task: PassAlone) -> float: ...
-    def mixed_pass(self, task: MixedPass) -> float: ...
-    def beside(self, task: Beside) -> tuple[float, float]:
-        """Of a decode step and of a prefill pass."""
+    rows: int
+    context: int
+    quick: bool = True
 
-    def alternating(self, task: Alternating) -> tuple[float, float]:
-        """Of a decode step and of a prefill pass."""
+    def fits(self, max_context: int) -> bool:
+        return self.context <= max_context and self.rows * self.context <= MOST_TOKENS
 
 
-def tasks(sms: int, max_context: int, *, quick: bool) -> list[Task]:
-    """The most telling first. What a profile can't do without is before all else."""
-    steps = [(64, 1024), (64, 4096), (1, 512), (16, 1024), (128, 1024), (256, 512), (512, 256)]
-    passes = [(2048, 0), (256, 0), (512, 0), (1024, 0), (512, 3584), (64, 0), (4096, 0), (7680, 0)]
-    pairings = [(64, 1024, 2048), (128, 1024, 512)]
-    turns = TURNS if quick else TURNS + MORE_TURNS
-    mixed = [(64, 512, 512), (64, 512, 2048), (256, 512, 512), (16, 512, 512), (256, 512, 2048), (64, 512, 1024)]
-    if not quick:
-        steps += [(32, 1024), (96, 1024), (192, 512), (8, 4096), (128, 4096), (384, 512), (256, 2048), (16, 256)]
-        steps += [(320, 512), (448, 512)]
-        passes += [(128, 0), (384, 0), (768, 0), (1536, 0), (3072, 0), (1024, 3072), (2048, 5120), (128, 1024)]
-        passes += [(320, 0), (448, 0), (640, 0)]
-        pairings += [(256, 512, 512), (64, 4096, 1024), (16, 1024, 256)]
-        mixed += [(64, 512, 256), (16, 512, 1024), (256, 512, 1024), (16, 512, 256), (256, 512, 256), (16, 512, 2048)]
-        mixed += [(64, 512, 64), (64, 4096, 512), (128, 2048, 1024)]
-    steps = [(rows, context) for rows, context in steps if context <= max_context and rows * context <= MOST_TOKENS]
-    passes = [(tokens, start) for tokens, start in passes if tokens + start <= max_context]
-    pairings = [one for one in pairings if max(one[1:]) <= max_context]
-    alone = [(*size, 0) for size in mixed if max(size[1:]) <= max_context]
-    alone += [] if quick or max_context < 4096 else [(64, 512, 512, 3584), (64, 512, 1024, 3072)]
-    splits = [(n, sms - n) for n in decode_choices(sms) if n < sms]
-    pairs = [*splits[1::2], *splits[::2], (sms, sms)]
-    if not quick:
-        pairs.append((sms, splits[len(splits) // 2][1]) if splits else (sms, sms))
-    pairs = list(dict.fromkeys(pairs))
-    reference: list[Task] = [StepAlone(sms, *step) for step in steps[:4]]
-    reference += [PassAlone(sms, *one) for one in passes[:5]]
-    beside: list[Task] = [Beside(*pair, *one) for one in pairings for pair in pairs]
-    rest: list[Task] = [*(StepAlone(sms, *step) for step in steps[4:]), *(PassAlone(sms, *one) for one in passes[5:])]
-    fewer: list[Task] = [PassAlone(p, *one) for one in ((2048, 0), (256, 0)) if one in passes for _, p in splits]
-    fewer += [StepAlone(d, *step) for step in steps[:1] + ([] if quick else steps[1:4]) for d, _ in splits]
-    together: list[Task] = [MixedPass(sms, *size) for size in alone]
-    by_turns: list[Task] = [Alternating(*one) for one in turns if max(one[1:]) <= max_context]
-    return [*reference, *_interleaved(beside, rest, together, by_turns), *fewer]
+class PassSize(NamedTuple):
+    """The size of a prefill pass over one prompt."""
+
+    tokens: int
+    start: int = 0
+    quick: bool = True
+
+    def fits(self, max_context: int) -> bool:
+        return self.tokens + self.start <= max_context
 
 
-def _interleaved(*lists: Sequence[Task]) -> list[Task]:
-    return [task for one_each in zip_longest(*lists) for task in one_each if task is not None]
+class PairSize(NamedTuple):
+    """The sizes of a decode step and of a prefill pass that the device does side by side or by turns."""
+
+    rows: int
+    context: int
+    tokens: int
+    quick: bool = True
+
+    def fits(self, max_context: int) -> bool:
+        return max(self.context, self.tokens) <= max_context
 
 
-@dataclass
-class Recording:
-    """The answers so far."""
+class MixedSize(NamedTuple):
+    """The size of a mixed batch."""
 
-    model: ModelShape
-    gpu: Gpu
-    steps: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)
-    """By SMs of the phase and of the other, then by rows and context: milliseconds."""
-    passes: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)
-    mixed: dict[tuple[int, int, int, int], list[float]] = field(default_factory=dict)
-    """By rows, context, tokens and start."""
-    turns: dict[tuple[int, int, int], list[tuple[float, float]]] = field(default_factory=dict)
-    """By rows, context and tokens: of a step and of a pass."""
-    buckets: Buckets = field(default_factory=Buckets)
-    left_out: list[str] = field(default_factory=list)
-    done: int = 0
-    made: Provenance = field(default_factory=provenance)
+    rows: int
+    context: int
+    tokens: int
+    start: int = 0
+    quick: bool = True
 
-    def step(self, sms: int, other_sms: int, rows: int, context: int, ms: float) -> None:
-        self.steps.setdefault((sms, other_sms), {}).setdefault((rows, context), []).append(ms)
-
-    def batch(self, sms: int, other_sms: int, tokens: int, start: int, ms: float) -> None:
-        self.passes.setdefault((sms, other_sms), {}).setdefault((tokens, start), []).append(ms)
-
-    def mixed_pass(self, rows: int, context: int, tokens: int, start: int, ms: float) -> None:
-        self.mixed.setdefault((rows, context, tokens, start), []).append(ms)
-
-    def by_turns(self, rows: int, context: int, tokens: int, ms: tuple[float, float]) -> None:
-        self.turns.setdefault((rows, context, tokens), []).append(ms)
-
-    def profile(self) -> Profile | None:
-        """None: too little is known yet."""
-        made = Profile(
-            source=Source(
-                recorded=True,
-                how="Recorded by `semipd profile`: medians of work without a pause, at the clock that the GPU then "
-                "keeps; alone and by turns in one process, side by side in two under MPS. "
-                "Overheads are the server's constants and were not measured here."
-                + (f" Left out: {'; '.join(self.left_out)}." if self.left_out else ""),
-                sources=(),
-                made=self.made,
-            ),
-            model=self.model,
-            gpu=self.gpu,
-            overheads=OVERHEADS,
-            decode=tuple(
-                DecodeTable(*pair, tuple(DecodePoint(*size, median(ms)) for size, ms in sorted(points.items())))
-                for pair, points in sorted(self.steps.items())
-            ),
-            prefill=tuple(
-                PrefillTable(*pair, tuple(PrefillPoint(*size, median(ms)) for size, ms in sorted(points.items())))
-                for pair, points in sorted(self.passes.items())
-            ),
-            mixed=tuple(MixedPoint(*size, median(ms)) for size, ms in sorted(self.mixed.items())),
-            turns=tuple(
-                TurnsPoint(*size, *(median(of_one) for of_one in zip(*ms, strict=True)))
-                for size, ms in sorted(self.turns.items())
-            ),
-            buckets=self.buckets,
-        )
-        try:
-            check(made, "")
-        except InputError:
-            return None
-        return made
+    def fits(self, max_context: int) -> bool:
+        return max(self.context, self.tokens) <= max_context and (not self.start or max_context >= LONG_CONTEXT)
 
 
-def carry_out(
-    todo: Sequence[Task],
-    machine: Machine,
-    recording: Recording,
-    clock: Clock,
-    until_s: float,
-    tell: Callable[[Task, Recording], None],
-) -> None:
-    """Does one task after another until the clock says `until_s`; `tell` hears of each before it is done.
+LONG_CONTEXT = 4096
+"""Tokens of context that a model must have for mixed batches that go on with a long prompt."""
 
-    Raises what the machine raises, but Unfit; the recording has what was measured by then.
+STEPS = (
+    StepSize(64, 1024),
+    StepSize(64, 4096),
+    StepSize(1, 512),
+    StepSize(16, 1024),
+    StepSize(128, 1024),
+    StepSize(256, 512),
+    StepSize(512, 256),
+    StepSize(32, 1024, quick=False),
+    StepSize(96, 1024, quick=False),
+    StepSize(192, 512, quick=False),
+    StepSize(8, 4096, quick=False),
+    StepSize(128, 4096, quick=False),
+    StepSize(384, 512, quick=False),
+    StepSize(256, 2048, quick=False),
+    StepSize(16, 256, quick=False),
+    StepSize(320, 512, quick=False),
+    StepSize(448, 512, quick=False),
+)
+"""Decode steps alone on all SMs: the price of rows at about one context, then that of context."""
+REFERENCE_STEPS = 4
+"""The first steps: without them there is no profile, and fewer SMs are measured with them."""
+
+PASSES = (
+    PassSize(2048),
+    PassSize(256),
+    PassSize(512),
+    PassSize(1024),
+    PassSize(512, start=3584),
+    PassSize(64),
+    PassSize(4096),
+    PassSize(7680),
+    PassSize(128, quick=False),
+    PassSize(384, quick=False),
+    PassSize(768, quick=False),
+    PassSize(1536, quick=False),
+    PassSize(3072, quick=False),
+    PassSize(1024, start=3072, quick=False),
+    PassSize(2048, start=5120, quick=False),
+    PassSize(128, start=1024, quick=False),
+    PassSize(320, quick=False),
+    PassSize(448, quick=False),
+    PassSize(640, quick=False),
+)
+"""Prefill passes alone on all SMs: whole prompts, and chunks after a part that was computed before."""
+REFERENCE_PASSES = 5
+"""The first passes: without them there is no profile."""
+PASSES_ON_FEWER_SMS = (PassSize(2048), PassSize(256))
+
+PAIRS_BESIDE = (
+    PairSize(64, 1024, 2048),
+    PairSize(128, 1024, 512),
+    PairSize(256, 512, 512, quick=False),
+    PairSize(64, 4096, 1024, quick=False),
+    PairSize(16, 1024, 256, quick=False),
+)
+"""Steps and passes side by side, on each split of the device."""
+
+PAIRS_BY_TURNS = (
+    PairSize(256, 512, 512),
+    PairSize(64, 1024, 512),
+    PairSize(256, 512, 1024),
+    PairSize(16, 1024, 1024, quick=False),
+    PairSize(384, 512, 512, quick=False),
+    PairSize(256, 512, 256, quick=False),
+    PairSize(128, 512, 512, quick=False),
+)
+"""Steps and passes by turns: as where a server that takes turns is near saturation, then small batches."""
+MOST_TURN_TOKENS = max(size.tokens for size in PAIRS_BY_TURNS)
+
+MIXED_SIZES = (
+    MixedSize(64, 512, 512),
+    MixedSize(64, 512, 2048),
+    MixedSize(256, 512, 512),
+    MixedSize(16, 512, 512),
+    MixedSize(256, 512, 2048),
+    MixedSize(64, 512, 1024),
+    MixedSize(64, 512, 256, quick=False),
+    MixedSize(16, 512, 1024, quick=False),
+    MixedSize(256, 512, 1024, quick=False),
+    MixedSize(16, 512, 256, quick=False),
+    MixedSize(256, 512, 256, quick=False),
+    MixedSize(16, 512, 2048, quick=False),
+    MixedSize(64, 512, 64, quick=False),
+    MixedSize(64, 4096, 512, quick=False),
+    MixedSize(128, 2048, 1024, quick=False),
+    MixedSize(64, 512, 512, start=3584, quick=False),
+    MixedSize(64, 512, 1024, start=3072, quick=False),
+)
+"""Mixed batches on all SMs: small and large in both parts, then long contexts of either."""
+
+Size = TypeVar("Size", StepSize, PassSize, PairSize, MixedSize)
+
+
+# --- the schedule -----------------------------------------------------------------------------------------------------
+
+
+def schedule(sms: int, max_context: int, *, quick: bool) -> list[Measurement]:
+    """Returns the measurements for a GPU of so many SMs and a model of this context, the most telling first.
+
+    What a profile can't do without comes before all else, fewer SMs alone come last. In between each kind has its turn.
     """
-    for task in todo:
-        if clock.now() >= until_s:
-            left = len(todo) - recording.done - len(recording.left_out)
-            recording.left_out.append(f"{left} of {len(todo)} measurements, for want of time")
-            return
-        tell(task, recording)
-        try:
-            measure(task, machine, recording)
-            recording.done += 1
-        except Unfit as error:
-            recording.left_out.append(f"{task}: {error}")
+
+    def chosen(sizes: Iterable[Size]) -> list[Size]:
+        return [size for size in sizes if size.fits(max_context) and (size.quick or not quick)]
+
+    steps, passes = chosen(STEPS), chosen(PASSES)
+    reference = [*_steps(sms, steps[:REFERENCE_STEPS]), *_passes(sms, passes[:REFERENCE_PASSES])]
+    rest = [*_steps(sms, steps[REFERENCE_STEPS:]), *_passes(sms, passes[REFERENCE_PASSES:])]
+    beside = [Beside(*pair, *size[:3]) for size in chosen(PAIRS_BESIDE) for pair in _pairs_of_shares(sms, quick=quick)]
+    mixed = [MixedPass(sms, *size[:4]) for size in chosen(MIXED_SIZES)]
+    by_turns = [Alternating(*size[:3]) for size in chosen(PAIRS_BY_TURNS)]
+    on_fewer = steps[: 1 if quick else REFERENCE_STEPS]
+    splits = _splits(sms)
+    fewer = [m for size in PASSES_ON_FEWER_SMS if size in passes for _, p in splits for m in _passes(p, [size])]
+    fewer_steps = [m for size in on_fewer for d, _ in splits for m in _steps(d, [size])]
+    return [*reference, *_interleaved(beside, rest, mixed, by_turns), *fewer, *fewer_steps]
 
 
-def measure(task: Task, machine: Machine, recording: Recording) -> None:
-    match task:
-        case StepAlone(sms, rows, context):
-            recording.step(sms, 0, rows, context, machine.step_alone(task))
-        case PassAlone(sms, tokens, start):
-            recording.batch(sms, 0, tokens, start, machine.pass_alone(task))
-        case MixedPass(_, rows, context, tokens, start):
-            recording.mixed_pass(rows, context, tokens, start, machine.mixed_pass(task))
-        case Alternating(rows, context, tokens):
-            recording.by_turns(rows, context, tokens, machine.alternating(task))
-        case Beside(decode_sms, prefill_sms, rows, context, tokens):
-            step_ms, pass_ms = machine.beside(task)
-            recording.step(decode_sms, prefill_sms, rows, context, step_ms)
-            recording.batch(prefill_sms, decode_sms, tokens, 0, pass_ms)
+def _steps(sms: int, sizes: Iterable[StepSize]) -> list[Measurement]:
+    return [StepAlone(sms, size.rows, size.context) for size in sizes]
+
+
+def _passes(sms: int, sizes: Iterable[PassSize]) -> list[Measurement]:
+    return [PassAlone(sms, size.tokens, size.start) for size in sizes]
+
+
+def _splits(sms: int) -> list[tuple[int, int]]:
+    """Returns the SMs of decode and of prefill in each split without overlap."""
+    return [(decode, sms - decode) for decode in decode_choices(sms) if decode < sms]
+
+
+def _pairs_of_shares(sms: int, *, quick: bool) -> list[tuple[int, int]]:
+    """Returns the SMs of decode and of prefill that both are measured on side by side: every second split, the others,
+    all SMs for both, and in a whole recording all for decode beside about half for prefill."""
+    splits = _splits(sms)
+    pairs = [*splits[1::2], *splits[::2], (sms, sms)]
+    if splits and not quick:
+        pairs.append((sms, splits[len(splits) // 2][1]))
+    return list(dict.fromkeys(pairs))
+
+
+def _interleaved(*kinds: Sequence[Measurement]) -> list[Measurement]:
+    return [each for one_of_each in zip_longest(*kinds) for each in one_of_each if each is not None]

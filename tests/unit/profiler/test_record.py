@@ -15,16 +15,16 @@ from semipd.profiler.measurements import (
     MOST_TURN_TOKENS,
     Alternating,
     Beside,
+    Measurement,
     MixedPass,
     PassAlone,
-    Recording,
     StepAlone,
-    Task,
-    Unfit,
-    carry_out,
-    tasks,
+    schedule,
 )
-from semipd.profiler.record import Side, TwoSides, open_both, read_model, record, save
+from semipd.profiler.phase_process import PhaseProcess, TwoProcesses, open_both
+from semipd.profiler.record import leave_for_servers, read_model, record, save
+from semipd.profiler.recording import Recording, Unfit, carry_out
+from semipd.profiles.cache import cache_file
 from semipd.profiles.profile import Buckets, Gpu, ModelShape, read_profile
 from semipd.sim.execution_times import ProfileTimes
 
@@ -35,53 +35,55 @@ MODEL = Path("semipd/models/bundled")
 
 
 class Fake:
-    """Takes a second for each task; times from the sizes."""
+    """Takes a second for each measurement; times from the sizes."""
 
     def __init__(self, clock: ManualClock) -> None:
         self._clock = clock
-        self.unfit: type[Task] | None = None
+        self.unfit: type[Measurement] | None = None
 
-    def _second(self, task: Task) -> None:
+    def _second(self, asked: Measurement) -> None:
         self._clock.advance(1.0)
-        if self.unfit is not None and isinstance(task, self.unfit):
+        if self.unfit is not None and isinstance(asked, self.unfit):
             raise Unfit("too large")
 
-    def step_alone(self, task: StepAlone) -> float:
-        self._second(task)
-        return 132 / task.sms * (4 + 0.02 * task.rows + 30e-6 * task.rows * task.context)
+    def step_alone(self, asked: StepAlone) -> float:
+        self._second(asked)
+        return 132 / asked.sms * (4 + 0.02 * asked.rows + 30e-6 * asked.rows * asked.context)
 
-    def pass_alone(self, task: PassAlone) -> float:
-        self._second(task)
-        return 132 / task.sms * (1 + task.tokens * (0.023 + 1e-6 * task.start))
+    def pass_alone(self, asked: PassAlone) -> float:
+        self._second(asked)
+        return 132 / asked.sms * (1 + asked.tokens * (0.023 + 1e-6 * asked.start))
 
-    def mixed_pass(self, task: MixedPass) -> float:
-        self._second(task)
-        return 5 + 0.025 * (task.rows + task.tokens) + 1e-6 * task.tokens * task.start
+    def mixed_pass(self, asked: MixedPass) -> float:
+        self._second(asked)
+        return 5 + 0.025 * (asked.rows + asked.tokens) + 1e-6 * asked.tokens * asked.start
 
-    def beside(self, task: Beside) -> tuple[float, float]:
-        self._second(task)
-        return task.rows * 0.3 + task.decode_sms * 1e-3, task.tokens * 0.05
+    def beside(self, asked: Beside) -> tuple[float, float]:
+        self._second(asked)
+        return asked.rows * 0.3 + asked.decode_sms * 1e-3, asked.tokens * 0.05
 
-    def alternating(self, task: Alternating) -> tuple[float, float]:
+    def alternating(self, asked: Alternating) -> tuple[float, float]:
         """Steps take a tenth more than alone, passes a twentieth."""
-        self._second(task)
-        return 1.1 * (4 + 0.02 * task.rows + 30e-6 * task.rows * task.context), 1.05 * (1 + task.tokens * 0.023)
+        self._second(asked)
+        return 1.1 * (4 + 0.02 * asked.rows + 30e-6 * asked.rows * asked.context), 1.05 * (1 + asked.tokens * 0.023)
 
 
-def recorded(seconds: float, *, quick: bool = False, unfit: type[Task] | None = None) -> tuple[Recording, list[Task]]:
+def recorded(
+    seconds: float, *, quick: bool = False, unfit: type[Measurement] | None = None
+) -> tuple[Recording, list[Measurement]]:
     clock = ManualClock()
-    machine, recording, todo = Fake(clock), Recording(SHAPE, GPU), tasks(132, 8192, quick=quick)
+    machine, recording, todo = Fake(clock), Recording(SHAPE, GPU), schedule(132, 8192, quick=quick)
     machine.unfit = unfit
-    carry_out(todo, machine, recording, clock, seconds, lambda _task, _so_far: None)
+    carry_out(todo, machine, recording, clock, seconds, lambda _asked, _so_far: None)
     return recording, todo
 
 
 def test_the_plan_fits_the_device_and_has_nothing_twice() -> None:
     for quick in (False, True):
-        todo = tasks(132, 8192, quick=quick)
+        todo = schedule(132, 8192, quick=quick)
         assert len(set(todo)) == len(todo)
-        for task in todo:
-            match task:
+        for asked in todo:
+            match asked:
                 case StepAlone(sms, rows, context):
                     assert sms <= 132
                     assert rows * context <= MOST_TOKENS
@@ -98,13 +100,13 @@ def test_the_plan_fits_the_device_and_has_nothing_twice() -> None:
                     assert 0 < tokens <= MOST_TURN_TOKENS
                 case Beside(decode_sms, prefill_sms, _, _, _):
                     assert decode_sms + prefill_sms == 132 or decode_sms == 132
-        assert max(task.tokens for task in todo if isinstance(task, Alternating)) == MOST_TURN_TOKENS
-    assert 2 * len(tasks(132, 8192, quick=True)) < 240 > len(tasks(132, 8192, quick=False)) * 1.5
+        assert max(asked.tokens for asked in todo if isinstance(asked, Alternating)) == MOST_TURN_TOKENS
+    assert 2 * len(schedule(132, 8192, quick=True)) < 240 > len(schedule(132, 8192, quick=False)) * 1.5
 
 
 def test_a_model_of_short_contexts_is_measured_within_them() -> None:
-    for task in tasks(132, 512, quick=False):
-        match task:
+    for asked in schedule(132, 512, quick=False):
+        match asked:
             case StepAlone(_, _, context):
                 assert context <= 512
             case PassAlone(_, tokens, start) | MixedPass(_, _, _, tokens, start):
@@ -123,12 +125,12 @@ def test_a_whole_recording_is_a_profile_that_reads_its_points_off_again(tmp_path
     times = ProfileTimes(profile)
     found = {(p.rows, p.context, p.tokens, p.start): p.ms for p in profile.mixed}
     assert found[64, 512, 512, 3584] == pytest.approx(5 + 0.025 * 576 + 1e-6 * 512 * 3584)
-    assert len(found) == sum(isinstance(task, MixedPass) for task in todo)
+    assert len(found) == sum(isinstance(asked, MixedPass) for asked in todo)
     assert times.decode_s(64, 64 * 1024, 132, 0) * 1e3 == pytest.approx(4 + 0.02 * 64 + 30e-6 * 65536, rel=1e-4)
     assert times.decode_s(64, 64 * 1024, 32, 100) * 1e3 == pytest.approx(64 * 0.3 + 0.032, rel=1e-4)
     assert times.prefill_s(2048, 2048**2 / 2, 100, 32) * 1e3 == pytest.approx(2048 * 0.05, rel=1e-4)
     assert list(tmp_path.iterdir()) == [out]
-    assert len(profile.turns) == sum(isinstance(task, Alternating) for task in todo)
+    assert len(profile.turns) == sum(isinstance(asked, Alternating) for asked in todo)
     for rows in (16, 64, 100, 512):
         assert times.step_by_turns(rows) == pytest.approx(1.1, rel=1e-3)
     for tokens in (16, 256, 700, 2048):
@@ -151,8 +153,8 @@ def test_too_little_is_no_profile(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quick", [False, True])
 def test_mixed_passes_are_known_before_the_last_pairs_side_by_side(quick: bool) -> None:
     """The recording may be cut short: each kind has its most telling points by then."""
-    todo = tasks(132, 8192, quick=quick)
-    kinds = [type(task) for task in todo]
+    todo = schedule(132, 8192, quick=quick)
+    kinds = [type(asked) for asked in todo]
     half = kinds[: len(kinds) // 2]
     assert half.count(MixedPass) > kinds.count(MixedPass) / 2
     assert half.count(Beside) > kinds.count(Beside) / 3
@@ -177,17 +179,19 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
 
 
 @pytest.fixture
-def sides() -> Iterator[tuple[Side, Side]]:
+def processes() -> Iterator[tuple[PhaseProcess, PhaseProcess]]:
     environment = {"PYTHONPATH": str(Path(next(iter(support.__path__))).parent)}
     with ExitStack() as stack:
-        one, two = (stack.enter_context(Side(role, environment, STAND_IN)) for role in ("decode", "prefill"))
+        one, two = (stack.enter_context(PhaseProcess(role, environment, STAND_IN)) for role in ("decode", "prefill"))
         yield one, two
 
 
-def test_two_processes_are_told_what_to_measure_and_begin_together(sides: tuple[Side, Side]) -> None:
-    decode, prefill = sides
+def test_two_processes_are_told_what_to_measure_and_begin_together(
+    processes: tuple[PhaseProcess, PhaseProcess],
+) -> None:
+    decode, prefill = processes
     assert open_both(decode, prefill, {}, "bfloat16", 8192) == 132
-    machine = TwoSides(decode, prefill)
+    machine = TwoProcesses(decode, prefill)
     assert machine.step_alone(StepAlone(66, 64, 1000)) == pytest.approx(2 * (4 + 64 * 0.05))
     assert machine.pass_alone(PassAlone(132, 1000, 0)) == pytest.approx(24.0)
     assert machine.mixed_pass(MixedPass(132, 64, 1000, 936, 500)) == pytest.approx(30.5)
@@ -196,8 +200,8 @@ def test_two_processes_are_told_what_to_measure_and_begin_together(sides: tuple[
     assert machine.buckets() == Buckets((64, 128), (512, 1024), (256,))
 
 
-def test_an_error_of_one_task_leaves_the_others_their_turn(sides: tuple[Side, Side]) -> None:
-    machine = TwoSides(*sides)
+def test_an_error_of_one_measurement_leaves_the_others_their_turn(processes: tuple[PhaseProcess, PhaseProcess]) -> None:
+    machine = TwoProcesses(*processes)
     with pytest.raises(Unfit, match="unlucky"):
         machine.step_alone(StepAlone(132, 13, 10))
     with pytest.raises(Unfit, match="unlucky"):
@@ -206,9 +210,9 @@ def test_an_error_of_one_task_leaves_the_others_their_turn(sides: tuple[Side, Si
     assert machine.step_alone(StepAlone(132, 1, 0)) == pytest.approx(4.02)
 
 
-def test_a_process_that_ends_is_told_by_name_and_code(sides: tuple[Side, Side]) -> None:
+def test_a_process_that_ends_is_told_by_name_and_code(processes: tuple[PhaseProcess, PhaseProcess]) -> None:
     with pytest.raises(RunFailed, match="the decode process ended with code 3"):
-        TwoSides(*sides).step_alone(StepAlone(132, 666, 10))
+        TwoProcesses(*processes).step_alone(StepAlone(132, 666, 10))
 
 
 def test_the_shape_is_read_from_config_json() -> None:
@@ -226,3 +230,41 @@ def test_a_machine_without_a_gpu_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json"):
         record(tmp_path, tmp_path / "out.json", quick=True, seconds=10, dtype="bfloat16", mps="own")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_a_whole_recording_is_left_where_the_next_start_of_a_server_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recording, _ = recorded(1e9)
+    out = tmp_path / "mine.json"
+    assert save(recording, out) == out
+    leave_for_servers(recording, out)
+    file = cache_file(recording.gpu, recording.model)
+    assert read_profile(file) == read_profile(out)
+    assert str(file) in capsys.readouterr().out
+
+
+def test_without_a_file_to_write_the_profile_grows_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    early, _ = recorded(11.0)
+    file = save(early, None)
+    assert file == cache_file(early.gpu, early.model)
+    first = read_profile(file)
+    whole, _ = recorded(1e9)
+    assert save(whole, None) == file
+    assert len(read_profile(file).decode) > len(first.decode)
+
+
+def test_a_cache_that_can_not_be_written_to_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    recording, _ = recorded(1e9)
+    leave_for_servers(recording, tmp_path / "mine.json")
+    said = capsys.readouterr()
+    assert "won't find the profile" in said.err
+    assert said.out == ""
