@@ -39,9 +39,9 @@ POLICIES, TRACES = 3, 2
 """The aim: so many policies within CLOSE on so many traces."""
 STEP = 1.04
 STEPS = 40
-"""Of further rates, at most: a factor of 4.8."""
+"""Most further rates: a factor of 4.8 in all."""
 OLDER_DRAIN_S = 40.0
-"""Of h200.py's runs."""
+"""Drain of the runs of h200.py, in seconds."""
 
 
 def main() -> int:
@@ -78,7 +78,7 @@ def measured_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def older_runs(path: Path, trace: str) -> list[dict[str, Any]]:
-    """Of a section of h200.py, in the shape of a sheet's."""
+    """Returns the runs of a section of h200.py, in the shape of those of a sheet."""
     if not path.exists():
         return []
     result = json.loads(path.read_text(encoding="utf-8"))["result"]
@@ -152,7 +152,7 @@ def compared_goodputs(
 
 
 def bracketed(shares: dict[float, float], runs: list[dict[str, Any]], profile: Profile, folder: Path) -> Crossing:
-    """From the measured rates outwards, until one passes and one above it fails; `shares` grows."""
+    """Simulates from the measured rates outwards, until one passes and one above it fails; `shares` grows."""
     found = crossing(shares)
     for _ in range(STEPS):
         if found.value is not None:

@@ -1,4 +1,4 @@
-"""How fast the simulator is: an hour of chat at 50 requests a second, by policy, on one core.
+"""Measures how fast the simulator is: an hour of chat at 50 requests a second, by policy, on one core.
 
     python benchmarks/simulator_speed.py [--hours 1] [--policy static:mode=turns,chunk=1024 ...]
 

@@ -176,7 +176,7 @@ def runner_of(config: SimConfig) -> Runner:
 
 @contextmanager
 def progress_bar(duration_s: float) -> Iterator[Callable[[float], None] | None]:
-    """On standard error; none where that is no terminal."""
+    """Shows a bar on standard error; none if that is no terminal. The bar is told of simulated seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 

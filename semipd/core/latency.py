@@ -1,9 +1,9 @@
-"""How long a prefill pass and a decode step take, by what is in them and on how much of the device they run.
+"""Estimates the time of a prefill pass and of a decode step, by what is in them and on how much of the device they run.
 
-The model is a roofline with few constants. A pass costs a fixed part, so much a token (matrix products) and so much a
-pair of tokens (attention), and never less than its launch. A step costs reading the weights once, so much a row
-(arithmetic) and so much a token of context (reading its KV). On a share of the device, and while the other phase
-computes too, each of these costs grows by a factor of its own (`Slowdown`).
+The model is a roofline with few constants. A pass has a fixed cost, a cost for each token (matrix products) and one
+for each pair of tokens (attention), and takes never less than its launch. A step costs reading the weights once, and
+further a cost for each row (arithmetic) and for each token of context (reading its KV). On a share of the device, and
+while the other phase computes too, each of these costs grows by a factor of its own (`Slowdown`).
 
 The constants are never written by hand: `semipd.profiles.latency` fits them to a profile, `semipd.profiles.roofline`
 computes them from a device's own data. What a server observes then scales them (`semipd.policies.toolkit.fitting`).
@@ -60,17 +60,17 @@ Knots = tuple[tuple[float, tuple[float, ...]], ...]
 
 @dataclass(frozen=True, slots=True)
 class Slowdown:
-    """How much longer the costs of one phase take on a share of the device than on all of it alone.
+    """The factors by which the costs of one phase grow on a share of the device, against all of it alone.
 
     The factor of a cost is that of its share alone, times that of contention with the other phase. Between two knots
     factors are interpolated on logarithmic scales.
     """
 
     alone: Knots
-    """By the phase's fraction of the device, while the other phase is idle. The last knot is the whole device, whose
-    factors are 1. Below the first knot a cost grows as the share shrinks."""
+    """Factors by the phase's fraction of the device, while the other phase is idle. The last knot is the whole device,
+    whose factors are 1. Below the first knot a cost grows as the share shrinks."""
     contended: Knots
-    """By the other phase's fraction, while it computes too: the further factor. Constant beyond both ends."""
+    """Further factors by the other phase's fraction, while it computes too. They are constant beyond both ends."""
     overlap: float
     """The part of its time on SMs that both phases may use which the phase gets, 0 to 1."""
     _found: dict[tuple[float, float], tuple[float, ...]] = field(

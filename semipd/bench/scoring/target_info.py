@@ -1,4 +1,4 @@
-"""What a report says of the target that it measured."""
+"""The description of a target that a report keeps."""
 
 from __future__ import annotations
 
