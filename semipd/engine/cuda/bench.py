@@ -1,8 +1,9 @@
-"""The engine alone, in this process: how long a decode step and a prefill pass take. For benchmarks.
+"""Measures how long a decode step and a prefill pass take: the engine alone, in this process.
 
-All times are *sustained*: of passes that follow one another without a pause, each launched while the one before is on
-the device, when such have run for a while already. A GPU under load comes to its power limit and its clock falls; a
-burst of a few passes is over before that, and so is one over zeros, which cost less power than numbers do.
+All times are *sustained*: the passes follow one another without a pause, each is launched while the one before is on
+the device, and others have run for a while before those that count. A GPU under load reaches its power limit, and its
+clock falls. A burst of a few passes is over before that. Passes over zeros do not reach it, because zeros cost less
+power than other numbers.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from semipd.engine.pulse import SilentPulse
 from semipd.engine.sampling_result import SamplingInput
 
 WARM_S, COUNTED_S = 0.25, 0.25
-"""Of work without a pause: before anything counts, and what counts at least."""
+"""Seconds of work without a pause: before anything counts, and the least that counts."""
 TURNS_COUNTED_S = 0.5
-"""As COUNTED_S, where a step and a pass make one round."""
+"""The same as COUNTED_S, where a step and a pass make one round."""
 FEWEST = 5
-"""Rounds that count, however long one takes."""
+"""The least number of rounds that count, however long one takes."""
 PROBES = 4
-"""Rounds that tell how many of them the others are."""
+"""The number of rounds that are timed first, to choose how many others there are."""
 FASTEST_S = 0.0004
-"""No step is faster, whatever an event says."""
+"""Seconds of the fastest step that is believed, whatever an event says."""
 SURELY = 0.8
-"""Of the fastest probe's time, what no step falls below."""
+"""The part of the fastest probe's time that no step falls below."""
 
 RoundEnds = tuple[torch.cuda.Event, ...]
-"""Of one round, a step or a pass or both: when each part ended on the device."""
+"""The events at which the parts of one round ended on the device. A round is a step, a pass or both."""
 
 SPARE_BYTES = 8 << 30
-"""Left free beside weights and pool."""
+"""Bytes of GPU memory that are left free beside weights and pool."""
 
 
 @contextmanager
@@ -63,8 +64,10 @@ def open_engine(
     side: SmSide = SmSide.FIRST,
     sms_choices: Sequence[int] = (),
 ) -> Iterator[CudaEngine]:
-    """Random weights and a pool of so many tokens with random keys and values, or of what the device has, in this
-    process's memory."""
+    """Opens an engine with random weights, and a pool of random keys and values, in this process's memory.
+
+    The pool is for `pool_tokens` tokens, or for as many as the device has room for.
+    """
     device, kind = torch.device("cuda", 0), getattr(torch, dtype)
     weights = {}
     generator = torch.Generator(device).manual_seed(0)
@@ -98,8 +101,10 @@ def open_engine(
 
 
 def decode_step_ms(engine: CudaEngine, rows: int, context: int, sms: int = 0) -> float:
-    """Median time on the device from one step's end to the next one's, `rows` sequences at about `context` tokens each,
-    greedy."""
+    """Returns the median time on the device from one step's end to the next one's, in ms.
+
+    The step has `rows` sequences of about `context` tokens each, and samples greedily.
+    """
 
     def begin(first: int, grown: int) -> Callable[[], RoundEnds]:
         batch, _ = fill_batch(engine, rows, first, grown)
@@ -112,8 +117,11 @@ def decode_step_ms(engine: CudaEngine, rows: int, context: int, sms: int = 0) ->
 
 
 def mixed_step_ms(engine: CudaEngine, rows: int, context: int, tokens: int, sms: int = 0, start: int = 0) -> float:
-    """As `decode_step_ms`, with a prompt in each step: so many tokens of it, after `start` that are in the pool; its
-    next token is sampled."""
+    """Returns the same as `decode_step_ms`, with a prompt in each step.
+
+    The step computes `tokens` tokens of the prompt, after `start` tokens that are in the pool, and samples its next
+    token.
+    """
 
     def begin(first: int, grown: int) -> Callable[[], RoundEnds]:
         batch, free = fill_batch(engine, rows, first, grown, start + tokens)
@@ -129,8 +137,10 @@ def mixed_step_ms(engine: CudaEngine, rows: int, context: int, tokens: int, sms:
 
 
 def turns_ms(engine: CudaEngine, rows: int, context: int, tokens: int) -> tuple[float, float]:
-    """Medians of a decode step and of a prefill pass over one prompt, one of each by turns on the whole device: from
-    the end of the one to the end of the other."""
+    """Returns the median times of a decode step and of a prefill pass over one prompt, in ms.
+
+    They run one after the other by turns on the whole device. Each time is from the end of the other to its own end.
+    """
 
     def begin(first: int, grown: int) -> Callable[[], RoundEnds]:
         batch, free = fill_batch(engine, rows, first, grown, tokens)
@@ -144,8 +154,9 @@ def turns_ms(engine: CudaEngine, rows: int, context: int, tokens: int) -> tuple[
 
 
 def prefill_ms(engine: CudaEngine, tokens: int, sms: int = 0, start: int = 0) -> float:
-    """Median time on the device from one pass's end to the next one's, each over one prompt of so many tokens; its next
-    token is sampled.
+    """Returns the median time on the device from one pass's end to the next one's, in ms.
+
+    Each pass is over one prompt of `tokens` tokens, and samples its next token.
 
     `start`: tokens of the prompt that are in the pool already. Raises ValueError where the pool is too small.
     """
@@ -166,11 +177,12 @@ def prefill_ms(engine: CudaEngine, tokens: int, sms: int = 0, start: int = 0) ->
 def _sustained(
     engine: CudaEngine, rows: int, context: int, begin: Callable[[int, int], Callable[[], RoundEnds]], counted_s: float
 ) -> list[RoundEnds]:
-    """The rounds that count. `begin(context, grown)` fills the batch, whose sequences may grow so far, and answers with
-    what launches a round, a decode step among others.
+    """Returns the ends of the rounds that count.
 
-    The sequences grow by a token a round; they have `context` tokens in the middle of what counts. Raises ValueError
-    where they can't grow so far, and where some leave the batch because what the model computes is not finite.
+    `begin(context, grown)` fills the batch with sequences of `context` tokens that may grow to `grown`. It returns a
+    function that launches a round, with a decode step in it. The sequences grow by a token a round; they have `context`
+    tokens in the middle of the rounds that count. Raises ValueError where they can't grow so far, and where some leave
+    the batch because what the model computes is not finite.
     """
 
     def run(first: int, rounds: int) -> list[RoundEnds]:
@@ -193,9 +205,9 @@ def _sustained(
 
 
 def steps_within(engine: CudaEngine, rows: int, context: int, sms: int, seconds: float) -> int:
-    """How many decode steps fit into that time at most, on so many SMs. The batch is empty before and after.
+    """Returns how many decode steps fit into `seconds` at most, on `sms` SMs. The batch is empty before and after.
 
-    Raises ValueError where the pool has not so many pages."""
+    Raises ValueError where the pool is too small."""
     try:
         batch, _ = fill_batch(engine, rows, context, context + PROBES)
         engine.use_sms(sms)
@@ -211,33 +223,38 @@ def _fastest_s(probes: Sequence[RoundEnds]) -> float:
 
 
 def _rounds(probes: Sequence[RoundEnds], counted_s: float) -> tuple[int, int]:
-    """How many of them are to warm the device up, and how many then to count. Under load they take longer than the
-    probes do, and so more time in all."""
+    """Returns how many rounds warm the device up, and how many are then counted.
+
+    Under load a round takes longer than a probe does, so the rounds take longer than WARM_S and `counted_s` in all.
+    """
     fastest_s = _fastest_s(probes)
     return ceil(WARM_S / fastest_s), max(FEWEST, ceil(counted_s / fastest_s))
 
 
 def _launched(launch: Callable[[], RoundEnds], rounds: int) -> list[RoundEnds]:
-    """Waits for the device in the end."""
+    """Launches the rounds, waits for the device and returns their ends."""
     ends = [launch() for _ in range(rounds)]
     torch.cuda.synchronize()
     return ends
 
 
 def _medians(ends: Sequence[RoundEnds]) -> list[float]:
-    """Milliseconds of each part of a round, from the end of the part before; the first round is but where it begins."""
+    """Returns the median time of each part of a round, in ms, from the end of the part before.
+
+    The first round only says where the second begins.
+    """
     rounds = [[a.elapsed_time(b) for a, b in pairwise((before[-1], *now))] for before, now in pairwise(ends)]
     return [median(part) for part in zip(*rounds, strict=True)]
 
 
 def _step(engine: CudaEngine, batch: CudaDecodeBatch, prompts: Sequence[PrefillItem] = ()) -> RoundEnds:
-    """Launches one and waits for the one before."""
+    """Launches a step and waits for the one before."""
     batch.step(SilentPulse(), prompts=prompts)
     return (_mark(engine),)
 
 
 def _passes(engine: CudaEngine, item: PrefillItem) -> Callable[[], RoundEnds]:
-    """What launches one and waits for the one before, as the worker does."""
+    """Returns a function that launches a pass and waits for the one before, as the worker does."""
     pending = deque[Any]()
 
     def launch() -> RoundEnds:
@@ -251,22 +268,22 @@ def _passes(engine: CudaEngine, item: PrefillItem) -> Callable[[], RoundEnds]:
 
 
 def _mark(engine: CudaEngine) -> torch.cuda.Event:
-    """When all that was launched is done."""
+    """Records an event that comes when all that was launched is done."""
     event = torch.cuda.Event(enable_timing=True)
     event.record(engine.streams.stream)
     return event
 
 
-# --- what is measured with --------------------------------------------------------------------------------------------
+# --- inputs --------------------------------------------------------------------------------------------
 
 
 def fill_batch(
     engine: CudaEngine, rows: int, context: int, grown: int, prompt: int = 0
 ) -> tuple[CudaDecodeBatch, npt.NDArray[np.int32]]:
-    """The batch for measurements, with `rows` greedy sequences at `context` tokens that may grow to `grown`, in pages
-    that lie anywhere, each fed another token; and other pages, for a prompt of so many tokens.
+    """Fills the batch for measurements, and returns it together with pages for a prompt of `prompt` tokens.
 
-    Raises ValueError, with nothing done, where the pool has not so many pages.
+    It has `rows` greedy sequences of `context` tokens that may grow to `grown`, in pages that lie anywhere. Each is fed
+    another token. Raises ValueError, with nothing done, where the pool is too small.
     """
     each, others = pages_for(grown), pages_for(prompt)
     needed = rows * each + others
@@ -284,7 +301,7 @@ def fill_batch(
 
 
 def empty_batch(engine: CudaEngine) -> None:
-    """Waits for the device and takes everything out of the batch for measurements; back to all SMs."""
+    """Waits for the device, empties the batch for measurements, and selects all SMs again."""
     torch.cuda.synchronize()
     batch = bench_batch(engine)
     batch.drain(SilentPulse())
@@ -299,7 +316,7 @@ _batches: WeakKeyDictionary[CudaEngine, CudaDecodeBatch] = WeakKeyDictionary()
 
 
 def bench_batch(engine: CudaEngine) -> CudaDecodeBatch:
-    """One batch for all measurements of an engine: its graphs are kept."""
+    """Returns the batch for all measurements of an engine. There is one, so that its graphs are kept."""
     if engine not in _batches:
         _batches[engine] = engine.decode_batch(MIXED_TOKENS)
     return _batches[engine]
@@ -308,14 +325,16 @@ def bench_batch(engine: CudaEngine) -> CudaDecodeBatch:
 def prompt_item(
     engine: CudaEngine, tokens: int, start: int, table: npt.NDArray[np.int32], lease: int = 0
 ) -> PrefillItem:
-    """The last so many tokens of a prompt, random ones, after `start` others; its next token is sampled."""
+    """Returns the last `tokens` tokens of a prompt, chosen at random, after `start` others. Its next token is
+    sampled."""
     sampling = SamplingInput(SamplingParams(temperature=0.0), StoppingParams(max_tokens=100), (), ())
     ids = np.random.default_rng(2).integers(0, engine.vocab_size, tokens).tolist()
     return PrefillItem(lease, ids, start, table, sampling, start + tokens)
 
 
 def any_pages(engine: CudaEngine, tokens: int) -> npt.NDArray[np.int32]:
-    """For so many tokens of one sequence, anywhere in the pool. Raises ValueError where it has not so many."""
+    """Returns pages anywhere in the pool for `tokens` tokens of one sequence. Raises ValueError where it is too
+    small."""
     needed = pages_for(tokens)
     if needed > engine.pages:
         raise ValueError(f"{tokens} tokens need {needed} pages; there are {engine.pages}")
@@ -323,12 +342,12 @@ def any_pages(engine: CudaEngine, tokens: int) -> npt.NDArray[np.int32]:
 
 
 def capture_step(engine: CudaEngine, batch: CudaDecodeBatch, rows: int) -> None:
-    """The graph of a step of so many rows, on the SMs in use."""
+    """Captures the graph of a step of `rows` rows, on the SMs in use."""
     _capture(engine, batch.graphs, rows)
 
 
 def capture_pass(engine: CudaEngine, tokens: int) -> None:
-    """That of a prefill pass over so many tokens, on the SMs in use, where there is one."""
+    """Captures the graph of a prefill pass over `tokens` tokens, on the SMs in use, where there is one."""
     _capture(engine, engine.open_prefill().graphs, tokens)
 
 
@@ -340,7 +359,8 @@ def _capture(engine: CudaEngine, graphs: BucketGraphs, size: int) -> None:
 
 
 def _capture_whole(engine: CudaEngine, graphs: BucketGraphs) -> None:
-    """Every one on the whole device, as a server has them: which of them a size takes depends on the times of all."""
+    """Captures every graph on the whole device, as a server does: which of them a size takes depends on the times of
+    all."""
     for bucket, sms in graphs.missing():
         if sms == engine.streams.all:
             graphs.capture_one(bucket, sms)

@@ -1,4 +1,4 @@
-"""Chunks of prompts on a GPU: what a command says of them, how they are rotated, what attends for them."""
+"""Chunks of prompts on a GPU: their launch arguments, their rotation and their attention."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from semipd.engine.cuda.flashinfer import FlashInferPrefill
 from semipd.engine.cuda.forward import AttendFunction, ForwardPass, Rotation, halves
 from semipd.engine.cuda.kernels import prefill_attention
 from semipd.engine.cuda.launch_args import ArgFields
-from semipd.engine.cuda.sampler import SamplingRules, chances, columns, sampled
+from semipd.engine.cuda.sampler import SamplingRules, columns, sample_points
 from semipd.engine.prefill_inputs import PrefillItem
 from semipd.engine.rope import Rotary
 from semipd.engine.sampling_result import TokenOutcome, token_outcome
 
 DeviceArgs = Mapping[str, torch.Tensor]
-"""A command's arrays on the device."""
+"""The launch arguments on the device."""
 HostArgs = dict[str, npt.NDArray[Any]]
-"""A command's arrays on the host."""
+"""The launch arguments on the host."""
 
 NO_ROWS = np.empty(0, np.int64)
 
 GRAPH_PROMPTS = 64
-"""Prompts in a captured pass, at most."""
+"""The most prompts in a captured pass."""
 
 
 class PrefillChunks:
-    """For passes of at most so many tokens, prompts and pages.
+    """The chunks of passes; `most_tokens`, `most_prompts` and `most_pages` limit a pass.
 
-    Beside `fields`, a command has "tokens", "positions" and "slots" for each token of the pass.
+    Beside `fields`, the launch arguments have "tokens", "positions" and "slots" for each token of the pass.
     """
 
     def __init__(
@@ -52,15 +52,17 @@ class PrefillChunks:
         self.fields: ArgFields = {
             "count": ((1,), np.int32),
             "blocks": ((prefill_attention.BLOCK_FIELDS, blocks), np.int32),
-            # Page numbers, prompt after prompt. To be the command's last field: it is sent as far as it is filled.
+            # Page numbers, prompt after prompt. This must be the last field: it is sent as far as it is filled.
             "pages": ((most_pages,), np.int32),
         }
 
-    # --- what the device is told ------------------------------------------------------------------------------------
+    # --- launch arguments ------------------------------------------------------------------------------------
 
     def fill(self, host: HostArgs, items: Sequence[PrefillItem], begin: int = 0) -> tuple[int, list[int]]:
-        """Their tokens lie from place `begin` of the pass on. How many page numbers there are, and the places of the
-        tokens that are sampled after."""
+        """Fills in the items, whose tokens lie from place `begin` of the pass on.
+
+        Returns how many page numbers there are, and the places of the tokens that are sampled after.
+        """
         own_rotation = self._needs_own_rotation(items)
         first = pages = blocks = 0
         wanted = []
@@ -84,10 +86,10 @@ class PrefillChunks:
         host["count"][0] = blocks
         return pages, wanted
 
-    # --- how they are computed --------------------------------------------------------------------------------------
+    # --- attention --------------------------------------------------------------------------------------
 
     def attention(self, items: Sequence[PrefillItem], args: DeviceArgs, begin: int = 0) -> AttendFunction:
-        """For the items' queries, from place `begin` of the pass on and to its end."""
+        """Returns the attention of the items' queries, which lie from place `begin` to the end of the pass."""
         if self._flashinfer is None:
             return self._triton(sum(-(-len(item.tokens) // prefill_attention.QUERY_BLOCK) for item in items), args)
         own = self._flashinfer.plan(items, args["pages"], self._forward.pool)
@@ -96,19 +98,21 @@ class PrefillChunks:
         return lambda index, queries, out: own(index, queries[begin:], out[begin:])
 
     def capturable(self, items: Sequence[PrefillItem]) -> bool:
-        """Whether `captured_attention`, and the common rotation, are right for them."""
+        """Returns whether `captured_attention` and the common rotation are right for the items."""
         tokens = sum(len(item.tokens) for item in items)
         attended = sum(item.start + len(item.tokens) for item in items)
         few = len(items) <= GRAPH_PROMPTS and attended <= GRAPH_CONTEXT * max(tokens, GRAPH_FEW_TOKENS)
         return few and not self._needs_own_rotation(items)
 
     def captured_attention(self, tokens: int, args: DeviceArgs) -> AttendFunction:
-        """The same launches for any items that are `capturable` and of so many tokens at most, wherever in the pass
-        they lie."""
+        """Returns attention that makes the same launches for any items that are `capturable`.
+
+        The items have at most `tokens` tokens, and may lie anywhere in the pass.
+        """
         return self._triton(tokens // prefill_attention.QUERY_BLOCK + min(tokens, GRAPH_PROMPTS), args)
 
     def _triton(self, most_blocks: int, args: DeviceArgs) -> AttendFunction:
-        """At most so many blocks. Where each lies in the pass, the command says."""
+        """Returns attention of `most_blocks` blocks at most. The launch arguments say where each lies in the pass."""
         forward = self._forward
         tables = args["pages"].view(-1, 1)  # a block names the place of its prompt's first page
 
@@ -128,8 +132,11 @@ class PrefillChunks:
         )
 
     def own_rotation(self, items: Sequence[PrefillItem], contexts: npt.NDArray[np.int64] = NO_ROWS) -> Rotation | None:
-        """A table with a row for each token of the pass, whose "positions" are then their places; None: the common one
-        does. `contexts`: positions of tokens that come before the items', and are of no prompt."""
+        """Returns a rotation table with a row for each token of the pass; None: the common table serves.
+
+        The "positions" of the tokens are then their places. `contexts`: positions of tokens that come before those of
+        the items, and belong to no prompt.
+        """
         if not self._needs_own_rotation(items):
             return None
         parts = [self._rotary.at(torch.from_numpy(contexts), int(contexts.max()))] if len(contexts) else []
@@ -142,35 +149,38 @@ class PrefillChunks:
 
 
 def fill_sampling_columns(
-    host: HostArgs, begin: int, draws: Sequence[PrefillItem], rules: Sequence[SamplingRules]
+    host: HostArgs, begin: int, sampled_items: Sequence[PrefillItem], rules: Sequence[SamplingRules]
 ) -> None:
-    """The columns of the sampled places from `begin` on, which have no row."""
-    mine = slice(begin, begin + len(draws))
-    seeds, positions = np.zeros(len(draws), np.uint64), np.zeros(len(draws), np.int64)
-    for at, (item, each) in enumerate(zip(draws, rules, strict=True)):
+    """Fills in the sampling columns of the places from `begin` on, which have no row."""
+    mine = slice(begin, begin + len(sampled_items))
+    seeds, positions = np.zeros(len(sampled_items), np.uint64), np.zeros(len(sampled_items), np.int64)
+    for at, (item, each) in enumerate(zip(sampled_items, rules, strict=True)):
         assert item.sampling is not None
         for name, value in columns(item.sampling, each.history).items():
             host[name][begin + at] = value
         seeds[at], positions[at] = item.sampling.params.seed, len(item.sampling.output)
     host["rows"][begin:] = -1
-    host["chance"][mine] = chances(host["temperature"][mine], seeds, positions)
+    host["point"][mine] = sample_points(host["temperature"][mine], seeds, positions)
 
 
 def special_places(
-    draws: Sequence[PrefillItem], rules: Sequence[SamplingRules], begin: int = 0
+    sampled_items: Sequence[PrefillItem], rules: Sequence[SamplingRules], begin: int = 0
 ) -> list[tuple[int, int, SamplingRules]]:
-    """Those of which `DeviceSampler.draw` is to be told more than their columns."""
+    """Returns the places of which `DeviceSampler.sample` needs more than their columns."""
     return [
         (begin + at, len(item.sampling.output) if item.sampling else 0, each)
-        for at, (item, each) in enumerate(zip(draws, rules, strict=True))
+        for at, (item, each) in enumerate(zip(sampled_items, rules, strict=True))
         if not each.plain
     ]
 
 
 def prompt_outcomes(
-    items: Sequence[PrefillItem], tokens: Sequence[int], logprobs: Mapping[int, Logprob], begin: int = 0
+    items: Sequence[PrefillItem], tokens: Sequence[int | None], logprobs: Mapping[int, Logprob], begin: int = 0
 ) -> list[TokenOutcome | None]:
-    """An item with a draw is answered with its token, others with None. Theirs are the places from `begin` on."""
+    """Returns an outcome for each item that is sampled after, and None for the others.
+
+    Their tokens are at the places from `begin` on.
+    """
     answers: list[TokenOutcome | None] = []
     place = begin
     for item in items:
@@ -178,6 +188,6 @@ def prompt_outcomes(
             answers.append(None)
             continue
         position = len(item.sampling.output)
-        answers.append(token_outcome(sampled(tokens[place]), position, item.sampling.stopping, logprobs.get(place)))
+        answers.append(token_outcome(tokens[place], position, item.sampling.stopping, logprobs.get(place)))
         place += 1
     return answers

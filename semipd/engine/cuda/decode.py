@@ -1,8 +1,8 @@
 """The continuous decode batch on a GPU: one step is launched while the one before it is on the device.
 
-What a step needs from the CPU (who is in it, lengths, new pages, where to draw) does not depend on the tokens of the
-step before, which stay on the device; so the CPU works on the next step while the GPU works on this one. The price: a
-sequence that ends with a stop token is found out one step later, and that step's token of it is thrown away.
+A step needs from the CPU the rows, their lengths, new pages and random numbers. These do not depend on the tokens of
+the step before, which stay on the device. So the CPU works on the next step while the GPU works on this one. The price:
+that a sequence has ended with a stop token is known one step later, and that step's token is thrown away.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from semipd.engine.cuda.graphs import BucketGraphs, GraphCapture
 from semipd.engine.cuda.kernels import decode_attention
 from semipd.engine.cuda.launch_args import LaunchArgs
 from semipd.engine.cuda.mixed import MixedSteps
-from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules, columns, sampled
+from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules, columns
 from semipd.engine.cuda.streams import Streams
 from semipd.engine.prefill_inputs import PrefillItem, PromptOutcomes
 from semipd.engine.pulse import Pulse
 from semipd.engine.sampling_result import SamplingInput, SequenceFailure, TokenOutcome, token_outcome
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-"""Rows of a captured step. Further apart where a step costs more than the rows that pad it."""
+"""The numbers of rows of captured steps. They are further apart where padding costs little beside the step."""
 SLOTS = 3
-"""As many for each row of the batch: those that have left keep theirs while a step on the device knows of them, and
-there are two steps at most."""
+"""The number of slots for each row of the batch. Rows that have left keep theirs while a step on the device uses them,
+and there are two steps at most."""
 
 
 def buckets_for(most_rows: int) -> list[int]:
@@ -49,19 +49,25 @@ def buckets_for(most_rows: int) -> list[int]:
 
 @dataclass(slots=True)
 class LaunchedStep:
+    """A step on the device, or done and not fetched."""
+
     number: int
     rows: list[DecodeRow]
     positions: list[int]
     prompts: Sequence[PrefillItem]
     rules: list[SamplingRules]
-    """Of what is drawn: the rows, then the prompts with a draw."""
-    drawn: PendingTokens | None
-    """None: nothing is."""
+    """The sampling rules of the rows, then of the prompts that are sampled after."""
+    sampled: PendingTokens | None
+    """None: nothing is sampled."""
     done: torch.cuda.Event
 
 
 class CudaDecodeBatch:
-    """Like `semipd.engine.batch.CpuDecodeBatch`, but `step` answers for the step before, and see `quiet`."""
+    """A decode batch on a GPU.
+
+    Its methods do what those of `semipd.engine.batch.CpuDecodeBatch` do, but `step` returns the outcomes of the step
+    before. A sequence that has left may still be used by the device until `quiet` names it.
+    """
 
     def __init__(
         self,
@@ -72,7 +78,11 @@ class CudaDecodeBatch:
         most_context: int,
         chunks: PrefillChunks | None = None,
     ) -> None:
-        """`chunks`: of the prompts that steps may have; the forward pass is for their tokens and draws, too."""
+        """`chunks`: for the prompts that steps may have; the forward pass then has room for their tokens and samples
+        too.
+
+        None: steps have no prompts.
+        """
         model, device = forward.model, forward.pool.device
         self._forward, self._rotation, self._streams = forward, rotation, streams
         self._most_rows = most_rows
@@ -91,7 +101,7 @@ class CudaDecodeBatch:
         self._slots_fed = torch.full((most_rows,), -1, dtype=torch.int32, device=device)
         self._sampler = DeviceSampler(model.vocab_size, forward.rows, device)
         self.graphs = BucketGraphs(streams, buckets_for(most_rows), self._launch_forward, self._send_padding)
-        """Of steps without prompts."""
+        """Graphs of steps without prompts."""
         kinds = [self.graphs]
         self.mixed: MixedSteps | None = None
         if chunks is not None:
@@ -112,16 +122,16 @@ class CudaDecodeBatch:
             "pages": np.zeros(most_rows, np.int64),
             "left": np.zeros(most_rows, np.int64),
             "seed": np.zeros(most_rows, np.uint64),
-            **{name: np.zeros(most_rows, kind) for name, kind in SAMPLING_COLUMNS.items() if name != "chance"},
+            **{name: np.zeros(most_rows, kind) for name, kind in SAMPLING_COLUMNS.items() if name != "point"},
         }
         self._prepared: tuple[npt.NDArray[np.intp], int] | None = None
-        """Places and bucket of a step that the device has been told of."""
+        """Places and bucket of a step whose launch arguments are on the device."""
         self._steps = 0
         self._collected = 0
         self._flying: deque[LaunchedStep] = deque()
         self._leaving: list[DecodeRow] = []
 
-    # --- who is in it -----------------------------------------------------------------------------------------------
+    # --- sequences -----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -144,11 +154,11 @@ class CudaDecodeBatch:
 
     @property
     def flying(self) -> int:
-        """Steps on the device whose outcomes are not fetched, those of prompts alone, too."""
+        """The number of steps on the device whose outcomes are not fetched, with those of prompts alone."""
         return len(self._flying)
 
     def add(self, lease: int, context: int, table: Pages, sampling: SamplingInput) -> None:
-        """As `CpuDecodeBatch.add`. Raises ValueError also where the batch is full."""
+        """Adds a sequence, as `CpuDecodeBatch.add` does. Raises ValueError also where the batch is full."""
         if lease in self._row:
             raise ValueError(f"lease {lease} is in the batch")
         if not sampling.output or not 0 < context <= len(table) * PAGE_SIZE or len(table) > self._tables.pages.shape[1]:
@@ -180,7 +190,10 @@ class CudaDecodeBatch:
         self._prepared = None
 
     def remove(self, lease: int) -> None:
-        """Raises KeyError where it is not in the batch. Its pages are the device's until `quiet` says otherwise."""
+        """Takes a sequence out of the batch. The device may use its pages until `quiet` names it.
+
+        Raises KeyError where it is not in the batch.
+        """
         row = self._row.pop(lease)
         self._prepared = None
         last = self._rows.pop()
@@ -193,7 +206,7 @@ class CudaDecodeBatch:
         self._leaving.append(row)
 
     def quiet(self) -> list[int]:
-        """Leases that have left since the last call and that nothing on the device touches any more."""
+        """Returns each lease that has left and that nothing on the device uses any more, once."""
         done = [row for row in self._leaving if row.last_step <= self._collected]
         if done:
             self._leaving = [row for row in self._leaving if row.last_step > self._collected]
@@ -203,14 +216,14 @@ class CudaDecodeBatch:
         return [row.lease for row in done]
 
     def wanting_pages(self) -> list[int]:
-        """Leases whose next token has no page to put its KV into, except held ones. A step leaves them out."""
+        """Returns the leases, except held ones, whose next token has no page for its KV. A step leaves them out."""
         c, count = self._columns, len(self)
         full = (c["context"][:count] >= c["pages"][:count] * PAGE_SIZE) & (c["left"][:count] > 0)
         full[self._held_places()] = False
         return [self._rows[place].lease for place in np.flatnonzero(full).tolist()]
 
     def grow(self, lease: int, pages: Sequence[int] | Pages) -> None:
-        """Further pages, behind those that it has. Raises KeyError where it is not in the batch."""
+        """Adds pages behind those that a sequence has. Raises KeyError where it is not in the batch."""
         row = self._row[lease]
         held = int(self._columns["pages"][row.place])
         self._tables.put_pages(row.slot, held, pages)
@@ -222,14 +235,14 @@ class CudaDecodeBatch:
     def step(
         self, pulse: Pulse, *, ahead: bool = True, prompts: Sequence[PrefillItem] = ()
     ) -> list[tuple[int, TokenOutcome]]:
-        """Launches a step of all that have room, and answers for the one before, as `CpuDecodeBatch.step` does.
+        """Launches a step of all sequences that have room, and returns the outcomes of the step before.
 
-        `prompts`: as there; their pages are the device's until `prompt_outcomes` has told of them. Raises ValueError,
-        with nothing launched, also where the batch is made for fewer tokens of prompts, there are more of them than
-        MIXED_PROMPTS, or together longer than that.
+        The first step returns nothing. Where there is nothing to launch, the outcomes of what is on the device are
+        returned. Not `ahead`: the call also waits for the step that it launches, and returns its outcomes.
 
-        Nothing to launch: answers for what is on the device. The first step of all answers nothing. Not `ahead`: waits
-        for the step that it launches, too, and answers for it.
+        `prompts`: chunks, as for `CpuDecodeBatch.step`. The device uses their pages until `prompt_outcomes` has named
+        them. Raises ValueError, with nothing launched, where a prompt's lease is in the batch, and where the prompts
+        are more than the batch has buffers for: in number (MIXED_PROMPTS), in tokens or in pages.
         """
         launched = self._launch_mixed(prompts) if prompts else self._launch()
         found = []
@@ -238,25 +251,28 @@ class CudaDecodeBatch:
         return found
 
     def prompt_outcomes(self) -> list[PromptOutcomes]:
-        """As `CpuDecodeBatch.prompt_outcomes`; known are those of steps that are fetched, mostly one step later."""
+        """Returns what `CpuDecodeBatch.prompt_outcomes` does. Outcomes are known when their step is fetched, mostly one
+        step later."""
         known, self._prompt_outcomes = self._prompt_outcomes, []
         return known
 
     def drain(self, pulse: Pulse) -> list[tuple[int, TokenOutcome]]:
-        """The outcomes of all steps on the device."""
+        """Waits for all steps on the device and returns their outcomes."""
         found = []
         while self._flying:
             found += self._collect(pulse)
         return found
 
     def wait(self, pulse: Pulse) -> None:
-        """Until the device has done all steps that were launched. Their outcomes are still to be fetched."""
+        """Waits until the device has done all steps that were launched. Their outcomes are still to be fetched."""
         if self._flying:
             wait_for(self._flying[-1].done, pulse)
 
     def prepare(self) -> None:
-        """Tells the device of the next step, so that nothing but its launch is left for the moment when it may begin.
-        Any change of the batch makes it void, and a step with prompts does."""
+        """Sends the launch arguments of the next step, so that only its launch is left for when it may begin.
+
+        A change of the batch or a step with prompts makes them void.
+        """
         if self._prepared is None:
             places = self._ready()
             if len(places):
@@ -281,8 +297,8 @@ class CudaDecodeBatch:
         with self._streams.on():
             self.graphs.run(bucket)
             logits = self._forward.logits[:count]
-            drawn = self._sampler.draw(logits, args["rows"][:count], args, self._special(places), self._tables.fed)
-            self._fly(places, drawn)
+            sampled = self._sampler.sample(logits, args["rows"][:count], args, self._special(places), self._tables.fed)
+            self._fly(places, sampled)
         return True
 
     def _launch_mixed(self, prompts: Sequence[PrefillItem]) -> bool:
@@ -296,12 +312,12 @@ class CudaDecodeBatch:
         places = self._ready()
         with self._streams.on():
             self._tables.send()
-            drawn, rules = self.mixed.launch(self._columns, places, self._special(places), prompts)
-            self._fly(places, drawn, prompts, rules)
+            sampled, rules = self.mixed.launch(self._columns, places, self._special(places), prompts)
+            self._fly(places, sampled, prompts, rules)
         return True
 
     def _special(self, places: npt.NDArray[np.intp]) -> list[tuple[int, int, SamplingRules]]:
-        """Of the rows at these places, those that want more of the sampler than their columns say."""
+        """Returns the rows at these places of which the sampler needs more than their columns."""
         positions = self._columns["position"]
         rows = ((at, place, self._rows[place].rules) for at, place in enumerate(places.tolist()))
         return [(at, int(positions[place]), rules) for at, place, rules in rows if not rules.plain]
@@ -309,11 +325,14 @@ class CudaDecodeBatch:
     def _fly(
         self,
         places: npt.NDArray[np.intp],
-        drawn: PendingTokens | None,
+        sampled: PendingTokens | None,
         prompts: Sequence[PrefillItem] = (),
         rules: Sequence[SamplingRules] = (),
     ) -> None:
-        """Notes who takes part in what was launched. `rules`: of the prompts with a draw."""
+        """Notes which rows and prompts take part in the step that was launched.
+
+        `rules`: the sampling rules of the prompts that are sampled after.
+        """
         done = torch.cuda.Event()
         done.record()
         self._steps += 1
@@ -322,13 +341,13 @@ class CudaDecodeBatch:
             row.last_step = self._steps
         positions: list[int] = c["position"][places].tolist()
         all_rules = [*(row.rules for row in rows), *rules]
-        self._flying.append(LaunchedStep(self._steps, rows, positions, prompts, all_rules, drawn, done))
+        self._flying.append(LaunchedStep(self._steps, rows, positions, prompts, all_rules, sampled, done))
         c["context"][places] += 1
         c["position"][places] += 1
         c["left"][places] -= 1
 
     def _fill(self, places: npt.NDArray[np.intp]) -> int:
-        """The command for these places; the bucket."""
+        """Fills the launch arguments for these places, and returns the bucket."""
         count = len(places)
         bucket = self.graphs.bucket(count)
         assert bucket is not None, "the batch has no more rows than its greatest bucket"
@@ -336,28 +355,29 @@ class CudaDecodeBatch:
         return bucket
 
     def _launch_forward(self, bucket: int) -> None:
-        """What is captured: from the command to logits, for the first `bucket` places."""
+        """Launches what is captured: from the launch arguments to the logits, for the first `bucket` places."""
         args = self._args.device
         tokens, slots = self._tokens[:bucket], self._slots_fed[:bucket]
         self._device_rows.feed(args, tokens, slots)
-        fed = PassInputs(tokens, args["contexts"][:bucket], slots)
-        self._forward.run(fed, self._rotation, self._device_rows.attention(args, bucket))
+        inputs = PassInputs(tokens, args["contexts"][:bucket], slots)
+        self._forward.run(inputs, self._rotation, self._device_rows.attention(args, bucket))
 
     def warm(self) -> None:
-        """Compiles and loads what a step launches beside its graph. Touches no sequence."""
+        """Compiles and loads what a step launches beside its graph. It touches no sequence."""
         self._send_padding()
         with self._streams.on():
             args = self._args.device
             self._tables.warm()
             self.graphs.run(self.graphs.least)
-            self._sampler.draw(self._forward.logits[:1], args["rows"][:1], args, [], self._tables.fed)
+            self._sampler.sample(self._forward.logits[:1], args["rows"][:1], args, [], self._tables.fed)
             if self.mixed is not None:
                 self.mixed.warm()
             self._streams.stream.synchronize()
 
     def _send_padding(self) -> None:
-        """A command of padding alone: what is launched to warm up and to capture touches no sequence."""
-        self._device_rows.fill_nothing(self._args.next())
+        """Sends launch arguments of padding only, so that what is launched to warm up and to capture touches no
+        sequence."""
+        self._device_rows.fill_padding(self._args.next())
         with self._streams.on():
             self._args.send()
 
@@ -367,8 +387,8 @@ class CudaDecodeBatch:
         step = self._flying.popleft()
         wait_for(step.done, pulse)
         self._collected = step.number
-        tokens: list[int] = step.drawn.tokens.tolist() if step.drawn is not None else []
-        logprobs = step.drawn.logprobs(step.rules) if step.drawn is not None else {}
+        tokens = step.sampled.values() if step.sampled is not None else []
+        logprobs = step.sampled.logprobs(step.rules) if step.sampled is not None else {}
         if step.prompts:
             outcomes = prompt_outcomes(step.prompts, tokens, logprobs, len(step.rows))
             self._prompt_outcomes.append((step.prompts, outcomes))
@@ -376,13 +396,14 @@ class CudaDecodeBatch:
         for at, (row, position) in enumerate(zip(step.rows, step.positions, strict=True)):
             if row.gone:
                 continue
-            found = token_outcome(sampled(tokens[at]), position, row.sampling.stopping, logprobs.get(at))
+            found = token_outcome(tokens[at], position, row.sampling.stopping, logprobs.get(at))
             if isinstance(found, SequenceFailure) or found.end is not None:
                 self.remove(row.lease)
             answers.append((row.lease, found))
         return answers
 
     def last_logits(self) -> torch.Tensor:
-        """[rows, vocab] of the step launched last, in the order of its rows; waits for the device. For tests."""
+        """Returns [rows, vocab] of the step launched last, in the order of its rows. Waits for the device. For
+        tests."""
         torch.cuda.synchronize()
         return self._forward.logits[: len(self._flying[-1].rows)].float()

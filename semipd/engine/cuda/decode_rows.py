@@ -1,4 +1,4 @@
-"""The rows of a decode step on a GPU: what a command says of them, how they are fed, what attends for them."""
+"""The rows of a decode step on a GPU: their launch arguments, their input tokens and their attention."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from semipd.engine.cuda.block_tables import BlockTables
 from semipd.engine.cuda.forward import AttendFunction, ForwardPass
 from semipd.engine.cuda.kernels import decode_attention, feeding
 from semipd.engine.cuda.launch_args import ArgFields
-from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, SamplingRules, chances
+from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, SamplingRules, sample_points
 from semipd.engine.sampling_result import SamplingInput
 
 
 class DecodeRow:
-    """A sequence in the batch. `slot`: its row in the tables on the device."""
+    """A sequence in the batch. `slot`: its row in the block tables."""
 
     __slots__ = ("gone", "last_step", "lease", "place", "rules", "sampling", "slot")
 
@@ -27,11 +27,14 @@ class DecodeRow:
         self.place = 0
         self.gone = False
         self.last_step = 0
-        """The last step that it is part of."""
+        """The number of the last step that it is part of."""
 
 
 class DecodeRows:
-    """Beside `fields`, the launch arguments have "rows" and SAMPLING_COLUMNS for each sampled place."""
+    """The rows of steps.
+
+    Beside `fields`, the launch arguments have "rows" and SAMPLING_COLUMNS for each sampled place.
+    """
 
     def __init__(self, forward: ForwardPass, tables: BlockTables, most_rows: int, programs: int) -> None:
         model = forward.model
@@ -55,7 +58,7 @@ class DecodeRows:
         columns: Mapping[str, npt.NDArray[Any]],
         places: npt.NDArray[np.intp],
     ) -> None:
-        """The rows at these places of `columns`, the batch's; behind them, padding."""
+        """Fills in the rows at these places of the batch's `columns`, and padding behind them."""
         count = len(places)
         contexts = columns["context"][places]
         host["rows"][:count] = columns["slot"][places]
@@ -63,19 +66,19 @@ class DecodeRows:
         host["contexts"][:count] = contexts
         host["contexts"][count:] = 0
         for name in SAMPLING_COLUMNS:
-            if name != "chance":
+            if name != "point":
                 host[name][:count] = columns[name][places]
-        host["chance"][:count] = chances(
+        host["point"][:count] = sample_points(
             host["temperature"][:count], columns["seed"][places], columns["position"][places]
         )
         if count:
             for kind, window in enumerate(self._windows):
                 self._cut(host, kind, contexts, window)
         else:
-            self.fill_nothing(host)
+            self.fill_padding(host)
 
-    def fill_nothing(self, host: dict[str, npt.NDArray[Any]]) -> None:
-        """Padding alone: nothing is read or written for it."""
+    def fill_padding(self, host: dict[str, npt.NDArray[Any]]) -> None:
+        """Fills in padding only, for which nothing is read or written."""
         host["rows"][:] = -1
         for name in ("contexts", "counts", "begins"):
             host[name][:] = 0
@@ -94,8 +97,10 @@ class DecodeRows:
     def feed(
         self, args: Mapping[str, torch.Tensor], tokens: torch.Tensor, slots: torch.Tensor, *, pad: bool = True
     ) -> None:
-        """Each row's token, and where in the pool its keys and values go: [places] int32 each. Not `pad`: places
-        without a row are left as they are."""
+        """Launches what fills in each row's token, and where in the pool its keys and values go: [places] int32 each.
+
+        Not `pad`: places without a row are left as they are.
+        """
         places = len(tokens)
         rows, contexts = args["rows"][:places], args["contexts"][:places]
         feeding.feed(rows, contexts, self._tables.fed, self._tables.pages, tokens, slots, pad=pad)

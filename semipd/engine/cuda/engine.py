@@ -1,4 +1,4 @@
-"""The engine's doors on a GPU: those of `semipd.engine.engine`, and what a GPU adds: streams, graphs, passes ahead."""
+"""The engine for GPUs: the interface of `semipd.engine.engine`, with streams, graphs and passes ahead."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from semipd.engine.sampling_result import TokenOutcome
 
 log = structlog.get_logger()
 
-MOST_DRAWS = 128
-"""Prompts that end in one pass; a batch with more takes several."""
+MOST_SAMPLED = 128
+"""The most prompts that one pass samples after. A batch with more takes several passes."""
 
 
 class CudaEngine:
-    """Computes on the device of its tensors. Not for several threads at once.
+    """Computes on the device of its tensors. Only one thread may use it at a time.
 
-    A worker opens one side: `prefill` and what begins with it, or `decode_batch`. Buffers are made for what is used.
+    A worker uses one side: prefill, or `decode_batch`. Buffers are allocated for what is used.
     """
 
     passes_ahead = 1
@@ -47,7 +47,8 @@ class CudaEngine:
         side: SmSide = SmSide.FIRST,
         sms_choices: Iterable[int] = (),
     ) -> None:
-        """`sms_choices`: numbers of SMs that `use_sms` may be asked for, on that side of the device, besides all.
+        """Takes weights and pool. `sms_choices`: numbers of SMs, at `side` of the device, that `use_sms` can select
+        besides all.
 
         Raises ValueError where a tensor has another shape, RuntimeError where the device has no green contexts.
         """
@@ -62,7 +63,7 @@ class CudaEngine:
 
     @property
     def pages(self) -> int:
-        """In the pool."""
+        """The number of pages in the pool."""
         return self._pool.shape[1]
 
     @property
@@ -71,7 +72,7 @@ class CudaEngine:
 
     @property
     def max_context(self) -> int:
-        """Tokens of a sequence, at most."""
+        """The most tokens of a sequence."""
         return self._max_context
 
     # --- SMs --------------------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ class CudaEngine:
         return self.streams.choices()
 
     def use_sms(self, sms: int) -> int:
-        """What is launched from now on runs on so many SMs, or the nearest choice; that. 0: all."""
+        """Selects the nearest available number of SMs (0: all) for what is launched from now on, and returns it."""
         chosen = self.streams.nearest(sms)
         self.streams.use(chosen)
         return chosen
@@ -88,28 +89,28 @@ class CudaEngine:
     # --- prefill ----------------------------------------------------------------------------------------------------
 
     def prefill(self, items: Sequence[PrefillItem], pulse: Pulse) -> list[TokenOutcome | None]:
-        """As `CpuEngine.prefill`: begun, and waited for."""
+        """Does what `CpuEngine.prefill` does: begins, and waits."""
         return self.begin_prefill(items).finish(pulse)
 
     def begin_prefill(self, items: Sequence[PrefillItem]) -> CudaPendingPrefill:
-        """Launches the chunks and returns at once. One pending ahead of another may be begun, not more."""
+        """Launches the chunks and returns at once. One batch may be begun while another is not finished, not more."""
         pending = self.prepare_prefill(items)
         pending.launch()
         return pending
 
     def prepare_prefill(self, items: Sequence[PrefillItem]) -> CudaPendingPrefill:
-        """As far as can be before the device is free. To be launched before another is prepared."""
+        """Does what can be done before the device is free. The batch must be launched before another is prepared."""
         return CudaPendingPrefill(self.open_prefill(), list(self._parts(items)))
 
     def logits(self, items: Sequence[PrefillItem]) -> torch.Tensor:
-        """[tokens, vocab] float32: what the model says after each token of the items (teacher forcing)."""
+        """Returns the logits [tokens, vocab] float32 after each token of the items (teacher forcing)."""
         return self.open_prefill().logits(items)
 
     def open_prefill(self) -> CudaPrefill:
         if self._prefill is None:
             tokens = self._max_batch_tokens
-            forward = ForwardPass(self._model, self._weights, self._pool, tokens, min(MOST_DRAWS, tokens))
-            # Each prompt of a pass may be of one token; only few can be long ones.
+            forward = ForwardPass(self._model, self._weights, self._pool, tokens, min(MOST_SAMPLED, tokens))
+            # Each prompt of a pass may have one token only; few can be long.
             pages = tokens * 2 + GRAPH_PROMPTS * self._widest
             chunks = self._chunks(forward, tokens, tokens, pages)
             self._prefill = CudaPrefill(forward, self._rotation, chunks, self.streams)
@@ -118,7 +119,7 @@ class CudaEngine:
 
     @property
     def _widest(self) -> int:
-        """Pages of a sequence, at most."""
+        """The most pages of a sequence."""
         return pages_for(self._max_context) + 1
 
     def _chunks(self, forward: ForwardPass, tokens: int, prompts: int, pages: int) -> PrefillChunks:
@@ -132,7 +133,7 @@ class CudaEngine:
         return PrefillChunks(forward, rotary, flashinfer, tokens, prompts, pages)
 
     def _flashinfer(self, kernel: Kernel, capability: tuple[int, int]) -> FlashInferPrefill | None:
-        """None: the kernel's file is of no use, and our own takes its part."""
+        """Returns FlashInfer's attention; None: its kernel can't be loaded, and our own is used."""
         try:
             load(kernel, capability)
         except KernelError as error:
@@ -141,8 +142,9 @@ class CudaEngine:
         return FlashInferPrefill(self._model, self._pool.device, kernel.backend)
 
     def _parts(self, items: Sequence[PrefillItem]) -> Iterable[list[PrefillItem]]:
-        """Cut where a pass would have more prompts, tokens or pages than its buffers hold."""
-        most_prompts, most_pages = min(MOST_DRAWS, self._max_batch_tokens), self.open_prefill().most_pages
+        """Yields the items of each pass. A pass ends where it would have more prompts, tokens or pages than its buffers
+        hold."""
+        most_prompts, most_pages = min(MOST_SAMPLED, self._max_batch_tokens), self.open_prefill().most_pages
         part: list[PrefillItem] = []
         tokens = pages = 0
         for item in items:
@@ -158,7 +160,8 @@ class CudaEngine:
     # --- decode -----------------------------------------------------------------------------------------------------
 
     def decode_batch(self, prompt_tokens: int = 0) -> CudaDecodeBatch:
-        """An empty one. A worker has one. `prompt_tokens`: of the prompts of a step, at most; 0: it takes none."""
+        """Returns an empty batch. A worker has one. `prompt_tokens`: the most prompt tokens of a step; 0: it takes
+        none."""
         rows = self._max_running
         prompts = min(MIXED_PROMPTS, prompt_tokens)
         forward = ForwardPass(self._model, self._weights, self._pool, rows + prompt_tokens, rows + prompts)

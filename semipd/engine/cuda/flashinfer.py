@@ -17,20 +17,26 @@ WORKSPACE_BYTES = 128 << 20
 
 
 class FlashInferPrefill:
+    """FlashInfer's prefill attention over the paged KV pool."""
+
     def __init__(self, model: ModelConfig, device: torch.device, backend: str) -> None:
-        """`backend`: "fa3" or "fa2", whose kernel must be there ahead of time (`semipd.engine.flashinfer_kernels`)."""
-        from flashinfer import BatchPrefillWithPagedKVCacheWrapper  # noqa: PLC0415  not there without a GPU
+        """Allocates the workspace. `backend`: "fa3" or "fa2", whose kernel must be compiled already
+        (`semipd.engine.flashinfer_kernels`)."""
+        from flashinfer import BatchPrefillWithPagedKVCacheWrapper  # noqa: PLC0415  not installed without a GPU
 
         self._model = model
         workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
-        # Two in turn: planning a pass writes host memory that the pass before may not have read yet.
+        # Two wrappers in turn, because planning a pass writes host memory that the pass before may not have read yet.
         self._wrappers: list[Any] = [
             BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend=backend) for _ in range(2)
         ]
         self._turn = 0
 
     def plan(self, items: Sequence[PrefillItem], pages: torch.Tensor, pool: torch.Tensor) -> AttendFunction:
-        """On the current stream. `pages`: the prompts' page numbers one after another, on the device."""
+        """Plans a pass on the current stream, and returns its attention.
+
+        `pages`: the prompts' page numbers one after another, on the device.
+        """
         self._turn ^= 1
         wrapper = self._wrappers[self._turn]
         ends = np.array([item.start + len(item.tokens) for item in items])
@@ -57,5 +63,5 @@ class FlashInferPrefill:
 
 
 def _starts(counts: Sequence[int]) -> torch.Tensor:
-    """[counts + 1] int32: where each begins, and the end."""
+    """Returns [counts + 1] int32: where each part begins, and the end."""
     return torch.from_numpy(np.concatenate(([0], np.cumsum(counts))).astype(np.int32))

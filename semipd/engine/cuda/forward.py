@@ -1,4 +1,4 @@
-"""The forward pass on a GPU, over buffers that are allocated once, so that every pass can be captured in a graph."""
+"""The forward pass on a GPU. Its buffers are allocated once, so that every pass can be captured in a graph."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine, [positions, head_dim / 2] float32 each."""
 
 AttendFunction = Callable[[int, torch.Tensor, torch.Tensor], None]
-"""(layer, queries, out), [tokens, heads, head_dim] each; the layer's keys and values are in the pool."""
+"""A function of (layer, queries, out) that computes attention. Queries and out are [tokens, heads, head_dim]; the
+layer's keys and values are in the pool."""
 
 
 MLP_ROWS = 4096
-"""Tokens that go through an MLP at once: as fast as more, and its buffers are the largest of all."""
+"""The most tokens that go through an MLP at once. It is as fast as with more, and its buffers are the largest of
+all."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassInputs:
-    """The tokens of a pass, [tokens] int32 each: ids, positions, and where in the pool their keys and values go."""
+    """The tokens of a pass, [tokens] int32 each: ids, positions, and the pool's slots for their keys and values."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
@@ -33,7 +35,7 @@ class PassInputs:
 
 
 class LayerWeights:
-    """One layer's tensors, not copies; projections transposed, as a product from the left wants them."""
+    """The tensors of one layer, not copies. Projections are transposed, for products from the left."""
 
     def __init__(self, model: ModelConfig, weights: Mapping[str, torch.Tensor], index: int) -> None:
         def of(part: str) -> torch.Tensor:
@@ -51,12 +53,15 @@ class LayerWeights:
 
 
 class ForwardPass:
-    """Not for two passes at once: they share the buffers, so passes on several streams must be ordered."""
+    """The forward pass and its buffers.
+
+    Two passes must not run at once, because they share the buffers: passes on several streams must be ordered.
+    """
 
     def __init__(
         self, model: ModelConfig, weights: Mapping[str, torch.Tensor], pool: torch.Tensor, most_tokens: int, rows: int
     ) -> None:
-        """`most_tokens` in a pass, of which logits are wanted for `rows` at most.
+        """Allocates the buffers for `most_tokens` tokens in a pass, with logits of `rows` of them at most.
 
         Raises ValueError where a tensor has another shape than `semipd.engine.layout` says.
         """
@@ -78,7 +83,7 @@ class ForwardPass:
         self._x = buffer(most_tokens, model.hidden_size)
         self._normed = buffer(most_tokens, model.hidden_size)
         self._mlp_rows = min(most_tokens, MLP_ROWS)
-        # What attention needs is over when the MLP begins: both have the same memory.
+        # The buffers of attention are not needed any more when the MLP begins, so both have the same memory.
         parts = [most_tokens * width for width in ((heads + 2 * kv_heads) * dim, heads * dim, heads * dim)]
         wide = buffer(max(sum(parts), self._mlp_rows * 2 * model.intermediate_size))
         qkv, queries, attended = torch.split(wide[: sum(parts)], parts)
@@ -92,32 +97,33 @@ class ForwardPass:
 
     def run(
         self,
-        fed: PassInputs,
+        inputs: PassInputs,
         rotation: Rotation,
         attend: AttendFunction,
         wanted: torch.Tensor | None = None,
         logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits [rows, vocab] of the tokens at places `wanted` [rows] int32, or of all; a view of `self.logits`.
+        """Runs a pass, and returns the logits [rows, vocab] of the tokens at places `wanted` [rows] int32; None: of
+        all.
 
-        `logits`: a buffer to use instead, for more rows than `rows`.
+        The answer is a view of `self.logits`, or of `logits`: a buffer for more rows than `rows`.
         """
-        self.begin(fed, rotation, attend)
-        return self.end(len(fed.tokens), wanted, logits)
+        self.begin(inputs, rotation, attend)
+        return self.end(len(inputs.tokens), wanted, logits)
 
-    def begin(self, fed: PassInputs, rotation: Rotation, attend: AttendFunction) -> None:
-        """The pass up to its last attention: all in which tokens need one another. To be followed by `end`."""
-        count = len(fed.tokens)
+    def begin(self, inputs: PassInputs, rotation: Rotation, attend: AttendFunction) -> None:
+        """Runs a pass up to its last attention: all in which tokens need one another. `end` must follow."""
+        count = len(inputs.tokens)
         x, attended = self._x[:count], self._attended[:count]
-        torch.index_select(self._embed, 0, fed.tokens, out=x)
+        torch.index_select(self._embed, 0, inputs.tokens, out=x)
         last = len(self.layers) - 1
         for index in range(last):
-            self._attend(index, x, fed, rotation, attend, attended)
+            self._attend(index, x, inputs, rotation, attend, attended)
             self._finish(index, x, attended.flatten(1))
-        self._attend(last, x, fed, rotation, attend, attended)
+        self._attend(last, x, inputs, rotation, attend, attended)
 
     def end(self, count: int, wanted: torch.Tensor | None, logits: torch.Tensor | None = None) -> torch.Tensor:
-        """As `run`, of the `count` first tokens of what began."""
+        """Runs the rest of the pass for its first `count` tokens, and returns what `run` does."""
         x, flat = self._x[:count], self._attended[:count].flatten(1)
         if wanted is not None:
             rows = len(wanted)
@@ -135,7 +141,7 @@ class ForwardPass:
         self,
         index: int,
         x: torch.Tensor,
-        fed: PassInputs,
+        inputs: PassInputs,
         rotation: Rotation,
         attend: AttendFunction,
         attended: torch.Tensor,
@@ -145,11 +151,13 @@ class ForwardPass:
         normed, qkv, queries = self._normed[:count], self._qkv[:count], self._queries[:count]
         rms_norm(x, of.attn_norm, eps, normed)
         torch.mm(normed, of.qkv, out=qkv)
-        rotate_and_write(qkv, queries, self.pool[index], rotation, fed.positions, fed.slots, of.qkv_bias, of.norms, eps)
+        rotate_and_write(
+            qkv, queries, self.pool[index], rotation, inputs.positions, inputs.slots, of.qkv_bias, of.norms, eps
+        )
         attend(index, queries, attended)
 
     def _finish(self, index: int, x: torch.Tensor, attended: torch.Tensor) -> None:
-        """The output projection and the MLP, added to `x` in place."""
+        """Adds the output projection and the MLP to `x`, in place."""
         of, normed = self.layers[index], self._normed[: len(x)]
         torch.addmm(x, attended, of.o, out=x)
         if of.o_bias is not None:
@@ -171,13 +179,13 @@ class ForwardPass:
 
 
 def rotation_table(model: ModelConfig, positions: int, device: torch.device) -> Rotation:
-    """For positions 0 to positions - 1, each as part of a sequence that ends with it."""
+    """Returns the rotation of positions 0 to positions - 1, each as the last one of a sequence."""
     rotary = Rotary(model.rope, model.head_dim, model.max_position_embeddings, torch.empty(0, dtype=torch.float32))
     return halves(rotary.at(torch.arange(positions), positions - 1), device)
 
 
 def halves(rotation: tuple[torch.Tensor, torch.Tensor], device: torch.device) -> Rotation:
-    """From `Rotary`'s cosine and signed sine, [positions, head_dim] each, to what the kernel reads."""
+    """Converts `Rotary`'s cosine and signed sine, [positions, head_dim] each, to what the kernel reads."""
     cos, signed_sin = rotation
     half = cos.shape[1] // 2
     return cos[:, :half].contiguous().to(device), signed_sin[:, half:].contiguous().to(device)

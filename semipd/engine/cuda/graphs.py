@@ -1,4 +1,7 @@
-"""CUDA graphs of passes: by bucket of rows or tokens, and by lane. What is not captured runs launch by launch."""
+"""CUDA graphs of passes, by bucket of rows or tokens and by number of SMs.
+
+A pass that is not captured is launched kernel by kernel.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,21 @@ import torch
 from semipd.engine.cuda.streams import Streams
 
 CaptureProgress = Callable[[int, int], None]
-"""Told of graphs captured and graphs in all."""
+"""A function that is told the number of graphs captured and the number in all."""
 
 ROUNDS, MORE_ROUNDS = 3, 6
-"""Of replays by which graphs are timed, in which all have their turn: the least of each counts. The other worker
-captures and times at the same moment, and what it disturbs it disturbs of all; more before a bucket is passed over."""
+"""The numbers of rounds in which graphs are timed; the least time of each counts. All graphs are replayed in each
+round, because the other worker captures and times at the same moment, and so disturbs all of them alike. Before a
+bucket is skipped, it is timed again with MORE_ROUNDS."""
 CLEARLY, CLEARLY_MS = 0.03, 0.05
-"""A larger bucket is taken where it saves that part of the time and so many ms: less than either is noise."""
+"""A larger bucket is used where it saves this part of the time, and this many ms. Less than either is noise."""
 
 
 class BucketGraphs:
-    """`work(bucket)` launches a pass of that size on the current stream, reading and writing fixed addresses alone."""
+    """The graphs of one kind of pass.
+
+    `work(bucket)` launches a pass of that size on the current stream. It reads and writes fixed addresses only.
+    """
 
     def __init__(
         self,
@@ -32,13 +39,16 @@ class BucketGraphs:
         send_padding: Callable[[], None],
         choices: Sequence[int] | None = None,
     ) -> None:
-        """`send_padding` sends a command of padding alone: what is launched to warm up and to capture touches no
-        sequence. `choices`: SMs of the streams that they are for; None: of all streams."""
+        """Makes no graph yet.
+
+        `send_padding` sends launch arguments of padding only, so that what is launched to warm up and to capture
+        touches no sequence. `choices`: the numbers of SMs that there are graphs for; None: all that `streams` has.
+        """
         self._streams = streams
         self._buckets = sorted(buckets)
         self._chosen = self._buckets
         self._times_ms: dict[int, float] = {}
-        """Of graphs on the whole device."""
+        """The times of graphs on the whole device, in ms."""
         self._work = work
         self._send_padding = send_padding
         self._choices = sorted(streams.choices() if choices is None else choices, reverse=True)
@@ -46,17 +56,18 @@ class BucketGraphs:
         self._warm: set[tuple[int, int]] = set()
 
     def bucket(self, size: int) -> int | None:
-        """Of those that hold so many, the smallest that no larger one is clearly faster than; None: none holds them.
+        """Returns the bucket to use for `size` rows or tokens; None: all are too small.
 
-        Products of some sizes are slow: which ones is a matter of the GPU, its libraries and the model. So it is by
-        times on the whole device, for all streams. What is not captured there counts as fast.
+        It is the smallest one that is large enough, unless a larger one is clearly faster. Matrix products of some
+        sizes are slow; which ones depends on the GPU, its libraries and the model. So the times on the whole device
+        decide, for all numbers of SMs. A bucket that is not captured there counts as fast.
         """
         at = bisect.bisect_left(self._buckets, size)
         return self._chosen[at] if at < len(self._buckets) else None
 
     @property
     def useful(self) -> list[int]:
-        """Those that passes run in, as it is by now."""
+        """The buckets that passes use, as far as times are known."""
         return sorted(set(self._chosen))
 
     @property
@@ -65,11 +76,11 @@ class BucketGraphs:
         return self._buckets[0]
 
     def ready(self, bucket: int) -> bool:
-        """Whether it is captured for the current lane."""
+        """Returns whether the bucket is captured for the SMs in use."""
         return (bucket, self._streams.current) in self._graphs
 
     def run(self, bucket: int) -> None:
-        """On the current lane, in its stream."""
+        """Launches a pass of that bucket on the SMs in use, in the current stream."""
         graph = self._graphs.get((bucket, self._streams.current))
         if graph is None:
             self._work(bucket)
@@ -78,7 +89,8 @@ class BucketGraphs:
 
     @property
     def total(self) -> int:
-        """Less as buckets turn out to be slow: on the other streams they are not wanted."""
+        """The number of graphs there will be. It falls when a bucket turns out to be slow: it is then not captured for
+        fewer SMs."""
         return len(self._graphs.keys() | set(self._wanted()))
 
     @property
@@ -86,7 +98,8 @@ class BucketGraphs:
         return len(self._graphs)
 
     def missing(self) -> list[tuple[int, int]]:
-        """(bucket, SMs): first those on most SMs, every second bucket before the ones between."""
+        """Returns what is not captured, as (bucket, SMs): the most SMs first, and every second bucket before those
+        between."""
         return [each for each in self._wanted() if each not in self._graphs]
 
     def _wanted(self) -> list[tuple[int, int]]:
@@ -94,15 +107,18 @@ class BucketGraphs:
         return [(b, sms) for sms in self._choices for b in order if sms == self._streams.all or b in chosen]
 
     def capture_one(self, bucket: int, sms: int) -> None:
-        """That one, where it is not captured and is one of these; on the whole device it is timed, too. No other work
-        of this process may be on the device."""
+        """Captures one graph, where it is wanted and missing. On the whole device it is timed too.
+
+        No other work of this process may be on the device.
+        """
         if sms not in self._choices or (bucket, sms) in self._graphs:
             return
         self._send_padding()
         back = self._streams.current
         self._streams.use(sms)
         with self._streams.on():
-            # Kernels load and libraries take their workspaces with the first launch, which a capture forbids.
+            # The first launch loads kernels and allocates workspaces of libraries, which is not allowed during a
+            # capture.
             for kind in ((bucket, self._streams.all), (0, sms)):
                 if kind not in self._warm:
                     self._work(bucket)
@@ -115,8 +131,10 @@ class BucketGraphs:
         self._streams.use(back)
 
     def _choose(self) -> None:
-        """By the times as they are now. What would be passed over from now on is timed once more, beside what is
-        faster."""
+        """Chooses buckets by the times known now.
+
+        A bucket that would be skipped from now on is first timed once more, together with the one that is faster.
+        """
         for bucket, chosen in zip(self._buckets, choose_buckets(self._buckets, self._times_ms), strict=True):
             if chosen != bucket and bucket in self._chosen:
                 faster = min((b for b in self._times_ms if b > bucket), key=self._times_ms.__getitem__)
@@ -124,7 +142,8 @@ class BucketGraphs:
         self._chosen = choose_buckets(self._buckets, self._times_ms)
 
     def _time(self, buckets: Sequence[int], rounds: int) -> None:
-        """Their graphs on the whole device, which is the current lane; the least ever measured counts."""
+        """Times the graphs of these buckets on the whole device, which is selected now. The least time ever measured
+        counts."""
         found = replays_ms(
             [self._graphs[bucket, self._streams.all] for bucket in buckets], rounds, self._streams.stream
         )
@@ -133,7 +152,7 @@ class BucketGraphs:
 
 
 class GraphCapture:
-    """The capture of several kinds of passes, in one order: what runs on the whole device first, kind after kind."""
+    """Captures the graphs of several kinds of passes: those on the whole device first, kind after kind."""
 
     def __init__(self, kinds: Sequence[BucketGraphs]) -> None:
         self._kinds = kinds
@@ -147,7 +166,7 @@ class GraphCapture:
         return sum(graphs.captured for graphs in self._kinds)
 
     def run(self, budget_s: float, progress: CaptureProgress = lambda done, total: None) -> None:
-        """As many as fit into so many seconds. No other work of this process may be on the device."""
+        """Captures graphs for `budget_s` seconds. No other work of this process may be on the device."""
         until = time.monotonic() + budget_s
         while time.monotonic() < until:
             missing = [(graphs, bucket, sms) for graphs in self._kinds for bucket, sms in graphs.missing()]
@@ -159,8 +178,11 @@ class GraphCapture:
 
 
 def choose_buckets(buckets: Sequence[int], times_ms: Mapping[int, float]) -> list[int]:
-    """For each bucket, in ascending order, the one to run in its place: itself, unless it is clearly slower than a
-    larger one; then the next larger that is timed and stays itself, which is faster, too."""
+    """Returns, for each bucket in ascending order, the bucket to use in its place.
+
+    That is the bucket itself, unless it is clearly slower than a larger one. Then it is the next larger bucket that is
+    timed and is used itself, which is faster too.
+    """
     chosen: list[int] = []
     least, instead = float("inf"), buckets[-1]
     for bucket in reversed(buckets):
@@ -176,9 +198,9 @@ def choose_buckets(buckets: Sequence[int], times_ms: Mapping[int, float]) -> lis
 
 
 def replays_ms(graphs: Sequence[torch.cuda.CUDAGraph], rounds: int, stream: torch.cuda.Stream) -> list[float]:
-    """How long each takes the device at least, on the current stream, which is `stream`."""
+    """Returns the least time that each graph takes the device, on the current stream, which is `stream`."""
     for graph in graphs:
-        graph.replay()  # loads what the first launch of a graph does, and ends a pause of the device
+        graph.replay()  # loads what the first launch of a graph loads, and wakes an idle device
     begin = torch.cuda.Event(enable_timing=True)
     begin.record()
     ends: list[list[torch.cuda.Event]] = [[] for _ in graphs]
@@ -197,9 +219,9 @@ def replays_ms(graphs: Sequence[torch.cuda.CUDAGraph], rounds: int, stream: torc
 
 
 def record_graph(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """What `work` launches on the current stream, none of which is run."""
+    """Captures what `work` launches on the current stream. None of it is run."""
     enabled = gc.isenabled()
-    gc.disable()  # a collection while a stream is captured could free device memory, which ends the capture
+    gc.disable()  # a collection during the capture could free device memory, which would end the capture
     try:
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(capture_error_mode="thread_local")

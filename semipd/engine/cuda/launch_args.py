@@ -1,4 +1,4 @@
-"""What the CPU tells the device for one pass: all numbers in one pinned buffer, and one copy."""
+"""The launch arguments of a pass: all numbers that the CPU sends, in one pinned buffer and one copy."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 
 DEPTH = 8
-"""Host buffers in turn. A pass takes two at most and is begun when one other is on the device: none is overwritten
-unread."""
+"""The number of host buffers, which are used in turn. A pass takes two at most, and is begun while one other is on the
+device, so none is overwritten before it is read."""
 
 ArgFields = Mapping[str, tuple[tuple[int, ...], type[np.int32] | type[np.float32]]]
-"""Shape and type by name; the last field may be sent in part."""
+"""Shape and type of each array, by name. The last one may be sent in part."""
 
 
 class LaunchArgs:
@@ -38,11 +38,14 @@ class LaunchArgs:
                 views[name] = host.numpy()[start : start + size].reshape(shape).view(kind)
 
     def next(self) -> dict[str, npt.NDArray[Any]]:
-        """Host arrays to fill; they hold what an earlier pass left."""
+        """Returns the next host arrays to fill. They hold what an earlier pass left in them."""
         self._turn = (self._turn + 1) % DEPTH
         return self._views[self._turn]
 
     def send(self, of_last: int | None = None) -> None:
-        """Copies the arrays of the last `next`, on the current stream. `of_last`: so many numbers of the last field."""
+        """Copies the arrays that `next` returned last, on the current stream.
+
+        `of_last`: how many numbers of the last array are copied; None: all.
+        """
         end = len(self._buffer) if of_last is None else self._begin_of_last + of_last
         self._buffer[:end].copy_(self._hosts[self._turn][:end], non_blocking=True)

@@ -1,10 +1,11 @@
-"""Steps with prompts inside: the batch's rows and chunks of prompts in one forward pass (Sarathi-Serve,
-arXiv 2403.02310).
+"""Mixed steps: the rows of the decode batch and chunks of prompts in one forward pass (Sarathi-Serve, arXiv
+2403.02310).
 
-The rows come first, then the chunks, token after token. All products are over both; attention is the decode kernel for
-the rows and prefill's for the chunks, into one buffer. The launches of a pass of few tokens would take the CPU longer
-than the pass takes the device: it is a graph by its total of tokens, in which any rows and chunks find place, padded.
-Others are launched kernel by kernel, without padding and with FlashInfer's attention where there is its kernel.
+The rows come first, then the chunks, token after token. All matrix products are over both. Attention uses the decode
+kernel for the rows and prefill's for the chunks, and writes into one buffer. The launches of a pass of few tokens would
+take the CPU longer than the pass takes the device. So such a pass is a graph for its total of tokens, in which any rows
+and chunks fit, with padding. Other passes are launched kernel by kernel, without padding, and with FlashInfer's
+attention where its kernel is there.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from semipd.engine.cuda.streams import Streams
 from semipd.engine.prefill_inputs import PrefillItem
 
 BUCKETS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024)
-"""Tokens of a captured pass. With more, the device takes longer than the launches."""
+"""The numbers of tokens of captured passes. With more, the device takes longer than the launches."""
 WARM_TOKENS = 2048
 
 SpecialPlaces = list[tuple[int, int, SamplingRules]]
+"""Place, output position and rules of each place of which the sampler needs more than its columns."""
 
 
 class MixedSteps:
-    """Shares the buffers of the batch that it is of: its passes are steps of the batch, in the same order."""
+    """The mixed steps of a batch. They share the batch's buffers, and run in the same order as its other steps."""
 
     def __init__(
         self,
@@ -72,11 +74,11 @@ class MixedSteps:
         )
         largest = min(BUCKETS[-1], tokens)
         buckets = [*(bucket for bucket in BUCKETS if bucket < largest), largest]
-        # The other phase has nothing to do where its prompts are inside steps: they have the whole device.
+        # Prefill has nothing to do while its prompts are inside decode steps, so these have the whole device.
         self.graphs = BucketGraphs(streams, buckets, self._begin_captured, self._send_padding, choices=[streams.all])
 
     def check(self, prompts: Sequence[PrefillItem]) -> None:
-        """Raises ValueError where a step has no room for so many."""
+        """Raises ValueError where a step has no room for these prompts."""
         tokens = sum(len(item.tokens) for item in prompts)
         pages = sum(pages_for(item.start + len(item.tokens)) for item in prompts)
         chunks = self._chunks
@@ -89,7 +91,7 @@ class MixedSteps:
                 raise ValueError(f"a step of {count} {what}, at most {most} fit")
 
     def bucket(self, rows: int, prompts: Sequence[PrefillItem]) -> int | None:
-        """Of the graph that such a pass takes, where it is captured; None: it is launched kernel by kernel."""
+        """Returns the bucket of such a pass; None: it is launched kernel by kernel."""
         if not self._chunks.capturable(prompts):
             return None
         return self.graphs.bucket(rows + sum(len(item.tokens) for item in prompts))
@@ -101,60 +103,65 @@ class MixedSteps:
         special: SpecialPlaces,
         prompts: Sequence[PrefillItem],
     ) -> tuple[PendingTokens | None, list[SamplingRules]]:
-        """On the current stream. `places`: of the batch's `columns`; `special`: as `DeviceSampler.draw` takes it.
+        """Launches a step on the current stream.
 
-        What is drawn is for the rows and then for the prompts to sample after, whose rules are the second answer.
-        None: there is neither.
+        `places`: the places of the rows in the batch's `columns`; `special`: as for `DeviceSampler.sample`. Returns the
+        tokens of the rows, then of the prompts that are sampled after (None: there are neither), and the sampling rules
+        of these prompts.
         """
-        draws = [item for item in prompts if item.sampling is not None]
-        rules = [self._rules(item) for item in draws]
+        sampled_items = [item for item in prompts if item.sampling is not None]
+        rules = [self._rules(item) for item in sampled_items]
         count = len(places)
         rotation = self._chunks.own_rotation(prompts, columns["context"][places])
         bucket = self.bucket(count, prompts)
         if bucket is not None and not self.graphs.ready(bucket):
-            bucket = None  # without its graph, padding is nothing but a burden
+            bucket = None  # without its graph, padding only costs time
         tokens = count + sum(len(item.tokens) for item in prompts)
-        pages = self._fill(columns, places, prompts, draws, rules, bucket or tokens, own_rotation=rotation is not None)
+        pages = self._fill(
+            columns, places, prompts, sampled_items, rules, bucket or tokens, own_rotation=rotation is not None
+        )
         self._args.send(pages)
         if bucket is None:
             self._begin(prompts, count, tokens, rotation or self._rotation)
         else:
             self.graphs.run(bucket)
-        drawn = self._end(tokens, count + len(draws), [*special, *special_places(draws, rules, count)])
+        sampled = self._end(
+            tokens, count + len(sampled_items), [*special, *special_places(sampled_items, rules, count)]
+        )
         for each in rules:
             self._sampler.forget(each.history)  # the next pass comes after this one on the device
-        return drawn, rules
+        return sampled, rules
 
     def warm(self) -> None:
-        """Compiles and loads what is launched, captured or not. Touches no sequence; reads page 0, and writes
-        nowhere."""
+        """Compiles and loads what is launched, captured or not. It reads page 0, and writes to no page."""
         tokens = min(self._chunks.most_tokens, WARM_TOKENS)
-        nobody = PrefillItem(0, [0] * tokens, 0, np.zeros(pages_for(tokens), np.int32))
+        dummy = PrefillItem(0, [0] * tokens, 0, np.zeros(pages_for(tokens), np.int32))
         host = self._args.next()
-        self._fill_nothing(host)
-        self._chunks.fill(host, [nobody], 1)
+        self._fill_padding(host)
+        self._chunks.fill(host, [dummy], 1)
         host["slots"][:] = -1
         self._args.send()
-        self._begin([nobody], 1, 1 + tokens, self._rotation)
+        self._begin([dummy], 1, 1 + tokens, self._rotation)
         self._end(1 + tokens, 2, [])
 
-    # --- what the device is told ------------------------------------------------------------------------------------
+    # --- launch arguments ------------------------------------------------------------------------------------
 
     def _fill(
         self,
         columns: Mapping[str, npt.NDArray[Any]],
         places: npt.NDArray[np.intp],
         prompts: Sequence[PrefillItem],
-        draws: Sequence[PrefillItem],
+        sampled_items: Sequence[PrefillItem],
         rules: Sequence[SamplingRules],
         padded: int,
         *,
         own_rotation: bool,
     ) -> int:
-        """The command for a pass padded to so many tokens; how many page numbers the prompts have."""
+        """Fills the launch arguments for a pass padded to `padded` tokens, and returns how many page numbers the
+        prompts have."""
         host, count = self._args.next(), len(places)
         self._rows.fill(host, columns, places)
-        # The rows' tokens and slots are on the device alone: `DecodeRows.feed` puts them there.
+        # The rows' tokens and slots are known on the device only: `DecodeRows.feed` fills them in.
         host["tokens"][:count] = 0
         host["slots"][:count] = -1
         host["positions"][:count] = np.arange(count) if own_rotation else columns["context"][places]
@@ -165,19 +172,20 @@ class MixedSteps:
         host["wanted"][:] = 0
         host["wanted"][:count] = np.arange(count)
         host["wanted"][count : count + len(lasts)] = lasts
-        fill_sampling_columns(host, count, draws, rules)
+        fill_sampling_columns(host, count, sampled_items, rules)
         return pages
 
-    def _fill_nothing(self, host: HostArgs) -> None:
-        self._rows.fill_nothing(host)
+    def _fill_padding(self, host: HostArgs) -> None:
+        self._rows.fill_padding(host)
         for name in ("tokens", "positions", "wanted", "count", "pages", *SAMPLING_COLUMNS):
             host[name][:] = 0
         host["slots"][:] = -1
         host["history"][:] = -1
 
     def _send_padding(self) -> None:
-        """A command of padding alone: what is launched to warm up and to capture touches no sequence."""
-        self._fill_nothing(self._args.next())
+        """Sends launch arguments of padding only, so that what is launched to warm up and to capture touches no
+        sequence."""
+        self._fill_padding(self._args.next())
         with self._streams.on():
             self._args.send()
 
@@ -186,10 +194,11 @@ class MixedSteps:
         model, device = self._forward.model, self._forward.pool.device
         return SamplingRules(item.sampling, model.vocab_size, device, self._sampler.remember(item.sampling))
 
-    # --- how it is computed -----------------------------------------------------------------------------------------
+    # --- launches -----------------------------------------------------------------------------------------
 
     def _begin_captured(self, bucket: int) -> None:
-        """What is captured: from the command to the last attention, for any rows and prompts of so many tokens."""
+        """Launches what is captured: from the launch arguments to the last attention, for any rows and prompts that
+        fit."""
         args = self._args.device
         places = min(bucket, self._most_rows)
         self._begin_with(self._chunks.captured_attention(bucket, args), places, bucket, self._rotation)
@@ -199,7 +208,11 @@ class MixedSteps:
         self._begin_with(attend, rows, tokens, rotation)
 
     def _begin_with(self, of_chunks: AttendFunction, places: int, tokens: int, rotation: Rotation) -> None:
-        """`places`: the first ones, among which are all rows; the others have their tokens from the command."""
+        """Launches the pass up to its last attention.
+
+        `places`: the number of first places, among which are all rows. The others have their tokens from the launch
+        arguments.
+        """
         args, attend = self._args.device, of_chunks
         if places:
             self._rows.feed(args, args["tokens"][:places], args["slots"][:places], pad=False)
@@ -209,14 +222,14 @@ class MixedSteps:
                 of_rows(index, queries[:places], out[:places])
                 of_chunks(index, queries, out)
 
-        fed = PassInputs(args["tokens"][:tokens], args["positions"][:tokens], args["slots"][:tokens])
-        self._forward.begin(fed, rotation, attend)
+        inputs = PassInputs(args["tokens"][:tokens], args["positions"][:tokens], args["slots"][:tokens])
+        self._forward.begin(inputs, rotation, attend)
 
-    def _end(self, tokens: int, drawn: int, special: SpecialPlaces) -> PendingTokens | None:
-        """From the last attention to what is drawn: few launches, for as many places as there are."""
+    def _end(self, tokens: int, sampled: int, special: SpecialPlaces) -> PendingTokens | None:
+        """Launches the rest, from the last attention to the sampled tokens: few launches, for `sampled` places."""
         args = self._args.device
         # One row is computed where nothing is sampled: the last layer has nothing else to do with the others.
-        logits = self._forward.end(tokens, args["wanted"][: max(1, drawn)])
-        if not drawn:
+        logits = self._forward.end(tokens, args["wanted"][: max(1, sampled)])
+        if not sampled:
             return None
-        return self._sampler.draw(logits, args["rows"][:drawn], args, special, self._tables.fed)
+        return self._sampler.sample(logits, args["rows"][:sampled], args, special, self._tables.fed)

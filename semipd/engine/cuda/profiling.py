@@ -1,19 +1,19 @@
-"""One phase's engine in a process of its own, for `semipd profile`: measures alone, or beside another such process.
+"""Measures one phase's engine for `semipd profile`, in a process of its own: alone, or beside another such process.
 
 usage: python -m semipd.engine.cuda.profiling prefill|decode      (started by semipd.profiler.record)
 
-Messages are JSON objects, one a line: asked on standard input, answered on standard output.
+Messages are JSON objects, one a line. Questions come on standard input, answers go to standard output.
 
     {"do": "open", "config": {...}, "dtype", "max_batch_tokens", "max_running", "pool_tokens"}     -> {"sms"}
     {"do": "alone", "sms", "rows", "context"} or {..., "tokens", "start"}                          -> {"ms"}
-    {"do": "alone", "sms", "rows", "context", "tokens", "start"}: of decode, with a prompt in it   -> {"ms"}
-    {"do": "turns", "rows", "context", "tokens"}: of decode, which does both by turns     -> {"step_ms", "pass_ms"}
+    {"do": "alone", "sms", "rows", "context", "tokens", "start"}: a decode step with a prompt       -> {"ms"}
+    {"do": "turns", "rows", "context", "tokens"}: in the decode process, by turns         -> {"step_ms", "pass_ms"}
     {"do": "prepare", "sms", "rows", "context", "seconds"} or {..., "tokens"}                      -> {}
     {"do": "go", "start", "since", "until", "tail"}: times of time.monotonic()                     -> {"ms"}
-    {"do": "forget"}: what was prepared                                                            -> {}
-    {"do": "buckets"}: that passes are padded to, by what they are of                              -> {"decode": [...]}
+    {"do": "forget"}: forgets what was prepared                                                    -> {}
+    {"do": "buckets"}: the sizes that passes are padded to, by kind of pass                        -> {"decode": [...]}
 
-What can't be done is answered with {"error"}. The process ends when its input does.
+A question that can't be answered gets {"error"}. The process ends when its input does.
 """
 
 from __future__ import annotations
@@ -53,27 +53,29 @@ from semipd.engine.engine import PrefillItem
 from semipd.engine.pulse import SilentPulse
 
 FEWEST = 3
-"""Passes within the time that counts, for a median."""
+"""The least number of passes within the time that counts, for a median."""
 
 
 class MeasuredPhase(Protocol):
-    """What this process measures."""
+    """The measurements of this process's phase."""
 
     def alone(self, asked: dict[str, Any]) -> float:
-        """Milliseconds."""
+        """Returns the time of a pass or step in ms."""
 
     def turns(self, asked: dict[str, Any]) -> tuple[float, float]:
-        """Milliseconds of a decode step and of a prefill pass. Raises ValueError where it is not for this phase."""
+        """Returns the times of a decode step and of a prefill pass in ms. Raises ValueError where this phase is
+        prefill."""
 
     def prepare(self, asked: dict[str, Any]) -> None: ...
 
     def go(self, until_s: float) -> list[float]:
-        """Runs what was prepared until then; the moments at which passes ended."""
+        """Runs what was prepared until then, and returns the times at which passes ended, in seconds."""
 
     def forget(self) -> None: ...
 
     def buckets(self) -> dict[str, list[int]]:
-        """Sizes that captured passes are padded to: rows of "decode", tokens of "prefill", both of "mixed"."""
+        """Returns the sizes that captured passes are padded to: rows of "decode", tokens of "prefill", both of
+        "mixed"."""
 
 
 class DecodeMeasurements:
@@ -92,7 +94,7 @@ class DecodeMeasurements:
     def prepare(self, asked: dict[str, Any]) -> None:
         engine, rows, context = self._engine, asked["rows"], asked["context"]
         steps = steps_within(engine, rows, context, asked["sms"], asked["seconds"])
-        first = max(1, context - steps // 2)  # grows to `context` by the middle of it, about
+        first = max(1, context - steps // 2)  # grows to about `context` in the middle of the run
         batch, _ = fill_batch(engine, rows, first, first + steps)
         engine.use_sms(asked["sms"])
         capture_step(engine, batch, rows)
@@ -101,7 +103,7 @@ class DecodeMeasurements:
     def go(self, until_s: float) -> list[float]:
         batch, ends = bench_batch(self._engine), []
         while time.monotonic() < until_s:
-            if batch.step(SilentPulse()):  # answers for the step before, when that is done
+            if batch.step(SilentPulse()):  # returns the outcomes of the step before, when that is done
                 ends.append(time.monotonic())
         batch.drain(SilentPulse())
         return ends
@@ -134,7 +136,7 @@ class PrefillMeasurements:
         engine.begin_prefill([self._item]).finish(SilentPulse())
 
     def go(self, until_s: float) -> list[float]:
-        """One pass ahead of the device, as the worker."""
+        """Runs passes one ahead of the device, as the worker does."""
         assert self._item is not None
         pending, ends = deque[Any](), []
         while time.monotonic() < until_s:
@@ -168,7 +170,10 @@ def open_phase(role: str, asked: dict[str, Any]) -> AbstractContextManager[CudaE
 
 
 def between_ms(ends: Sequence[float], since_s: float, until_s: float) -> float:
-    """Median time from one end to the next, of those within. Raises ValueError where there are too few."""
+    """Returns the median time from one end to the next, in ms, between two times in seconds.
+
+    Raises ValueError where there are too few ends.
+    """
     counted = [1e3 * (b - a) for a, b in pairwise(ends) if a >= since_s and b <= until_s]
     if len(counted) < FEWEST:
         raise ValueError(f"only {len(counted)} passes ended within {until_s - since_s:.1f} s")
@@ -176,7 +181,7 @@ def between_ms(ends: Sequence[float], since_s: float, until_s: float) -> float:
 
 
 def answer(phase: MeasuredPhase, asked: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError for what can't be done, and torch.OutOfMemoryError."""
+    """Answers a question. Raises ValueError for what can't be done, and torch.OutOfMemoryError."""
     match asked["do"]:
         case "alone":
             return {"ms": phase.alone(asked)}
@@ -207,7 +212,7 @@ def answer(phase: MeasuredPhase, asked: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     role = sys.argv[1]
-    out, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints may get between the answers
+    out, sys.stdout = sys.stdout, sys.stderr  # so that no library prints between the answers
 
     def say(message: dict[str, Any]) -> None:
         out.write(json.dumps(message) + "\n")

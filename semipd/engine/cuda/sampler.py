@@ -1,4 +1,4 @@
-"""Sampling on the device: what a sequence's rules need there, and the launches that turn logits into tokens."""
+"""Sampling on the device: the tensors that a sequence's rules need, and the launches that turn logits into tokens."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ SAMPLING_COLUMNS: Mapping[str, type[np.int32] | type[np.float32]] = {
     "top_k": np.int32,
     "top_p": np.float32,
     "min_p": np.float32,
-    "chance": np.float32,
+    "point": np.float32,
     "history": np.int32,
     "repetition": np.float32,
     "frequency": np.float32,
     "presence": np.float32,
 }
-"""What a command says of each place, beside its row."""
+"""The launch arguments of each sampled place, beside its row."""
 
 
 class SamplingRules:
-    """One sequence's rules on the device. `history`: its slot among the histories, -1 without penalties."""
+    """The sampling rules of one sequence on the device.
+
+    `history`: its slot among the histories; -1: it has no penalties.
+    """
 
     __slots__ = ("banned", "bias", "history", "logprobs", "sampling", "top_logprobs", "until")
 
@@ -61,7 +64,7 @@ class SamplingRules:
 
 
 def columns(sampling: SamplingInput, history: int) -> dict[str, float]:
-    """Of SAMPLING_COLUMNS, those that stay the same from token to token."""
+    """Returns those of SAMPLING_COLUMNS that stay the same from token to token."""
     p = sampling.params
     return {
         "temperature": 0.0 if p.temperature < CERTAIN_TEMPERATURE else p.temperature,
@@ -75,10 +78,10 @@ def columns(sampling: SamplingInput, history: int) -> dict[str, float]:
     }
 
 
-def chances(
+def sample_points(
     temperatures: npt.NDArray[np.float32], seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """Where in its distribution each place draws; below 1 also after rounding."""
+    """Returns the point of its distribution at which each place samples, in [0, 1) also after rounding to float32."""
     if not temperatures.any():
         return np.zeros(len(temperatures), np.float32)
     return np.minimum(uniforms(seeds, positions), 1 - 2.0**-24).astype(np.float32)
@@ -86,16 +89,20 @@ def chances(
 
 @dataclass(slots=True)
 class PendingTokens:
-    """On its way to the host: read it when the pass's event has come."""
+    """Sampled tokens on their way to the host. They may be read when the pass's event has come."""
 
     tokens: torch.Tensor
-    """Pinned [places] int32, NOT_FINITE where none can be drawn."""
+    """The tokens, pinned, [places] int32; NOT_FINITE where none can be sampled."""
     logprob_places: tuple[int, ...] = ()
     own: torch.Tensor | None = None
     top: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    def values(self) -> list[int | None]:
+        """Returns the token of each place; None where none could be sampled."""
+        return [None if token == kernels.NOT_FINITE else token for token in self.tokens.tolist()]
+
     def logprobs(self, rules: Sequence[SamplingRules]) -> dict[int, Logprob]:
-        """By place, of those that asked for them. `rules`: of every place."""
+        """Returns the log-probabilities by place, of the places that asked for them. `rules`: those of every place."""
         if self.own is None or self.top is None:
             return {}
         own, (values, ids) = self.own.tolist(), [t.tolist() for t in self.top]
@@ -107,13 +114,8 @@ class PendingTokens:
         return found
 
 
-def sampled(token: int) -> int | None:
-    """Returns what `token_outcome` takes: None where the kernel could sample nothing."""
-    return None if token == kernels.NOT_FINITE else token
-
-
 class DeviceSampler:
-    """Launches for one kind of pass. `fed` [rows] takes the token that each row is fed next."""
+    """Samples for one kind of pass. `fed` [rows]: the token that each row is fed next."""
 
     def __init__(self, vocab: int, places: int, device: torch.device) -> None:
         self._vocab = vocab
@@ -127,7 +129,10 @@ class DeviceSampler:
     # --- histories --------------------------------------------------------------------------------------------------
 
     def remember(self, sampling: SamplingInput) -> int:
-        """A history slot with prompt and output counted, or -1 where no penalty needs one. On the current stream."""
+        """Returns a history slot in which prompt and output are counted; -1: no penalty needs one.
+
+        It works on the current stream.
+        """
         if not sampling.params.penalised:
             return -1
         if not self._free:
@@ -141,7 +146,7 @@ class DeviceSampler:
         return slot
 
     def forget(self, slot: int) -> None:
-        """To be called when no pass on the device uses it."""
+        """Frees a history slot. To be called when no pass on the device will use it before its next owner's passes."""
         if slot >= 0:
             self._free.append(slot)
 
@@ -153,9 +158,9 @@ class DeviceSampler:
         self._free += range(held, len(more))
         self._histories = more
 
-    # --- drawing ----------------------------------------------------------------------------------------------------
+    # --- sampling ----------------------------------------------------------------------------------------------------
 
-    def draw(
+    def sample(
         self,
         logits: torch.Tensor,
         rows: torch.Tensor,
@@ -163,9 +168,11 @@ class DeviceSampler:
         special: Sequence[tuple[int, int, SamplingRules]],
         fed: torch.Tensor,
     ) -> PendingTokens:
-        """On the current stream. logits [places, vocab]; `args`: SAMPLING_COLUMNS on the device.
+        """Samples a token for each place, on the current stream.
 
-        `special`: place, output position and rules of each place that wants more than its columns say.
+        `logits` [places, vocab]; `rows` [places]: the row of each place; `args`: SAMPLING_COLUMNS on the device;
+        `special`: place, output position and rules of each place that needs more than its columns; `fed`: takes the
+        tokens, by row.
         """
         places = len(logits)
         tokens = self._tokens[:places]
@@ -174,16 +181,16 @@ class DeviceSampler:
         if any(r.history >= 0 or r.bias is not None or (r.banned is not None and at < r.until) for _, at, r in special):
             adjusted = self._adjusted(logits, args, special, penalised=penalised)
         temperature, top_k, top_p, min_p, chance = (
-            args[name][:places] for name in ("temperature", "top_k", "top_p", "min_p", "chance")
+            args[name][:places] for name in ("temperature", "top_k", "top_p", "min_p", "point")
         )
         kernels.sample(adjusted, rows, temperature, top_k, top_p, min_p, chance, tokens, fed)
         if penalised and self._histories is not None:
             kernels.count(self._histories, args["history"][:places], tokens)
-        drawn = PendingTokens(self._to_host(tokens))
+        sampled = PendingTokens(self._to_host(tokens))
         wanting = [(place, rules) for place, _, rules in special if rules.logprobs]
         if wanting:
-            self._logprobs(logits, tokens, wanting, drawn)
-        return drawn
+            self._logprobs(logits, tokens, wanting, sampled)
+        return sampled
 
     def _adjusted(
         self,
@@ -193,7 +200,7 @@ class DeviceSampler:
         *,
         penalised: bool,
     ) -> torch.Tensor:
-        """Bias, penalties and the ban on stop tokens, in this order, in float32."""
+        """Returns the logits after bias, penalties and the ban on stop tokens, in this order, in float32."""
         places = len(logits)
         work = torch.empty((places, self._vocab), dtype=torch.float32, device=self._device)
         biased = logits
@@ -222,16 +229,16 @@ class DeviceSampler:
         logits: torch.Tensor,
         tokens: torch.Tensor,
         wanting: Sequence[tuple[int, SamplingRules]],
-        drawn: PendingTokens,
+        sampled: PendingTokens,
     ) -> None:
-        drawn.logprob_places = tuple(place for place, _ in wanting)
-        at = torch.tensor(drawn.logprob_places, dtype=torch.int64)
+        sampled.logprob_places = tuple(place for place, _ in wanting)
+        at = torch.tensor(sampled.logprob_places, dtype=torch.int64)
         at = (at.pin_memory() if self._device.type == "cuda" else at).to(self._device, non_blocking=True)
         logprobs = logits.index_select(0, at).float().log_softmax(-1)
         own = logprobs.gather(1, tokens.index_select(0, at).long().clamp_(min=0)[:, None])[:, 0]
         top = logprobs.topk(min(max(1, *(rules.top_logprobs for _, rules in wanting)), self._vocab), -1)
-        drawn.own = self._to_host(own)
-        drawn.top = self._to_host(top.values), self._to_host(top.indices)
+        sampled.own = self._to_host(own)
+        sampled.top = self._to_host(top.values), self._to_host(top.indices)
 
     def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._device.type == "cuda")
@@ -239,7 +246,7 @@ class DeviceSampler:
 
 
 def _used(tensors: Any) -> Any:
-    """Says to the allocator that the current stream uses them."""
+    """Tells the allocator that the current stream uses the tensors."""
     for tensor in tensors:
         if tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream())

@@ -1,8 +1,8 @@
 """Streams that compute on a part of the device: green contexts, and one stream on all of it.
 
-Work goes to one lane at a time; changing the lane is an event between two streams, microseconds, at any pass
-(CUDA driver API, Green Contexts; a stream of a green context runs its kernels on that context's SMs alone, also within
-an MPS client that has all of them). A graph keeps the SMs of the lane that it was captured on.
+A stream of a green context runs its kernels on that context's SMs only, also within an MPS client that has all SMs
+(CUDA driver API, Green Contexts). Work goes to one stream at a time. The stream may change before any pass: the change
+is an event between two streams, and takes microseconds. A graph keeps the SMs of the stream on which it was captured.
 """
 
 from __future__ import annotations
@@ -18,19 +18,25 @@ MOST_PRIORITY = -5
 
 
 class SmSide(Enum):
-    """Which of the device's SMs a share is of: phases at different ends don't touch where there is room for both."""
+    """The end of the device from which a share's SMs are taken.
+
+    Phases at different ends do not overlap where there is room for both.
+    """
 
     FIRST = "first"
     LAST = "last"
 
 
 class Streams:
-    """`all` is the number of SMs of the device, and the lane of that name has no green context."""
+    """Streams by their number of SMs.
+
+    `all` is the number of SMs of the device. Its stream has no green context.
+    """
 
     def __init__(
         self, device: torch.device, side: SmSide, choices: Sequence[int] = (), *, urgent: bool = False
     ) -> None:
-        """Streams for as many SMs as `choices` say, on that side of the device, and for all.
+        """Makes a stream for each number of SMs in `choices`, at that side of the device, and one for all SMs.
 
         `urgent`: its kernels come before those of other processes where the device has a choice. Raises RuntimeError
         where the driver has no green contexts or refuses them.
@@ -39,7 +45,7 @@ class Streams:
         self.all = torch.cuda.get_device_properties(device).multi_processor_count
         self._priority = MOST_PRIORITY if urgent else 0
         self._streams: dict[int, torch.cuda.Stream] = {self.all: torch.cuda.Stream(device, priority=self._priority)}
-        self._contexts: list[Any] = []  # destroyed with the process
+        self._contexts: list[Any] = []  # they are destroyed with the process
         for count in sorted({c for c in choices if c < self.all}):
             self._streams[count] = self._green(count, side)
         self._current = self.all
@@ -53,11 +59,11 @@ class Streams:
         return self._current
 
     def nearest(self, sms: int) -> int:
-        """The choice that is meant by a number of SMs; 0 or less: all."""
+        """Returns the available number of SMs nearest to `sms`; 0 or less stands for all."""
         return self.all if sms <= 0 else min(self._streams, key=lambda c: (abs(c - sms), c))
 
     def use(self, sms: int) -> None:
-        """Work that is launched from now on runs after all before, on the lane of so many SMs."""
+        """Selects the stream of `sms` SMs. Work that is launched from now on runs there, after all work before."""
         if sms != self._current:
             self._moved.record(self._streams[self._current])
             self._streams[sms].wait_event(self._moved)
@@ -69,12 +75,12 @@ class Streams:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Launches go to the current lane."""
+        """Makes the selected stream the current one inside `with`."""
         with torch.cuda.stream(self._streams[self._current]):
             yield
 
     def _green(self, count: int, side: SmSide) -> torch.cuda.Stream:
-        from cuda.bindings import driver  # noqa: PLC0415  not there without a GPU
+        from cuda.bindings import driver  # noqa: PLC0415  not installed without a GPU
 
         torch.cuda.init()
         device = _done(driver.cuDeviceGet(self.device.index or 0))
@@ -93,7 +99,7 @@ class Streams:
 
 
 def _done(answer: tuple[Any, ...]) -> Any:
-    """What a driver call returned besides its code. Raises RuntimeError with the code's name."""
+    """Returns what a driver call returned besides its code. Raises RuntimeError with the code's name."""
     code, *values = answer
     if int(code) != 0:
         raise RuntimeError(f"green contexts: the driver says {code.name}")

@@ -1,5 +1,5 @@
-"""Triton kernels of our own, each file with the function that launches it.
+"""Triton kernels of our own. Each is in one file with the function that launches it.
 
-Sizes that never change are compile-time constants and sizes that do are read from device memory, so that nothing is
-compiled while requests wait and every launch can be captured in a CUDA graph.
+Sizes that never change are compile-time constants. Sizes that change are read from device memory, so that nothing is
+compiled while requests wait, and every launch can be captured in a CUDA graph.
 """

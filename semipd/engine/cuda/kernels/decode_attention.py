@@ -1,8 +1,8 @@
-"""Attention of one new token of each row over its pages: split over the keys, and over the GPU evenly.
+"""Attention of one new token of each row over its pages. The work is split over the keys, and evenly over the GPU.
 
-The caller cuts the rows' contexts into items of like length (see `cut`). A fixed number of programs walks through
-items times KV heads, so that one captured launch serves any mixture of lengths; what a row's items found is put
-together by a second launch (Flash-Decoding; Dao et al., 2023). The query heads of a KV head are attended to together.
+The caller cuts the rows' contexts into items of similar length (see `cut`). A fixed number of programs goes through all
+pairs of an item and a KV head, so that one captured launch serves any mixture of lengths. A second launch merges the
+results of a row's items (Flash-Decoding; Dao et al., 2023). The query heads of a KV head are computed together.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import triton.language as tl
 from semipd.core.config import PAGE_SIZE
 
 GRAIN = 64
-"""Items are cut at multiples of so many tokens."""
+"""Items are cut at multiples of this many tokens."""
 PROGRAMS_AN_SM = 6
-"""Of BLOCK tokens in flight each; measured on an H200, together with BLOCK, STAGES and WARPS."""
+"""Programs for each SM, with BLOCK tokens in flight each. Measured on an H200, together with BLOCK, STAGES and
+WARPS."""
 BLOCK, STAGES, WARPS = 32, 3, 2
 ITEM_FIELDS = 3
-"""Row of the batch, first token, end."""
+"""The fields of an item: row of the batch, first token, end."""
 ROUNDS = 4
-"""Items a program should find, about: enough that no program is left with much more than the others."""
+"""Items for each program, about: enough that no program has much more to do than the others."""
 
 
 @triton.jit
@@ -55,7 +56,8 @@ def _attend(
         for start in tl.range(first, end, block, num_stages=stages):
             token = start + step
             there = token < end
-            # Beyond the end: the last token again, whose score is thrown away, so that keys are loaded without a mask.
+            # Beyond the end the last token is loaded again and its score is masked, so that keys are loaded without a
+            # mask.
             near = tl.minimum(token, end - 1)
             page = tl.load(table + near // page_size).to(tl.int64)
             at = page * 2 * side + (near % page_size) * kv_heads * dim + kv_head * dim
@@ -110,15 +112,16 @@ def _merge(partial, partial_lse, first_item, out, heads: tl.constexpr, dim: tl.c
 def cut(
     contexts: npt.NDArray[np.int64], window: int | None, kv_heads: int, programs: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Cuts rows that attend to contexts + 1 tokens each into items of at most one length, which it chooses.
+    """Cuts rows, which attend to contexts + 1 tokens each, into items whose greatest length it chooses.
 
-    The items [ITEM_FIELDS, items], and where each row's items begin, [rows + 1]. `window`: a row sees so many tokens.
+    Returns the items [ITEM_FIELDS, items], and where each row's items begin, [rows + 1]. `window`: the most tokens that
+    a row sees; None: all.
     """
     ends = contexts + 1
     firsts = np.zeros_like(ends) if window is None else np.maximum(ends - window, 0)
     grains = -(-(ends - firsts) // GRAIN)
     chunk = -(-int(grains.sum()) // wanted_items(kv_heads, programs))
-    each = -(-grains // -(-grains // chunk))  # a row's items are of one length, as nearly as may be
+    each = -(-grains // -(-grains // chunk))  # the items of a row have nearly the same length
     pieces = -(-grains // each)
     begins = np.zeros(len(ends) + 1, np.int32)
     np.cumsum(pieces, out=begins[1:])
@@ -131,17 +134,17 @@ def cut(
 
 
 def wanted_items(kv_heads: int, programs: int) -> int:
-    """Such that each program finds ROUNDS of them."""
+    """Returns the number of items with which each program has ROUNDS of them."""
     return max(1, ROUNDS * programs // kv_heads)
 
 
 def item_capacity(rows: int, kv_heads: int, programs: int) -> int:
-    """Items that `cut` makes of so many rows, at most."""
+    """Returns the most items that `cut` makes of `rows` rows."""
     return rows + wanted_items(kv_heads, programs) + 1
 
 
 class DecodeScratch:
-    """What the split needs on the device, once for all launches. Several windows have items of their own."""
+    """Buffers on the device for the results of items, for all launches. Several windows have items of their own."""
 
     def __init__(self, rows: int, heads: int, kv_heads: int, dim: int, programs: int, device: torch.device) -> None:
         self.programs = programs
@@ -159,11 +162,11 @@ def attend(
     scratch: DecodeScratch,
     out: torch.Tensor,
 ) -> None:
-    """queries, out [places, heads, head_dim]; pool [pages, 2, PAGE_SIZE, kv_heads, head_dim]; tables
-    [rows, width] int32.
+    """Computes attention from queries [places, heads, head_dim] into out, of the same shape.
 
-    `rows` [places]: which row of the tables each place of the batch has. `cuts`: items [ITEM_FIELDS, capacity], their
-    number [1], whether an item is its row's only one [capacity], and where each place's items begin [places + 1].
+    pool [pages, 2, PAGE_SIZE, kv_heads, head_dim]; tables [rows, width] int32. `rows` [places]: which row of the tables
+    each place of the batch has. `cuts`: items [ITEM_FIELDS, capacity], their number [1], whether an item is the only
+    one of its row [capacity], and where each place's items begin [places + 1].
     """
     places, heads, dim = queries.shape
     kv_heads = pool.shape[3]

@@ -1,4 +1,4 @@
-"""RMS norm, rotation with the KV write, SiLU gate: one launch each, whatever the batch."""
+"""RMS norm, rotation with the KV write, and SiLU gate: one launch each, for any batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _rms_norm(x, weight, out, eps, width: tl.constexpr, block: tl.constexpr):
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
-    """[rows, width] -> out, computed in float32."""
+    """Normalises [rows, width] into out. Computes in float32."""
     rows, width = x.shape
     _rms_norm[(rows,)](x, weight, out, eps, width, triton.next_power_of_2(width), num_warps=8 if width > 2048 else 4)
 
@@ -39,7 +39,7 @@ def _silu_gate(gate_up, out, inner: tl.constexpr, block: tl.constexpr):
 
 
 def silu_gate(gate_up: torch.Tensor, out: torch.Tensor) -> None:
-    """silu(gate) * up: [rows, 2 * inner] -> [rows, inner]."""
+    """Computes silu(gate) * up: [rows, 2 * inner] -> [rows, inner]."""
     rows, inner = out.shape
     block = min(2048, triton.next_power_of_2(inner))
     _silu_gate[(rows, triton.cdiv(inner, block))](gate_up, out, inner, block, num_warps=8 if block == 2048 else 4)
@@ -108,7 +108,7 @@ def rotate_and_write(
     norms: tuple[torch.Tensor, torch.Tensor] | None,
     eps: float,
 ) -> None:
-    """Bias, norm of heads and rotation; queries go to `queries`, keys and values into the layer's pool.
+    """Applies bias, norm of heads and rotation. Queries go to `queries`, keys and values into the layer's pool.
 
     qkv [tokens, (heads + 2 kv_heads) * head_dim]; queries [tokens, heads, head_dim]; pool [pages, 2, PAGE_SIZE,
     kv_heads, head_dim]; rotation: cosine and sine, [positions, head_dim / 2] float32 each, read at `positions`

@@ -1,4 +1,4 @@
-"""What begins a decode step on the device: new pages into the tables, then each place's token, position and slot."""
+"""The first launches of a decode step: new pages go into the tables, then each place gets its token and slot."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def _update(words, where, values, count, piece: tl.constexpr):
 
 
 def update(words: torch.Tensor, where: torch.Tensor, values: torch.Tensor) -> None:
-    """words.view(-1)[where] = values, but for places of -1; all int32."""
+    """Sets words.view(-1)[where] = values, except where `where` is -1. All are int32."""
     _update[(triton.cdiv(len(where), PIECE),)](words, where, values, len(where), PIECE, num_warps=4)
 
 
-@triton.jit(do_not_specialize=["places"])  # any number of rows comes, and none is to wait for a kernel of its own
+@triton.jit(do_not_specialize=["places"])  # any number of rows may come, and none must wait for a compilation
 def _feed(
     rows, contexts, fed, tables, tokens, slots, places, table_width: tl.constexpr,
     page_size: tl.constexpr, pad: tl.constexpr, piece: tl.constexpr,
@@ -51,9 +51,9 @@ def feed(
     *,
     pad: bool = True,
 ) -> None:
-    """tokens [places]: those last sampled (`fed` [rows]); slots [places] int32: where their keys go.
+    """Fills in tokens [places], from those sampled last (`fed` [rows]), and slots [places] int32: where their keys go.
 
-    A place of row -1 is padding: slot -1; not `pad`: it is left as it is.
+    A place of row -1 is padding, and gets slot -1. Not `pad`: it is left as it is.
     """
     places = len(tokens)
     _feed[(triton.cdiv(places, PIECE),)](

@@ -1,7 +1,7 @@
-"""Causal attention of new tokens over their pages, for every type, head size and window, and capturable.
+"""Causal attention of new tokens over their pages, for every type, head size and window. It can be captured.
 
-FlashAttention 2's loop (Dao, 2023) over paged keys. The caller says which block of queries each program has, so one
-captured launch serves any mixture of prompts. Long prompts on a GPU go to FlashInfer where it has the kernel.
+The loop is FlashAttention 2's (Dao, 2023), over paged keys. The caller says which block of queries each program has, so
+one captured launch serves any mixture of prompts. Long prompts on a GPU go to FlashInfer where it has the kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from semipd.core.config import PAGE_SIZE
 
 QUERY_BLOCK = 64
 BLOCK_FIELDS = 5
-"""First token in the pass, tokens, position of the first one, row of the table, and padding."""
+"""The fields of a block: first token in the pass, tokens, position of the first one, row of the table, and padding."""
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def _attend(
                 visible = visible & (token[None, :] > (position + nth)[:, None] - window)
             score = tl.where(visible & there[None, :], score, -float("inf"))
             higher = tl.maximum(best, tl.max(score, 1))
-            # A query that sees nothing of this block yet has no best: the difference of two infinities is none.
+            # A query that sees nothing so far has no best score, and the difference of two infinities is not a number.
             settled = tl.where(higher == -float("inf"), 0.0, higher)
             chance = tl.math.exp2(score - settled[:, None])
             faded = tl.math.exp2(best - settled)
@@ -80,11 +80,12 @@ def attend(
     most_blocks: int,
     out: torch.Tensor,
 ) -> None:
-    """queries, out [tokens, heads, head_dim]; pool [pages, 2, PAGE_SIZE, kv_heads, head_dim]; tables
-    [rows, width] int32.
+    """Computes attention from queries [tokens, heads, head_dim] into out, of the same shape.
 
-    `blocks` [BLOCK_FIELDS, capacity]: at most QUERY_BLOCK consecutive tokens of one prompt each; `count` [1] of them
-    are there, at most `most_blocks`. Keys and values of all tokens are in the pool already.
+    pool [pages, 2, PAGE_SIZE, kv_heads, head_dim]; tables [rows, width] int32.
+
+    `blocks` [BLOCK_FIELDS, capacity]: at most QUERY_BLOCK consecutive tokens of one prompt each. `count` [1]: the
+    number of blocks, at most `most_blocks`. Keys and values of all tokens are in the pool already.
     """
     _, heads, dim = queries.shape
     kv_heads = pool.shape[3]

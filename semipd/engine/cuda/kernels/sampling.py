@@ -1,8 +1,8 @@
-"""From logits to a token a row in one launch: the likeliest, or a draw after top-k, top-p and min-p.
+"""Samples a token for each row in one launch: the likeliest, or a draw after top-k, top-p and min-p.
 
 The rules are those of `semipd.engine.sampling`: the filters are thresholds on the logits, ties included, and a draw is
 the inverse of the cumulative distribution in the order of token ids. A threshold is found by narrowing the range of the
-logits' bit patterns, which are ordered as the numbers are: three bits a pass, so six passes for 16-bit logits.
+logits' bit patterns, which have the same order as the numbers: three bits a pass, so six passes for 16-bit logits.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import triton
 import triton.language as tl
 
 NOT_FINITE = -1
-"""In the place of a token: no token can be drawn from this row's logits."""
+"""Stands in the place of a token where none can be drawn from the row's logits."""
 PASS_BITS = 3
 
 
 @triton.jit
 def _number(key):
-    """int64 -> the float32 of that place in the order of all float32 (the bit pattern, negative ones turned round)."""
+    """Returns the float32 at place `key` (int64) in the order of all float32: its bit pattern, reversed for
+    negatives."""
     bits = key.to(tl.int32)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _mass(logits, best, inverse, least, vocab: tl.constexpr, block: tl.constexpr):
-    """The chance, in units of the likeliest token's, of all tokens whose logit is at least `least`."""
+    """Returns the probability of all tokens whose logit is at least `least`, in units of the likeliest token's."""
     found = 0.0
     for start in range(0, vocab, block):
         at = start + tl.arange(0, block)
@@ -39,14 +40,15 @@ def _narrow(
     logits, wanted, best, inverse, least, count_them: tl.constexpr, bits: tl.constexpr, pass_bits: tl.constexpr,
     vocab: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The greatest threshold at or above which there is `wanted`: tokens (`count_them`), or chance of those of `least`.
+    """Returns the greatest threshold at or above which there is `wanted`.
 
-    Found on a grid of 2 ** (32 - bits) bit patterns, finer than numbers with so many significant bits lie.
+    `wanted` is a number of tokens (`count_them`), or a probability of tokens at or above `least`. The threshold lies on
+    a grid of 2 ** (32 - bits) bit patterns, which is finer than numbers of `bits` significant bits are.
     """
     passes: tl.constexpr = (bits + pass_bits - 1) // pass_bits
     fan: tl.constexpr = 1 << pass_bits
     grid: tl.constexpr = 32 - bits
-    low = (tl.full([], -2139095041, tl.int64) >> grid) << grid  # minus infinity, or a little below: all is above it
+    low = (tl.full([], -2139095041, tl.int64) >> grid) << grid  # minus infinity or a little below: all is above it
     step = tl.full([], 1 << 32, tl.int64)
     nth = tl.arange(0, fan)
     for _ in range(passes):
@@ -99,7 +101,7 @@ def _sample(
                 logits, top_k.to(tl.float32), best, inverse, least, True, bits, pass_bits, vocab, narrow_block
             )
         if top_p < 1.0:
-            # A token is kept if there is less than top_p above it: so the one that crosses top_p is the last.
+            # A token is kept if there is less than top_p above it, so the one that crosses top_p is the last.
             wanted = top_p * _mass(logits, best, inverse, least, vocab, narrow_block)
             nucleus = _narrow(logits, wanted, best, inverse, least, False, bits, pass_bits, vocab, narrow_block)
             least = tl.maximum(least, nucleus)
@@ -141,7 +143,7 @@ def sample(
     """Fills `tokens` [places] int32 with a token a place or NOT_FINITE, and `fed[rows[place]]` where rows is not -1.
 
     logits [places, vocab]; temperatures float32, 0: the likeliest token; top_ks int32, 0: off; top_ps, min_ps and
-    chances (each in [0, 1): where in the distribution to draw) float32.
+    chances (each in [0, 1): the point of the distribution at which to draw) float32.
     """
     places, vocab = logits.shape
     bits = 32 if logits.dtype == torch.float32 else (16 if logits.dtype == torch.bfloat16 else 19)
@@ -153,7 +155,7 @@ def sample(
 
 
 SEEN_IN_PROMPT = 1 << 30
-"""Of a history's word: the token is in the prompt. The bits below count it in the output."""
+"""The bit of a history's word that says that the token is in the prompt. The bits below count it in the output."""
 
 
 @triton.jit
@@ -186,7 +188,10 @@ def penalise(
     presence: torch.Tensor,
     out: torch.Tensor,
 ) -> None:
-    """logits [places, vocab] -> out, float32. `histories` [slots, vocab] int32; slots [places]: -1 copies a row."""
+    """Applies penalties to logits [places, vocab], into out, float32.
+
+    `histories` [slots, vocab] int32; slots [places]: -1 copies a row without change.
+    """
     places, vocab = logits.shape
     block = 2048
     _penalise[(places, triton.cdiv(vocab, block))](
@@ -205,5 +210,5 @@ def _count(histories, slots, tokens, vocab: tl.constexpr):
 
 
 def count(histories: torch.Tensor, slots: torch.Tensor, tokens: torch.Tensor) -> None:
-    """One more of each place's token in its history."""
+    """Adds each place's token to its history."""
     _count[(len(slots),)](histories, slots, tokens, histories.shape[1], num_warps=1)

@@ -8,7 +8,14 @@ import torch
 
 from semipd.core.request import SamplingParams, StoppingParams
 from semipd.engine.cuda.launch_args import LaunchArgs
-from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules, chances, columns
+from semipd.engine.cuda.sampler import (
+    SAMPLING_COLUMNS,
+    DeviceSampler,
+    PendingTokens,
+    SamplingRules,
+    columns,
+    sample_points,
+)
 from semipd.engine.sampling import CERTAIN_TEMPERATURE, SequenceSampler, TokenChoice, choose_tokens
 from semipd.engine.sampling_result import SamplingInput
 
@@ -45,7 +52,7 @@ class Device:
             for name, value in columns(wanted, rules.history).items():
                 say[name][place] = value
         seeds = np.array([wanted.params.seed for wanted in DRAWS], np.uint64)
-        say["chance"][:] = chances(say["temperature"], seeds, np.array(positions))
+        say["point"][:] = sample_points(say["temperature"], seeds, np.array(positions))
         self.command.send()
         special = [
             (place, position, rules)
@@ -53,7 +60,7 @@ class Device:
             if not rules.plain
         ]
         given = self.command.device
-        drawn = self.sampler.draw(logits, given["rows"], given, special, self.sampler.fed)
+        drawn = self.sampler.sample(logits, given["rows"], given, special, self.sampler.fed)
         if logits.is_cuda:
             torch.cuda.synchronize()
         return drawn
@@ -103,10 +110,10 @@ def test_a_history_slot_is_used_again_and_begins_anew(device: torch.device) -> N
 
 def test_chances_are_below_one_also_as_float32_and_nobody_draws_without_a_temperature() -> None:
     seeds, positions = np.arange(200_000, dtype=np.uint64), np.arange(200_000)
-    drawn = chances(np.ones(len(seeds), np.float32), seeds, positions)
+    drawn = sample_points(np.ones(len(seeds), np.float32), seeds, positions)
     assert drawn.dtype == np.float32
     assert 0 <= drawn.min() < drawn.max() < 1
-    assert not chances(np.zeros(3, np.float32), seeds[:3], positions[:3]).any()
+    assert not sample_points(np.zeros(3, np.float32), seeds[:3], positions[:3]).any()
 
 
 def test_a_temperature_at_which_nothing_else_could_be_drawn_is_none() -> None:
