@@ -36,7 +36,7 @@ def decoded(made, contexts):
 
 
 def check(made, exact, contexts, dtype):
-    """In float32 to rounding; in bfloat16, decoding is as near to float32 as prefill is."""
+    """Compares in float32 to rounding; in bfloat16, decoding is as near to float32 as prefill is."""
     sequences, steps = decoded(made, contexts)
     prefilled = [rows[-STEPS:] for rows in made.forced(sequences)]
     if dtype is torch.float32:

@@ -57,7 +57,7 @@ def test_greedy_tokens_equal_those_of_transformers_in_a_batch_that_changes(famil
 
 
 def test_greedy_tokens_are_the_same_in_larger_buckets_than_need_be(checkpoint, rig, device, monkeypatch):
-    """As where the smallest bucket that holds a pass is slower than a larger one."""
+    """The smallest bucket that holds a pass is slower than a larger one here."""
     if device.type != "cuda":
         pytest.skip("a CPU captures nothing")
     times_ms = (1.1**place for place in count())  # what is captured and timed first, the largest, is the fastest

@@ -47,7 +47,7 @@ def run_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In float32."""
+    """A checkpoint in float32."""
     return save_llama(tmp_path_factory.mktemp("model"))
 
 

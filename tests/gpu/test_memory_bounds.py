@@ -44,7 +44,8 @@ def test_what_lies_in_the_pool_before_changes_nothing(family, dtype, rig):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_is_written_into_the_pages_of_others(family, dtype, rig):
-    """Not by chunks, nor by the rows with which a batch may be padded. Its own tokens' places are all written."""
+    """Neither chunks nor the rows with which a batch may be padded write there. Its own tokens' places are all
+    written."""
     blank = 7.0
     made = rig(family, dtype, pages=40, fill=blank, capture=True)
     lengths = (5, 16, 31)
@@ -67,7 +68,7 @@ def test_nothing_is_written_into_the_pages_of_others(family, dtype, rig):
 
 
 def test_pages_come_back_only_when_nothing_touches_them(rig):
-    """What leaves in the middle of a step is quiet when that step is over, once."""
+    """A sequence that leaves in the middle of a step is named by `quiet` when that step is over, once."""
     made = rig()
     made.admit([Wish(random_tokens(n)) for n in (3, 20)])
     staying, leaving = made.batch.leases()

@@ -44,7 +44,7 @@ class Mixed:
             self._capture()
         self.answers: dict[int, Answer] = {}
         self.chunks = {}
-        """Of sequences that are not in the batch: the places where their chunks begin, and the end."""
+        """Sequences that are not in the batch: the places where their chunks begin, and the end."""
         self.alone = self.together = 0
 
     def _capture(self):
@@ -205,8 +205,8 @@ def test_penalties_logprobs_and_seeds_are_those_of_separate_passes(captured, rig
 
 
 def furthest_below(made, wanted, answers):
-    """How far a token's logit lies below the highest of its row, at most, in standard deviations of the row. Of a token
-    that comes of wrong KV it is whole ones."""
+    """Returns how far a token's logit lies below the highest of its row, at most, in standard deviations of the row. Of
+    a token that comes of wrong KV it is whole ones."""
     rows = made.forced([[*wish.prompt, *answer.tokens[:-1]] for wish, answer in zip(wanted, answers, strict=True)])
     found = []
     for wish, answer, logits in zip(wanted, answers, rows, strict=True):
@@ -229,7 +229,7 @@ def test_in_bfloat16_every_greedy_token_is_nearly_the_likeliest(captured, rig):
 
 
 def test_captured_steps_and_those_with_a_long_context_follow_one_another(rig):
-    """Behind much of its prompt a chunk is launched, with FlashInfer's attention where there is its kernel."""
+    """A chunk behind much of its prompt is launched, with FlashInfer's attention where there is its kernel."""
     options = {"changes": {"max_position_embeddings": 4096}, "max_context": 4096, "pages": 500}
     made = rig("llama, head_dim 128", torch.bfloat16, **options)
     lengths = (1900, 20, 40, 5, 60, 33, 17)
@@ -268,7 +268,7 @@ def test_one_that_leaves_while_it_is_computed_is_taken_up_again_inside_a_step(ri
 
 
 def test_neither_warming_nor_capturing_touches_a_sequence(rig, device):
-    """What they launch reads page 0 and writes nowhere."""
+    """Their launches read page 0 and write nowhere."""
     if device.type != "cuda":
         pytest.skip("a CPU's batch has nothing to warm")
     made = rig()

@@ -110,7 +110,7 @@ def test_first_tokens_follow_the_distribution(kind, rig):
 
 
 def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """Of a row, each filter on what the one before left; thresholds on the logits."""
+    """Returns a row's distribution. Each filter is a threshold on the logits that the one before left."""
     scaled = logits / temperature
     if top_k:
         scaled = scaled.masked_fill(scaled < scaled.sort(descending=True).values[:top_k][-1], -math.inf)

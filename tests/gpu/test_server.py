@@ -49,7 +49,7 @@ def expected(prompts: list[list[int]]) -> list[list[int]]:
 
 
 def answers(server: RunningServer, prompts: list[list[int]]) -> list[list[int]]:
-    """Of all prompts at once; greedy."""
+    """Returns the answers to all prompts, asked for at once, greedily."""
     found: dict[int, list[int]] = {}
 
     def ask(place: int) -> None:

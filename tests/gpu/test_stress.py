@@ -20,7 +20,7 @@ PAGES = 900
 SPLITS = (32, 64, 96)
 """SMs, besides all of them."""
 SLACK = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-"""By how many standard deviations of its row a greedy token's logit may lie below the highest: rounding. A token that
+"""The standard deviations of its row by which a greedy token's logit may lie below the highest: rounding. A token that
 comes of wrong KV lies whole deviations below."""
 
 
@@ -66,7 +66,7 @@ def disturbed(made, wanted):
 
 
 def divided(rig, device, *arguments, **options):
-    """On a GPU whose driver has green contexts, one that can be divided at every step."""
+    """Makes a rig. On a GPU whose driver has green contexts, it can be divided at every step."""
     if device.type == "cuda":
         try:
             return rig(*arguments, sms_choices=SPLITS, **options)
@@ -84,7 +84,7 @@ def undisturbed(made, wanted):
 
 
 def shortfalls(made, wanted, tokens):
-    """For each token, in a row's standard deviations, how far below the highest logit it lies, teacher-forced."""
+    """Returns how far each token lies below the highest logit, in a row's standard deviations, teacher-forced."""
     found = []
     for first in range(0, len(wanted), RUNNING):
         part = slice(first, first + RUNNING)

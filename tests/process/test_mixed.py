@@ -23,7 +23,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def expected() -> Answers:
-    """Side by side, first come, first served; odd numbers are drawn, even ones greedy."""
+    """The answers side by side, first come, first served. Odd numbers are drawn, even ones greedy."""
     with RunningServer("--policy", "fcfs") as running:
         return all_at_once(running)
 
@@ -35,7 +35,7 @@ def asked(client: Client, number: int) -> list[int]:
 
 
 def all_at_once(server: RunningServer, meanwhile: Callable[[], None] = lambda: None) -> Answers:
-    """The answers to all prompts, asked for at the same time."""
+    """Returns the answers to all prompts, asked for at the same time."""
     answers: Answers = {}
     with server.client() as client:
         threads = [

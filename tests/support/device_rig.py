@@ -1,7 +1,7 @@
 """A server's memory in miniature around an engine on any device: pages full of NaN, handed out at random, reused.
 
-Every page that comes back is filled with NaN again before anybody else gets it: what reads a byte that its sequence has
-not written is found out.
+Every page that comes back is filled with NaN again before another sequence gets it. So a sequence that reads a byte
+that it has not written is found out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     steps: list[TokenOutcome] = field(default_factory=list)
     left: bool = False
-    """It was made to leave: what is still said of it doesn't count."""
+    """It was made to leave: outcomes that still come do not count."""
 
     @property
     def ended(self) -> bool:
@@ -42,7 +42,7 @@ class Answer:
         return isinstance(last, SequenceFailure) or (last is not None and last.end is not None)
 
     def rest(self) -> Wish:
-        """What is left of it, as a preempted sequence is taken up again."""
+        """Returns a wish for what is left of it, as a preempted sequence is taken up again."""
         wish = self.wish
         return Wish(wish.prompt, wish.sampling, wish.stopping, (*wish.output, *self.tokens), wish.chunks)
 
@@ -73,7 +73,7 @@ class Rig:
             self.engine.open_prefill().capture.run(CAPTURE_S)
             self.batch.capture.run(CAPTURE_S)
         self.answers: dict[int, Answer] = {}
-        """By lease, which is never used twice."""
+        """The answers by lease, which is never used twice."""
         self.pulse = CountedPulse()
         self._random = random.Random(3)
         self._free = list(range(pages))
@@ -81,7 +81,7 @@ class Rig:
         self._next = 0
 
     def close(self) -> None:
-        """Everything that the device does for it is over."""
+        """Waits until everything that the device does for it is over."""
         self.batch.drain(self.pulse)
         close = getattr(self.engine, "close", None)
         if close is not None:
@@ -119,7 +119,7 @@ class Rig:
     # --- requests -------------------------------------------------------------------------------------------------
 
     def run(self, wishes: Iterable[Wish]) -> list[Answer]:
-        """Every wish to its end: prefilled in chunks, all that are due in one pass, and decoded together."""
+        """Runs every wish to its end: prefilled in chunks, all that are due in one pass, and decoded together."""
         wishes = list(wishes)
         waiting, answers = dict(enumerate(wishes)), {}
         step = 0
@@ -132,7 +132,7 @@ class Rig:
         return [answers[place] for place in range(len(wishes))]
 
     def admit(self, wishes: Sequence[Wish]) -> list[Answer]:
-        """Prefilled, and those that go on put into the batch."""
+        """Prefills the wishes, and puts those that go on into the batch."""
         leases = [self.lease() for _ in wishes]
         answers = [Answer(wish) for wish in wishes]
         self.answers.update(zip(leases, answers, strict=True))
@@ -150,7 +150,7 @@ class Rig:
         return answers
 
     def step(self) -> list[int]:
-        """One step of the batch, if there is any; the leases whose outcomes came with it."""
+        """Makes one step of the batch, if there is any, and returns the leases whose outcomes came with it."""
         if not len(self.batch):
             return self.settle()
         for lease in self.batch.wanting_pages():
@@ -159,17 +159,18 @@ class Rig:
         return self._note(self.batch.step(self.pulse))
 
     def settle(self) -> list[int]:
-        """Nothing is under way any more; the leases whose outcomes came with it."""
+        """Waits until nothing is under way, and returns the leases whose outcomes came with it."""
         return self._note(self.batch.drain(self.pulse))
 
     def leave(self, lease: int) -> Answer:
-        """A cancelled or preempted sequence."""
+        """Takes a cancelled or preempted sequence out of the batch."""
         self.batch.remove(lease)
         self.answers[lease].left = True
         return self.answers[lease]
 
     def adopt(self, tokens: Sequence[int], fed: int, sampling: SamplingParams, stopping: StoppingParams) -> int:
-        """A sequence whose `tokens` are prefilled without a draw; `fed` is the token that it is fed next. Its lease."""
+        """Adds a sequence whose `tokens` are prefilled without a sample, and returns its lease. `fed`: its next input
+        token."""
         lease = self.lease()
         self.logits({lease: tokens})
         self.answers[lease] = Answer(Wish(tokens, sampling, stopping, (fed,)))
@@ -181,7 +182,8 @@ class Rig:
     def logits(
         self, sequences: Mapping[int, Sequence[int]], chunks: Sequence[int] = (10_000,)
     ) -> dict[int, torch.Tensor]:
-        """Teacher-forced: [tokens, vocab] float32 on the CPU, by lease. The pages stay with the leases."""
+        """Returns teacher-forced logits: [tokens, vocab] float32 on the CPU, by lease. The pages stay with the
+        leases."""
         parts: dict[int, list[torch.Tensor]] = {lease: [] for lease in sequences}
         done = dict.fromkeys(sequences, 0)
         turn = 0
@@ -202,7 +204,7 @@ class Rig:
         return {lease: torch.cat(rows) for lease, rows in parts.items()}
 
     def forced(self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] = (10_000,)) -> list[torch.Tensor]:
-        """`logits` on pages of their own, given back after."""
+        """Returns `logits`, on pages of their own that are given back after."""
         leases = [self.lease() for _ in sequences]
         answers = self.logits(dict(zip(leases, sequences, strict=True)), chunks)
         for lease in leases:
@@ -210,7 +212,7 @@ class Rig:
         return [answers[lease] for lease in leases]
 
     def _passes(self, items: Sequence[PrefillItem]) -> list[list[PrefillItem]]:
-        """As many items to a pass as its tokens allow."""
+        """Returns the items of each pass, as many as its tokens allow."""
         passes: list[list[PrefillItem]] = [[]]
         for item in items:
             if sum(len(i.tokens) for i in passes[-1]) + len(item.tokens) > self.limits["max_batch_tokens"]:
@@ -268,7 +270,7 @@ def _write_down(answer: Answer, outcome: TokenOutcome) -> None:
 
 def _engine(model: Any, weights: Mapping[str, torch.Tensor], pool: torch.Tensor, limits: Mapping[str, Any]) -> Any:
     if pool.device.type == "cuda":
-        from semipd.engine.cuda.engine import CudaEngine  # noqa: PLC0415  # there is none of it without a GPU
+        from semipd.engine.cuda.engine import CudaEngine  # noqa: PLC0415  # not installed without a GPU
 
         return CudaEngine(model, weights, pool, **limits)
     return LateEngine(model, weights, pool)

@@ -1,6 +1,6 @@
-"""The CPU engine behind the doors of the GPU engine, so that the GPU's tests can be tried where there is no GPU.
+"""The CPU engine behind the interface of the GPU engine, so that the GPU's tests can be tried where there is no GPU.
 
-What the GPU engine promises beyond `semipd.engine.engine.Engine`:
+What the GPU engine promises beyond `semipd.engine.engine.CpuEngine`:
 
 * `logits(items)`: [all tokens, vocab] float32, after every token of the items; writes KV as `prefill` does.
 * A decode batch is one step late: `step` launches a step and returns the outcomes of the one before, `drain` those of
@@ -52,7 +52,7 @@ class LateBatch:
         self._inner = inner
         self._under_way: Outcomes = []
         self._touched: list[int] = []
-        """Left, but part of the step under way."""
+        """Leases that have left, but are part of the step under way."""
         self._quiet: list[int] = []
         self.add, self.grow, self.hold = inner.add, inner.grow, inner.hold
         self.leases, self.context_tokens, self.wanting_pages = inner.leases, inner.context_tokens, inner.wanting_pages

@@ -1,4 +1,4 @@
-"""What transformers says, on any device, and how far from it is too far."""
+"""The answers of transformers, on any device, and how far from them is too far."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import transformers
 
 
 def transformers_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A fresh one: dynamic RoPE keeps state from one request to the next."""
+    """Loads a fresh model: dynamic RoPE keeps state from one request to the next."""
     return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
 
 
 def forced(directory: Path, device: torch.device, dtype: torch.dtype, tokens: Sequence[Sequence[int]]) -> list[Any]:
-    """Teacher-forced logits of each sequence by itself: [tokens, vocab] float32 on the CPU."""
+    """Returns teacher-forced logits of each sequence by itself: [tokens, vocab] float32 on the CPU."""
     model = transformers_model(directory, device, dtype)
     keeps_state = getattr(model.model.rotary_emb, "rope_type", "default") == "dynamic"
     answers = []
@@ -29,7 +29,7 @@ def forced(directory: Path, device: torch.device, dtype: torch.dtype, tokens: Se
 
 
 def generate(directory: Path, device: torch.device, prompt: Sequence[int], count: int) -> list[int]:
-    """Greedy, in float32."""
+    """Generates greedily, in float32."""
     model = transformers_model(directory, device, torch.float32)
     tokens = torch.tensor([prompt], device=device)
     with torch.no_grad():
@@ -40,7 +40,8 @@ def generate(directory: Path, device: torch.device, prompt: Sequence[int], count
 
 
 def error(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    """Of all together, relative to what is wanted: a ratio of Euclidean norms. NaN where anything is NaN."""
+    """Returns the error of all together, relative to what is wanted: a ratio of Euclidean norms. NaN where anything is
+    NaN."""
     difference, norm = torch.cat(list(got)) - torch.cat(list(wanted)), torch.cat(list(wanted)).norm()
     return float(difference.norm() / norm)
 

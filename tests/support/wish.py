@@ -1,4 +1,4 @@
-"""What a test asks of an engine."""
+"""A request of a test to an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker on a stage: its loop and the page account are real; the wire, the device and the clock's passing are played.
+"""A worker on a stage: its loop and the page account are real; the wire, the device and the passing of time are played.
 
 A test's play is a generator: it yields what the worker hears before its next pass, and looks around when that pass is
 over. When the play ends, the worker is told to end.
@@ -34,7 +34,7 @@ class PlayedLink(CoordinatorLink):
         self._play = play
         self._inbox: deque[wk.ToWorker] | None = None
         self.played = False
-        """To its end."""
+        """True when the play has come to its end."""
         self.said: list[wk.FromWorker] = []
 
     def receive(self, wait_s: float = 0.0) -> wk.ToWorker | None:
@@ -137,8 +137,8 @@ class Pass:
 
 
 class LateBatch:
-    """As a GPU's decode batch: `step` answers for the step before, and who has left is quiet when its last step is
-    over. What the device writes is checked against the account: a page of somebody else's is never touched.
+    """Works as a GPU's decode batch: `step` answers for the step before, and a sequence that has left is quiet when its
+    last step is over. The device's writes are checked against the account: it never writes to the page of another.
 
     `ends`: output position of a sequence's stop token, by lease; `fails`: leases whose next token can't be drawn.
     """
@@ -154,11 +154,11 @@ class LateBatch:
         self.ends: dict[int, int] = {}
         self.fails: set[int] = set()
         self.reassigned: set[int] = set()
-        """Taken away from this worker: who did so answers for the pages."""
+        """Leases that were taken away from this worker. The pages are not this worker's matter any more."""
         self.too_much: Callable[[list[int]], bool] = lambda _leases: False
-        """Whether memory runs out for these prompts together."""
+        """Says whether memory runs out for these prompts together."""
         self.prompts: list[PrefillItem] = []
-        """All that were computed."""
+        """All items that were computed."""
 
     @property
     def flying(self) -> int:
@@ -268,7 +268,7 @@ def continuation(output: int = 1, max_tokens: int = 100) -> wk.Continuation:
 
 
 def adopt(lease: int, context: int, *, priority: int = 0, sequence: int = 0, max_tokens: int = 100) -> wk.ToWorker:
-    """With one token of output."""
+    """Makes a message that hands over a sequence with one token of output."""
     return wk.ToWorker(
         adopt=wk.Adopt(
             lease=lease,
@@ -310,12 +310,12 @@ class PlayedEngine:
         self.passes_ahead = ahead
         self.log = log
         self.items: list[PrefillItem] = []
-        """All that were computed."""
+        """All items that were computed."""
         self.too_much: Callable[[list[int]], bool] = lambda _leases: False
         self.where = "launch"
         self.on_launch: Callable[[], object] = lambda: None
         self.glances = 0
-        """So often a pass is looked at before it is over."""
+        """The number of times that a pass is looked at before it is over."""
 
     def begin_prefill(self, items: Sequence[PrefillItem]) -> PlayedPrefill:
         pending = self.prepare_prefill(items)
@@ -328,7 +328,7 @@ class PlayedEngine:
         return pending
 
     def done(self) -> list[str]:
-        """Without what is told of preparing."""
+        """Returns the log without the lines about preparing."""
         return [line for line in self.log if not line.startswith("prepare")]
 
 

@@ -1,4 +1,4 @@
-"""Which compiled kernels are wanted and found, and how they get there, with a stand-in for FlashInfer's package."""
+"""Compiled kernels: which are wanted and found, and how they get there, with a stand-in for FlashInfer's package."""
 
 from __future__ import annotations
 

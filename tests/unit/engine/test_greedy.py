@@ -9,7 +9,7 @@ from semipd.core.request import StoppingParams
 
 
 def generate(directory, prompt, count):
-    """What transformers says, from a fresh model: dynamic RoPE keeps state from one request to the next."""
+    """Returns what transformers generates with a fresh model: dynamic RoPE keeps state from one request to the next."""
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokens = torch.tensor([prompt])
     with torch.no_grad():

@@ -34,7 +34,7 @@ def load_mapped(directory, dtype=torch.float32, progress=silent):
 
 
 def load_staged(directory, dtype=torch.float32, progress=silent):
-    """As to a GPU, in pieces so small that most tensors have several and none fills its last."""
+    """Loads as a GPU does, in pieces so small that most tensors have several and none fills its last."""
     model = read_model_config(directory)
     weights = empty(model, dtype)
     with Staging(torch.device("cpu"), buffers=3, buffer_bytes=1000) as staging:

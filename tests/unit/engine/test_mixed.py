@@ -22,7 +22,7 @@ PARAMS = (
 
 
 def run_mixed(made, wishes):
-    """As `Rig.run`, but that every chunk is part of a step."""
+    """Does what `Rig.run` does, but every chunk is part of a step."""
     answers = [SimpleNamespace(tokens=[], steps=[]) for _ in wishes]
     waiting, done, turn, step = dict(enumerate(wishes)), {}, {}, 0
     while waiting or done or len(made.batch):

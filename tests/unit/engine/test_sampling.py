@@ -25,7 +25,7 @@ def sampler(prompt=(), output=(), stopping=None, **params):
 
 
 def frequencies(row, **params):
-    """How often each token is drawn at evenly spread points: the distribution, to within 1 / DRAWS."""
+    """Returns how often each token is drawn at evenly spread points: the distribution, to within 1 / DRAWS."""
     chance = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     tokens = draw(row.expand(DRAWS, -1), [SamplingParams(**params)] * DRAWS, chance)
     return torch.bincount(tokens, minlength=VOCAB) / DRAWS

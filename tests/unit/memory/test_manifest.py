@@ -137,7 +137,7 @@ def test_memory_on_a_gpu_goes_by_its_handle_and_is_the_same_after_the_wire(arena
 
 
 def test_who_wants_nothing_on_the_gpu_gets_the_rest(tmp_path: Path, arenas: list[SharedArena]) -> None:
-    """Nothing of CUDA is there to map the others with."""
+    """This process has nothing of CUDA with which it could map the others."""
     entries = (on_gpu(WEIGHTS), on_gpu(POOL), *(ArenaEntry.of(arena) for arena in arenas[2:]))
     manifest = Manifest("ab", entries, (), LAYOUT)
     with serving(tmp_path / "s", lambda c: send(c, manifest, arenas[2:])), ExitStack() as stack:

@@ -39,7 +39,8 @@ class Guarded:
 
     @contextmanager
     def broken_by_another_thread(self) -> Iterator[None]:
-        """Which has neither the memory for the change nor for the repair, and ends after the body."""
+        """Breaks it in a thread that has memory neither for the change nor for the repair, and that ends after the
+        body."""
         has_failed, may_end = threading.Event(), threading.Event()
 
         def change() -> None:

@@ -411,7 +411,7 @@ def test_in_turns_a_step_is_answered_for_while_the_other_phase_computes(stage: S
 
 
 def test_in_turns_while_the_other_phase_is_idle_the_next_step_is_launched_as_soon_as_one_is_done(stage: Stage) -> None:
-    """And not before: a prompt that comes would have to wait for both."""
+    """It is not launched before: a prompt that comes would have to wait for both."""
     lease = stage.lease()
     stage.turns.on = stage.turns.alone = True
 

@@ -111,7 +111,7 @@ def test_while_prefill_may_keep_the_turn_the_next_pass_is_launched_before_the_la
 
 
 def test_a_pass_that_was_prepared_is_launched_before_one_is_tried_again(stage: Stage) -> None:
-    """What is prepared and not launched would be overwritten by what is prepared next."""
+    """A pass that is prepared and not launched would be overwritten by the next one that is prepared."""
     a, b, c = stage.leases(3)
     stage.turns.on = True
     stage.engine.glances = 1

@@ -53,7 +53,7 @@ class PlayedLanes:
 
 
 class Clock:
-    """Of the device: work passes time, and an event is the moment of its record."""
+    """The device's clock: work passes time, and an event is the moment of its record."""
 
     now_ms = 0.0
 
@@ -74,7 +74,7 @@ class Event:
 
 
 class Recorded:
-    """In the place of a graph."""
+    """Stands in the place of a graph."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.replay = work
@@ -232,7 +232,7 @@ def test_a_larger_bucket_that_another_process_disturbed_is_timed_again_beside_a_
 
 
 def choose_of(*times_ms: float | None) -> list[int]:
-    """Of buckets 1, 2, 3, ..."""
+    """The times of buckets 1, 2, 3, ..."""
     known = {bucket: ms for bucket, ms in enumerate(times_ms, 1) if ms is not None}
     return choose_buckets(range(1, len(times_ms) + 1), known)
 

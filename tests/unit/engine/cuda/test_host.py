@@ -1,4 +1,4 @@
-"""What the CPU prepares for the device: commands, and items of attention."""
+"""The CPU's work for the device: launch arguments, and items of attention."""
 
 from __future__ import annotations
 

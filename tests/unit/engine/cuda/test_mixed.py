@@ -48,7 +48,7 @@ SCHEDULE: Mapping[int, Sequence[tuple[int, int, int | None]]] = {
     9: [(3, 0, 13)],
     10: [(3, 13, None)],
 }
-"""By step: lease, start and end of each chunk; None: with what was sampled before."""
+"""The chunks of each step: lease, start and end; None: with what was sampled before."""
 PREEMPTED, AT = 3, 8
 
 
@@ -124,7 +124,7 @@ class Run:
 
 
 def alone(engine: CpuEngine, made: Run, lease: int) -> list[TokenOutcome]:
-    """What the CPU's engine says, with nothing else beside it."""
+    """Returns what the CPU's engine says, with nothing else beside it."""
     length, sampling, stopping = WANTED[lease]
     prompt, table = made.prompts[lease], np.arange(6)
     sampling_input = SamplingInput(sampling, stopping, tuple(prompt), ())

@@ -1,4 +1,4 @@
-"""What `semipd profile` has its processes measure, on a played device: what is launched, not how long it takes."""
+"""The measurements of `semipd profile` on a played device: what is launched, not how long it takes."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ TINY = {
 }
 Launched = list[tuple[int, int, list[tuple[int, int]]]]
 MARK_MS = 50.0
-"""From one event to the next, as the played device's clock has it; a step or a pass has two."""
+"""Time from one event to the next by the played device's clock; a step or a pass has two."""
 WARM, COUNTED = 3, 5
 """Steps or passes of so long: in a quarter of a second, and at least; one more is where what counts begins."""
 PASSES = PROBES + 1 + COUNTED
-"""Of prefill, where nothing grows: the probes warm the device up, too."""
+"""Passes of prefill, where nothing grows: the probes warm the device up, too."""
 TURNS_WARM, TURNS_COUNTED = 2, 5
 """Rounds of one of each."""
 
 
 class Event:
-    """Of a device whose clock ticks when something is recorded."""
+    """An event of a device whose clock ticks when something is recorded."""
 
     ticks = 0
 
@@ -79,7 +79,7 @@ def engine(played_device: None, monkeypatch: pytest.MonkeyPatch, pool: torch.Ten
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
-    """Of each step: rows, tokens of context over all of them, and start and tokens of each prompt; and of each pass,
+    """Notes each step: rows, tokens of context over all of them, and start and tokens of each prompt; and of each pass,
     without rows."""
     found: Launched = []
     step, prepare = CudaDecodeBatch.step, CudaPrefill.prepare
