@@ -66,19 +66,19 @@ def main() -> int:
 def work(link: CoordinatorLink, config: ServerConfig, run_dir: Path, incarnation: int) -> int:
     link.send(wk.FromWorker(hello=wk.WorkerHello()))
     freeze_start_up_objects()  # most of them: what a spare adds when it is assigned is little
-    appoint = wait_for_assignment(link)
-    if appoint is None:
+    assignment = wait_for_assignment(link)
+    if assignment is None:
         return 0
-    me = Holder(role_from_wire(appoint.role), incarnation)
+    me = Holder(role_from_wire(assignment.role), incarnation)
     structlog.contextvars.bind_contextvars(process=f"{me.role.name.lower()}.{incarnation}")
     # CUDA reads the variable when the device is opened, not later. A client that has not the whole device can't make
     # green contexts.
     os.environ.pop(ACTIVE_THREADS, None)
-    if appoint.active_thread_percentage:
-        os.environ[ACTIVE_THREADS] = str(appoint.active_thread_percentage)
+    if assignment.active_thread_percentage:
+        os.environ[ACTIVE_THREADS] = str(assignment.active_thread_percentage)
     model = read_model_config(model_directory(config.model))
     with attach(run_dir) as attached:
-        worker, ready = open_worker(link, config, model, me, attached, appoint)
+        worker, ready = open_worker(link, config, model, me, attached, assignment)
         freeze_start_up_objects()
         link.send(wk.FromWorker(ready=ready))
         worker.run()
@@ -91,18 +91,18 @@ def open_worker(
     model: ModelConfig,
     me: Holder,
     attached: AttachedMemory,
-    appoint: wk.Appoint,
+    assignment: wk.Appoint,
 ) -> tuple[PrefillWorker | DecodeWorker, wk.Ready]:
     """Builds the worker with its engine, on the server's device, and the `Ready` message that it sends then."""
     if config.device == "cuda":
         from semipd.workers.backend_gpu import GpuBackend  # noqa: PLC0415  its packages are not installed without a GPU
 
-        gpu = GpuBackend(link, config, model, me.role, attached, appoint, report_captured)
+        gpu = GpuBackend(link, config, model, me.role, attached, assignment, report_captured)
         ready = wk.Ready(step_rows=gpu.step_rows())
         if me.role is Role.DECODE:
             return DecodeWorker(link, gpu.batch(), attached.account, me, gpu, gpu.step_limits), ready
         return PrefillWorker(link, gpu.engine, attached.account, me, gpu), ready
-    cpu = CpuBackend(link, model, me.role, attached, appoint)
+    cpu = CpuBackend(link, model, me.role, attached, assignment)
     if me.role is Role.DECODE:
         batch = cpu.engine.decode_batch(config.max_batch_tokens)
         return DecodeWorker(link, batch, attached.account, me, cpu), wk.Ready()

@@ -48,11 +48,11 @@ class CpuBackend:
     """A `Backend`. The system's scheduler shares the CPUs in time, so there are no turns and no spare work."""
 
     def __init__(
-        self, link: CoordinatorLink, model: ModelConfig, role: Role, attached: AttachedMemory, appoint: wk.Appoint
+        self, link: CoordinatorLink, model: ModelConfig, role: Role, attached: AttachedMemory, assignment: wk.Appoint
     ) -> None:
         self._link = link
         self._affinity = CpuAffinity(role, model)
-        self._affinity.compute_on(appoint.cpus)
+        self._affinity.compute_on(assignment.cpus)
         self.engine = CpuEngine(model, attached.weights, attached.pool)
         self.turns = NoTurns()
 

@@ -44,7 +44,7 @@ class GpuBackend:
         model: ModelConfig,
         role: Role,
         attached: AttachedMemory,
-        appoint: wk.Appoint,
+        assignment: wk.Appoint,
         progress: Callable[[int, int], None],
     ) -> None:
         """`progress` is told how many graphs are captured, and how many there are."""
@@ -72,7 +72,7 @@ class GpuBackend:
         self._capture = opened.capture
         self.turns = ControlBlockTurns(self._control, role)
         self._change = self._control.split().change
-        budget_s = REPLACEMENT_BUDGET_S if appoint.replacement else config.capture_budget_s
+        budget_s = REPLACEMENT_BUDGET_S if assignment.replacement else config.capture_budget_s
         start = time.monotonic()
         opened.warm()
         self._capture.run(budget_s, progress)

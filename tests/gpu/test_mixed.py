@@ -54,7 +54,7 @@ class Mixed:
         run = graphs.run
 
         def noted(bucket):
-            assert graphs.ready(bucket)
+            assert graphs.is_captured(bucket)
             self.replayed.append(bucket)
             run(bucket)
 

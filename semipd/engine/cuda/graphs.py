@@ -75,7 +75,7 @@ class BucketGraphs:
         """The smallest bucket."""
         return self._buckets[0]
 
-    def ready(self, bucket: int) -> bool:
+    def is_captured(self, bucket: int) -> bool:
         """Returns whether the bucket is captured for the SMs in use."""
         return (bucket, self._streams.current) in self._graphs
 

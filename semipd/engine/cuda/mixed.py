@@ -114,7 +114,7 @@ class MixedSteps:
         count = len(places)
         rotation = self._chunks.own_rotation(prompts, columns["context"][places])
         bucket = self.bucket(count, prompts)
-        if bucket is not None and not self.graphs.ready(bucket):
+        if bucket is not None and not self.graphs.is_captured(bucket):
             bucket = None  # without its graph, padding only costs time
         tokens = count + sum(len(item.tokens) for item in prompts)
         pages = self._fill(

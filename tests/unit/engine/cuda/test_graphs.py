@@ -152,9 +152,9 @@ def test_a_graph_is_ready_on_the_lane_that_it_was_captured_on(recorded: Clock) -
     graphs = BucketGraphs(cast(Streams, streams), [64, 128], lambda _: None, lambda: None, [132])
     graphs.capture_one(64, 132)
     graphs.capture_one(64, 16)
-    assert (graphs.ready(64), graphs.ready(128), graphs.captured) == (True, False, 1)
+    assert (graphs.is_captured(64), graphs.is_captured(128), graphs.captured) == (True, False, 1)
     streams.use(16)
-    assert not graphs.ready(64)
+    assert not graphs.is_captured(64)
 
 
 # --- the choice by time ---------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_what_is_passed_over_is_not_captured_for_the_other_lanes(recorded: Clock
     assert graphs.missing() == []
     for sms in (16, 64, 132):
         streams.use(sms)
-        assert [bucket for bucket in SLOW if graphs.ready(bucket)] == [1, 2, *([4] if sms == 132 else []), 8, 16]
+        assert [bucket for bucket in SLOW if graphs.is_captured(bucket)] == [1, 2, *([4] if sms == 132 else []), 8, 16]
 
 
 def test_a_bucket_that_another_process_disturbed_is_timed_again(recorded: Clock) -> None:

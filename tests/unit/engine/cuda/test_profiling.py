@@ -176,7 +176,7 @@ def test_a_mixed_pass_is_measured_as_the_server_would_run_it(
 ) -> None:
     captured, run, launch = [], [], BucketGraphs.run
     monkeypatch.setattr(BucketGraphs, "capture_one", lambda _, bucket, sms: captured.append((bucket, sms)))
-    monkeypatch.setattr(BucketGraphs, "ready", lambda _, bucket: (bucket, 4) in captured)
+    monkeypatch.setattr(BucketGraphs, "is_captured", lambda _, bucket: (bucket, 4) in captured)
     monkeypatch.setattr(BucketGraphs, "run", lambda graphs, bucket: (run.append(bucket), launch(graphs, bucket))[1])
     assert alone(DecodeMeasurements(engine), rows=3, context=20, tokens=62, start=0) > 0
     assert {bucket for bucket, _ in captured} == set(BUCKETS), "which is taken for a size depends on the times of all"
