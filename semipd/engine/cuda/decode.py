@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +19,14 @@ from semipd.core.config import PAGE_SIZE, pages_for
 from semipd.engine.attention import Pages
 from semipd.engine.cuda.block_tables import BlockTables
 from semipd.engine.cuda.chunks import PrefillChunks, prompt_outcomes
-from semipd.engine.cuda.decode_rows import DecodeRow, DecodeRows
+from semipd.engine.cuda.decode_rows import DecodeRow, DecodeRows, row_columns
 from semipd.engine.cuda.device_wait import wait_for
 from semipd.engine.cuda.forward import ForwardPass, PassInputs, Rotation
 from semipd.engine.cuda.graphs import BucketGraphs, GraphCapture
 from semipd.engine.cuda.kernels import decode_attention
 from semipd.engine.cuda.launch_args import LaunchArgs
 from semipd.engine.cuda.mixed import MixedSteps
-from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules, columns
+from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, DeviceSampler, PendingTokens, SamplingRules
 from semipd.engine.cuda.streams import Streams
 from semipd.engine.prefill_inputs import PrefillItem, PromptOutcomes
 from semipd.engine.pulse import Pulse
@@ -78,11 +77,8 @@ class CudaDecodeBatch:
         most_context: int,
         chunks: PrefillChunks | None = None,
     ) -> None:
-        """`chunks`: for the prompts that steps may have; the forward pass then has room for their tokens and samples
-        too.
-
-        None: steps have no prompts.
-        """
+        """`chunks`: for the prompts that steps may have, and for which `forward` has room too; None: steps have
+        none."""
         model, device = forward.model, forward.pool.device
         self._forward, self._rotation, self._streams = forward, rotation, streams
         self._most_rows = most_rows
@@ -115,15 +111,7 @@ class CudaDecodeBatch:
         self._row: dict[int, DecodeRow] = {}
         self._held: frozenset[int] = frozenset()
         self._rows: list[DecodeRow] = []
-        self._columns: dict[str, npt.NDArray[Any]] = {
-            "slot": np.zeros(most_rows, np.int32),
-            "context": np.zeros(most_rows, np.int64),
-            "position": np.zeros(most_rows, np.int64),
-            "pages": np.zeros(most_rows, np.int64),
-            "left": np.zeros(most_rows, np.int64),
-            "seed": np.zeros(most_rows, np.uint64),
-            **{name: np.zeros(most_rows, kind) for name, kind in SAMPLING_COLUMNS.items() if name != "point"},
-        }
+        self._columns = row_columns(most_rows)
         self._prepared: tuple[npt.NDArray[np.intp], int] | None = None
         """Places and bucket of a step whose launch arguments are on the device."""
         self._steps = 0
@@ -145,11 +133,12 @@ class CudaDecodeBatch:
         return int(contexts[: len(self)].sum()) - int(contexts[self._held_places()].sum())
 
     def hold(self, leases: Collection[int]) -> None:
-        """Like `CpuDecodeBatch.hold`. A step that is on the device goes on with them."""
+        """Does what `CpuDecodeBatch.hold` does. A step that is on the device goes on with the sequences."""
         self._held = frozenset(leases)
         self._prepared = None
 
     def _held_places(self) -> list[int]:
+        """Returns the places of the rows that are held."""
         return [self._row[lease].place for lease in self._held if lease in self._row] if self._held else []
 
     @property
@@ -174,16 +163,7 @@ class CudaDecodeBatch:
         row.place = len(self._rows)
         self._rows.append(row)
         self._row[lease] = row
-        values = {
-            "slot": row.slot,
-            "context": context,
-            "position": len(sampling.output),
-            "pages": len(table),
-            "left": sampling.stopping.max_tokens - len(sampling.output),
-            "seed": sampling.params.seed,
-            **columns(sampling, history),
-        }
-        for name, value in values.items():
+        for name, value in row.values(context, len(table)).items():
             self._columns[name][row.place] = value
         self._tables.put_pages(row.slot, 0, table)
         self._tables.put_token(row.slot, sampling.output[-1])

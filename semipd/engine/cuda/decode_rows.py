@@ -13,7 +13,7 @@ from semipd.engine.cuda.block_tables import BlockTables
 from semipd.engine.cuda.forward import AttendFunction, ForwardPass
 from semipd.engine.cuda.kernels import decode_attention, feeding
 from semipd.engine.cuda.launch_args import ArgFields
-from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, SamplingRules, sample_points
+from semipd.engine.cuda.sampler import SAMPLING_COLUMNS, SamplingRules, columns, sample_points
 from semipd.engine.sampling_result import SamplingInput
 
 
@@ -28,6 +28,35 @@ class DecodeRow:
         self.gone = False
         self.last_step = 0
         """The number of the last step that it is part of."""
+
+    def values(self, context: int, pages: int) -> dict[str, float]:
+        """Returns the row's value in each of `row_columns`, as it joins with `context` tokens in `pages` pages."""
+        return {
+            "slot": self.slot,
+            "context": context,
+            "position": len(self.sampling.output),
+            "pages": pages,
+            "left": self.sampling.stopping.max_tokens - len(self.sampling.output),
+            "seed": self.sampling.params.seed,
+            **columns(self.sampling, self.rules.history),
+        }
+
+
+def row_columns(most_rows: int) -> dict[str, npt.NDArray[Any]]:
+    """Returns the columns of a decode batch, with a place for each row.
+
+    "context": tokens in the pool; "position": the output position of the next token; "pages": pages held; "left":
+    tokens still to be sampled.
+    """
+    return {
+        "slot": np.zeros(most_rows, np.int32),
+        "context": np.zeros(most_rows, np.int64),
+        "position": np.zeros(most_rows, np.int64),
+        "pages": np.zeros(most_rows, np.int64),
+        "left": np.zeros(most_rows, np.int64),
+        "seed": np.zeros(most_rows, np.uint64),
+        **{name: np.zeros(most_rows, kind) for name, kind in SAMPLING_COLUMNS.items() if name != "point"},
+    }
 
 
 class DecodeRows:
