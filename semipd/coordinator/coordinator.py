@@ -49,7 +49,14 @@ class Coordinator:
         self.prefill = PrefillDispatcher(state)
         self.decode = DecodeDispatcher(state)
         self.admin = AdminController(state, host, partition, model, processes)
-        self._limits = Limits(state.config.max_batch_tokens, state.config.max_running, partition.modes)
+        self._limits = Limits(
+            state.config.max_batch_tokens,
+            state.config.max_running,
+            partition.modes,
+            latency=state.latency,
+            splits=partition.splits,
+            sms=partition.sms,
+        )
         self._reviewed_s = 0.0
         self._gauges_s = 0.0
         self._told_state: gw.ServerState | None = None
@@ -220,9 +227,11 @@ class Coordinator:
 
     def _known_limits(self) -> Limits:
         """Returns the limits. What a decode worker said of itself stays known while another one takes its place."""
-        decode = self.state.ready_worker(Role.DECODE)
-        if decode is not None and decode.step_rows != self._limits.step_rows:
-            self._limits = replace(self._limits, step_rows=decode.step_rows)
+        decode, limits, partition = self.state.ready_worker(Role.DECODE), self._limits, self.partition
+        if decode is not None and decode.step_rows != limits.step_rows:
+            self._limits = replace(limits, step_rows=decode.step_rows)
+        if partition.splits is not limits.splits or partition.sms != limits.sms:
+            self._limits = replace(self._limits, splits=partition.splits, sms=partition.sms)
         return self._limits
 
     # --- telling ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import structlog
 from semipd.coordinator.state import CoordinatorState
 from semipd.core.cores import CoreSplit, split_cores
 from semipd.core.partition import FULL, Mode, Shares
-from semipd.core.sms import SmSplit, split_sms, whole_percents
+from semipd.core.sms import SmSplit, split_sms, splits, whole_percents
 from semipd.internal.v1 import worker_pb2 as wk
 from semipd.memory.account import Role
 from semipd.memory.control import PublishedSplit
@@ -22,12 +22,19 @@ from semipd.memory.roles import role_from_wire
 
 log = structlog.get_logger()
 
+WHOLE = 100
+"""Percent, in which back end `mps` divides a device."""
+
 
 class NoPartition:
     """Back end `none`: both phases have the whole device. The other back ends override what they do differently."""
 
     granted = FULL
     """The shares that are granted now."""
+    splits: tuple[Shares, ...] = (FULL,)
+    """The shares that can be granted, as `Limits.splits` has them."""
+    sms = 0
+    """Streaming multiprocessors of the device, or CPUs; 0: not known yet."""
 
     def change(self, asked: Shares, number: int) -> bool:
         """Grants the nearest feasible shares. Returns whether they differ from those before. `number` counts the
@@ -36,6 +43,7 @@ class NoPartition:
 
     def device_known(self, sms: int) -> None:
         """Notes how many multiprocessors the device has. To be followed by a call of `change`."""
+        self.sms = sms
 
     def fill_appoint(self, appoint: wk.Appoint, role: Role) -> None:
         """Adds what a new worker must know of its share from the start."""
@@ -49,6 +57,7 @@ class CorePartition(NoPartition):
         self._cpus = cpus
         self._split = split_cores(FULL, cpus)
         self.granted = self._split.granted
+        self.sms, self.splits = len(cpus), splits(len(cpus), step=1)
 
     def change(self, asked: Shares, number: int) -> bool:
         split = split_cores(asked, self._cpus)
@@ -61,6 +70,9 @@ class CorePartition(NoPartition):
             self._state.transport.to_worker(worker.incarnation, wk.ToWorker(set_shares=message))
         return True
 
+    def device_known(self, sms: int) -> None:
+        """Changes nothing: a CPU has no multiprocessors."""
+
     def fill_appoint(self, appoint: wk.Appoint, role: Role) -> None:
         appoint.cpus.extend(_cpus(self._split, role))
 
@@ -70,13 +82,12 @@ class GreenPartition(NoPartition):
 
     def __init__(self, state: CoordinatorState) -> None:
         self._state = state
-        self._sms = 0
         self._split: SmSplit | None = None
 
     def change(self, asked: Shares, number: int) -> bool:
-        if not self._sms or self._state.control is None:
+        if not self.sms or self._state.control is None:
             return False  # the resident is not ready, and has not said how many multiprocessors there are
-        split = split_sms(asked, self._sms)
+        split = split_sms(asked, self.sms)
         if split == self._split:
             return False
         self._split, self.granted = split, split.granted
@@ -85,12 +96,14 @@ class GreenPartition(NoPartition):
         return True
 
     def device_known(self, sms: int) -> None:
-        self._sms = sms
+        self.sms, self.splits = sms, splits(sms)
         self._split = None  # the control block is new as well
 
 
 class MpsPartition(NoPartition):
     """Back end `mps`: a worker's share is for life, so a change means successors (see `worker_handover`)."""
+
+    splits = splits(WHOLE, step=1)
 
     def __init__(self) -> None:
         self.percents = whole_percents()
@@ -174,6 +187,17 @@ class PartitionController:
             log.info("partition changed", prefill=granted.prefill, decode=granted.decode, change=self._changes)
             self._show()
         return self._partition.granted
+
+    @property
+    def splits(self) -> tuple[Shares, ...]:
+        """The shares that can be granted, as `Limits.splits` has them. On a GPU that the resident has not opened yet
+        that is the undivided device alone."""
+        return self._partition.splits
+
+    @property
+    def sms(self) -> int:
+        """Streaming multiprocessors of the device, or CPUs that can be divided; 0: not known yet, or not divided."""
+        return self._partition.sms
 
     def device_known(self, sms: int) -> None:
         """Grants what was asked for until now: the resident is ready and has said how many multiprocessors there

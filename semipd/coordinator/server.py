@@ -19,6 +19,7 @@ import zmq
 from semipd.coordinator.console import ServeConsole
 from semipd.coordinator.coordinator import Coordinator
 from semipd.coordinator.devices import Choice, ChosenDevice, choose_backend, choose_device, choose_mps
+from semipd.coordinator.latency import choose_latency_model
 from semipd.coordinator.metrics import Metrics
 from semipd.coordinator.mps import PIPES, Mps, open_mps
 from semipd.coordinator.mps_guard import MPS_CONTROL
@@ -32,8 +33,10 @@ from semipd.coordinator.transport import ZmqTransport
 from semipd.coordinator.worker_pool import WorkerPool
 from semipd.core.clock import SystemClock
 from semipd.core.config import ServerConfig, resolve
+from semipd.core.latency import LatencyModel
 from semipd.memory.account import Role
 from semipd.policies.registry import make_policy
+from semipd.profiles.find import FoundModel
 from semipd.wire.logging import configure_logging
 from semipd.wire.process import freeze_start_up_objects
 from semipd.wire.sockets import RunDir, private_folder
@@ -54,6 +57,7 @@ def serve(config: ServerConfig, console: ServeConsole) -> int:
     kind = choose_mps(config.mps, device, shutil.which(MPS_CONTROL), os.environ.get(PIPES))
     cpus = sorted(os.sched_getaffinity(0))
     choose_backend(config.partition, device, kind, cpus)  # refuses an impossible choice before anything is started
+    model = choose_latency_model(config, device, len(cpus))
     config = resolve(config, device.kind)
     configure_logging(config, "coordinator")
     with ExitStack() as stack:
@@ -63,10 +67,11 @@ def serve(config: ServerConfig, console: ServeConsole) -> int:
         backend = choose_backend(config.partition, device, kind, cpus)
         config = replace(config, partition=backend.name, mps=kind.name)
         _announce(console, device, backend, kind)
+        _announce_model(console, model)
         RunDir(run_dir).keep(config.to_json())
         transport = stack.enter_context(ZmqTransport(RunDir(run_dir)))
         signals = stack.enter_context(Signals())
-        server = CoordinatorServer(config, run_dir, transport, signals, console, mps)
+        server = CoordinatorServer(config, run_dir, transport, signals, console, mps, model.latency)
         stack.callback(server.close)
         return server.run()
 
@@ -83,6 +88,14 @@ def _announce(console: ServeConsole, device: ChosenDevice, backend: Choice, mps:
             log.warning("the GPU is not used as well as it could be", choice=choice.name, why=choice.why)
     if device.gpu and mps.name == "off":
         console.note(f"WARNING: without MPS prefill and decode take turns on the GPU ({mps.why})")
+
+
+def _announce_model(console: ServeConsole, model: FoundModel) -> None:
+    """Says what policies take passes and steps to last, where that comes from and why."""
+    console.note(f"latency model: {model.source} ({model.why})")
+    log.info("latency model", source=model.source, why=model.why, measured=model.measured)
+    for warning in model.warnings:
+        log.warning("latency profile", problem=warning)
 
 
 class Signals:
@@ -131,6 +144,7 @@ class CoordinatorServer:
         signals: Signals,
         console: ServeConsole,
         mps: Mps,
+        latency: LatencyModel,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -140,7 +154,7 @@ class CoordinatorServer:
         self._clock = SystemClock()
         self._poller = zmq.Poller()
         metrics = Metrics()
-        state = CoordinatorState(config, self._clock, transport, RequestTable(config.max_waiting), metrics)
+        state = CoordinatorState(config, self._clock, transport, RequestTable(config.max_waiting), metrics, latency)
         self._state = state
         policy = make_policy(config.policy, config.policy_options)
 

@@ -18,6 +18,7 @@ from semipd.coordinator.requests import RequestEntry, RequestTable, SequenceStat
 from semipd.core.clock import Clock
 from semipd.core.config import ServerConfig
 from semipd.core.errors import RequestError
+from semipd.core.latency import NOMINAL, LatencyModel
 from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.request import Delta, End
 from semipd.core.snapshot import Completion
@@ -81,6 +82,8 @@ class CoordinatorState:
     transport: Transport
     requests: RequestTable
     metrics: Metrics
+    latency: LatencyModel = NOMINAL
+    """The latency model that policies begin with."""
     observations: Observations = field(default_factory=Observations)
     account: PageAccount | None = None
     """The page account. None until the resident is ready."""

@@ -151,6 +151,12 @@ class ServerConfig:
         "compete.",
         choices=("auto", "none", "cores", "green", "mps"),
     )
+    profile: str = setting(
+        "",
+        SCHEDULING,
+        "The latency profile that policies begin with: a file that `semipd profile` wrote, or the name of one that "
+        "ships. Default: one of this GPU and model, else an estimate from the device's own data.",
+    )
     max_batch_tokens: int = setting(
         0, SCHEDULING, "Prompt tokens in one prefill batch. 0: 512 on a CPU, 8192 on a GPU.", low=0, high=2**20
     )

@@ -235,4 +235,4 @@ NOMINAL = LatencyModel(
     decode_slowdown=even_slowdown(3),
 )
 """A device that does not exist, in round figures: for snapshots that somebody makes by hand and whose times do not
-matter. A server and the simulator never use it."""
+matter. Neither a server that serves nor the simulator uses it."""

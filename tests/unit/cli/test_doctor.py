@@ -12,9 +12,11 @@ from semipd.cli.checkup.finding import State
 from semipd.cli.checkup.kernels import Kernels
 from semipd.cli.checkup.nvidia import Nvidia, mps_is_running, survey_nvidia
 from semipd.cli.checkup.packages import NEEDED, Packages, dotted, numbers
+from semipd.cli.checkup.profiles import NO_PROFILES, Profiles, survey_profiles
 from semipd.cli.checkup.report import can_serve, conclusion
 from semipd.cli.checkup.system import System, cpu_quota
 from semipd.cli.main import app
+from semipd.coordinator.devices import ChosenDevice
 from semipd.memory.nvml import Gpu, Nvml, NvmlError
 
 VERSIONS = {**{name: dotted(least) for name, least in NEEDED.items()}, "torch": "2.13.0+cpu"}
@@ -185,3 +187,28 @@ def test_the_commands_exit_code_says_that_no_server_can_run(runner: CliRunner, m
     findings = judge(without("torch"), NO_GPU, MACHINE)
     monkeypatch.setattr("semipd.cli.checkup.examine", lambda: findings)
     assert runner.invoke(app, ["doctor"]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "seen", "state", "told"),
+    [
+        (NO_GPU, NO_PROFILES, State.NEEDLESS, "an estimate from the CPU's cores"),
+        (ONE_GPU, NO_PROFILES, State.LESS, "semipd profile --model"),
+        (ONE_GPU, Profiles(("profile a",), ()), State.GOOD, "for models of this shape"),
+        (ONE_GPU, Profiles(("profile a",), ("b.json: not JSON",)), State.LESS, "without it"),
+    ],
+)
+def test_the_latency_profiles_of_the_gpu(gpus: Nvidia, seen: Profiles, state: State, told: str) -> None:
+    installed = replace(INSTALLED, versions={**VERSIONS, **GPU_VERSIONS}, torch_cuda="13.0")
+    found = {f.name: f for f in judge(installed, gpus, MACHINE, recorded=seen)}["latency profile"]
+    assert found.state is state
+    assert told in found.consequence
+
+
+def test_the_profile_that_ships_is_found_for_its_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (found,) = survey_profiles(ChosenDevice("cuda", "there", H200)).found
+    assert found == "profile h200-llama-3-8b, which ships (llama-3-8b-shape, bfloat16)"
+    other = replace(H200, name="NVIDIA L4")
+    assert survey_profiles(ChosenDevice("cuda", "there", other)) == NO_PROFILES
+    assert survey_profiles(ChosenDevice("cpu", "there")) == NO_PROFILES

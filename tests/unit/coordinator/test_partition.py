@@ -116,3 +116,31 @@ def test_mps_is_for_life_and_in_whole_percents() -> None:
     assert assigned(stage, wk.WORKER_ROLE_PREFILL).active_thread_percentage == 72
     assert assigned(stage, wk.WORKER_ROLE_DECODE).active_thread_percentage == 5
     assert stage.told_shares() == []
+
+
+@pytest.mark.parametrize(
+    ("partition", "cpus", "decode"),
+    [
+        ("none", 4, [100.0]),
+        ("cores", 1, [100.0]),
+        ("cores", 4, [25.0, 50.0, 75.0, 100.0]),
+        ("mps", 4, [13.0, 25.0, 38.0, 50.0, 63.0, 75.0, 100.0]),
+        ("green", 4, [100 * n / H200_SMS for n in (16, 32, 48, 64, 80, 96, 132)]),
+    ],
+)
+def test_policies_see_the_splits_that_the_back_end_can_grant(partition: str, cpus: int, decode: list[float]) -> None:
+    stage = Stage(partition=partition, cpus=cpus)
+    limits = stage.coordinator.snapshot().limits
+    assert [split.decode for split in limits.splits] == pytest.approx(decode)
+    assert limits.splits[-1] == FULL
+    for split in limits.splits:
+        assert stage.partition.set(split) == split, "and it grants them"
+
+
+def test_a_gpu_that_the_resident_has_not_opened_yet_has_no_splits() -> None:
+    stage = Stage(partition="green", sms=0)
+    assert stage.coordinator.snapshot().limits.splits == (FULL,)
+    stage.partition.device_known(64)
+    limits = stage.coordinator.snapshot().limits
+    assert limits.sms == 64
+    assert [split.decode for split in limits.splits] == [12.5, 25.0, 37.5, 50.0, 62.5, 75.0, 100.0]
