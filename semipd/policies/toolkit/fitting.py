@@ -1,4 +1,8 @@
-"""Fits a latency model to what a server observes. Each step is weighed once, however often the model is asked for."""
+"""Fits a latency model to what a server observes.
+
+The constants of the model stay; scale factors follow the observations, so that the level is right on any device. Each
+step is weighed once, however often the model is asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,120 +11,144 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from semipd.core.partition import Mode, Phase
+from semipd.core.latency import LatencyModel, Scales
+from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.snapshot import Step
-from semipd.policies.toolkit.latency import LatencyModel, Scales, expected_s
 
 FITTED_TO = 48
-"""Steps of one kind, the latest, that a scale factor is the median of."""
+"""Steps of one kind, the latest, whose median ratio is a scale factor."""
 FEWEST = 4
 """Steps of one kind below which its factor stays as it is."""
 BOUND = 300.0
-"""A factor stays within 1/300 and 300: room for a small model or a CPU, none for a clock that jumped."""
+"""A factor stays within 1/300 and 300. That is room for a device or a model of another kind, and none for a clock that
+jumped."""
 
 
 @dataclass(slots=True, eq=False)
-class Seen:
-    """An observed step, and what is known about it so far."""
+class ObservedStep:
+    """A step as it was observed, and what is known of it so far."""
 
     step: Step
     start_s: float
-    company_s: float = 0.0
-    """Of its duration, that the other phase computed too. Rises when a step that ran beside it ends later."""
-    company: bool = False
-    """The other phase computed for at least half of it."""
+    contended_s: float = 0.0
+    """Seconds of its duration in which the other phase computed too. It rises when a step that ran beside it ends
+    later."""
+    contended: bool = False
+    """True if the other phase computed for at least half of it."""
     weighed: bool = False
-    """`ratio` and `small` are those in this company."""
+    """True if `ratio` and `launch_bound` are those for `contended` as it is."""
     ratio: float = 0.0
-    """Observed over expected, by a model without scale factors; 0: it tells nothing."""
-    small: bool = False
-    """A prefill batch that only its launch makes so long, it is thought."""
+    """Observed over expected time, by a model without scale factors; 0: the step tells nothing."""
+    launch_bound: bool = False
+    """True for a prefill pass that presumably takes as long as its launch."""
 
-    def meet(self, seconds: float) -> None:
-        """The other phase computed for so long beside it."""
-        self.company_s += seconds
-        company = self.company_s >= self.step.duration_s / 2
-        if company is not self.company:
-            self.company, self.weighed = company, False
+    def add_contention(self, seconds: float) -> None:
+        """Notes that the other phase computed for so many seconds beside it."""
+        self.contended_s += seconds
+        contended = self.contended_s >= self.step.duration_s / 2
+        if contended is not self.contended:
+            self.contended, self.weighed = contended, False
 
     def weigh(self, plain: LatencyModel) -> None:
+        """Computes `ratio` and `launch_bound`. `plain` is the model without scale factors."""
         self.weighed = True
-        if self.company and self.step.mode is Mode.TURNS:  # as turns begin, the phases meet on the whole device: chance
-            self.ratio, self.small = 0.0, False
+        if self.contended and self.step.mode is Mode.TURNS:
+            # The phases meet on the whole device only while turns begin, by chance.
+            self.ratio, self.launch_bound = 0.0, False
             return
-        expected, took = expected_s(plain, self.step, self.company), self.step.duration_s
+        expected, took = expected_s(plain, self.step, self.contended), self.step.duration_s
         if expected > 0 and took > 0:
-            self.ratio = took / expected
-            self.small = self.step.phase is Phase.PREFILL and expected <= plain.launch_s
+            prefill = self.step.phase is Phase.PREFILL
+            self.launch_bound = prefill and expected <= plain.launch_s
+            # Launches one by one are another time than one launch of a graph, and tell nothing of the work.
+            eager = prefill and not self.launch_bound and expected == plain.eager_s
+            self.ratio = 0.0 if eager else took / expected
 
 
-class Window:
-    """The latest steps of both phases, oldest first, but for those of mixed batches: each tells of both at once."""
+def expected_s(model: LatencyModel, step: Step, contended: bool) -> float:
+    """Returns what the model says of an observed step.
+
+    `contended`: the other phase computed too. Without it a phase has the whole device, whatever its share.
+    """
+    shares = step.shares if contended else FULL
+    if step.phase is Phase.PREFILL:
+        other = shares.decode if contended else 0.0
+        return model.prefill_s(
+            step.tokens, step.context_tokens, share=shares.prefill, other=other, sequences=step.sequences
+        )
+    other = shares.prefill if contended else 0.0
+    return model.decode_s(step.sequences, step.context_tokens, share=shares.decode, other=other)
+
+
+class StepWindow:
+    """The latest steps of both phases, oldest first. Steps of mixed batches are left out: each tells of both phases at
+    once."""
 
     def __init__(self) -> None:
-        self.seen: deque[Seen] = deque()
+        self.observed: deque[ObservedStep] = deque()
         self._latest: Step | None = None
 
     def see(self, steps: Sequence[Step]) -> None:
-        """`steps` as the server observes them: bounded, oldest first, and the same objects each time."""
+        """Takes up what is new. `steps` are those that the server has observed: bounded, oldest first, and the same
+        objects each time."""
         new = len(steps)
         while new and steps[new - 1] is not self._latest:
             new -= 1
         if not new:
-            self.seen.clear()  # nothing that was seen is among them
+            self.observed.clear()  # nothing that was seen is among them
         for step in steps[new:]:
             if step.mode is not Mode.MIXED:
                 self._add(step)
         self._latest = steps[-1] if steps else None
-        while self.seen and self.seen[0].step.end_s < steps[0].end_s:
-            self.seen.popleft()
+        while self.observed and self.observed[0].step.end_s < steps[0].end_s:
+            self.observed.popleft()
 
     def _add(self, step: Step) -> None:
-        added = Seen(step, step.end_s - step.duration_s)
-        for other in reversed(self.seen):
+        added = ObservedStep(step, step.end_s - step.duration_s)
+        for other in reversed(self.observed):
             if other.step.end_s <= added.start_s:
                 break
             if other.step.phase is not step.phase:
                 both = min(step.end_s, other.step.end_s) - max(added.start_s, other.start_s)
                 if both > 0:
-                    added.meet(both)
-                    other.meet(both)
-        self.seen.append(added)
+                    added.add_contention(both)
+                    other.add_contention(both)
+        self.observed.append(added)
 
 
 class Fit:
-    """A model whose scale factors follow the steps that are observed.
+    """A latency model whose scale factors follow the steps that are observed.
 
-    Each factor is the median of observed over predicted of the latest steps of its kind, so that a few outliers move
-    nothing, and is bounded. A kind that too few steps are of keeps the factor that it had. Small prefill batches, which
-    take as long as their launch, say how long that is, once larger ones say how long the work is.
+    Each factor is the median of observed over expected time of the latest steps of its kind, so that a few outliers
+    move nothing, and it is bounded. A kind of which there are too few steps keeps its former factor. Passes that take
+    as long as their launch tell how long a launch is, once larger ones tell how long the work is.
     """
 
     def __init__(self, model: LatencyModel) -> None:
         self.model = model
         self._plain = replace(model, scales=Scales())
-        self._window = Window()
+        self._window = StepWindow()
 
     def see(self, steps: Sequence[Step]) -> LatencyModel:
-        """The model, fitted to `steps`, oldest first as the server observes them."""
+        """Returns the model fitted to `steps`, oldest first as the server observes them."""
         self._window.see(steps)
-        prefill: tuple[list[float], list[float]] = ([], [])  # alone, in company; the latest first
+        prefill: tuple[list[float], list[float]] = ([], [])  # ratios alone and contended, the latest first
         decode: tuple[list[float], list[float]] = ([], [])
-        small: list[tuple[bool, float]] = []
-        for seen in reversed(self._window.seen):
-            if not seen.weighed:
-                seen.weigh(self._plain)
-            if seen.small:
-                small.append((seen.company, seen.ratio))
-            elif seen.ratio:
-                (prefill if seen.step.phase is Phase.PREFILL else decode)[seen.company].append(seen.ratio)
+        launches: list[tuple[bool, float]] = []
+        for observed in reversed(self._window.observed):
+            if not observed.weighed:
+                observed.weigh(self._plain)
+            if observed.launch_bound:
+                launches.append((observed.contended, observed.ratio))
+            elif observed.ratio:
+                (prefill if observed.step.phase is Phase.PREFILL else decode)[observed.contended].append(observed.ratio)
         before = self.model.scales
         launch = before.launch
         if max(map(len, prefill)) >= FEWEST:
-            launch = _factor([ratio for _, ratio in small], before.launch)
-        elif launch is None:  # nothing but small ones: they tell of all, as nobody else does
-            for company, ratio in small:
-                prefill[company].append(ratio)
+            launch = _factor([ratio for _, ratio in launches], before.launch)
+        elif launch is None:  # there are none but small passes: they tell of all passes, since no others do
+            for contended, ratio in launches:
+                prefill[contended].append(ratio)
         scales = Scales(
             prefill_alone=_factor(prefill[False], before.prefill_alone),
             prefill_shared=_factor(prefill[True], before.prefill_shared),
@@ -133,10 +161,10 @@ class Fit:
 
 
 def _factor(ratios: Sequence[float], before: float | None) -> float | None:
-    """`ratios`: the latest first."""
+    """Returns the factor for these ratios, the latest first; `before` where they are too few."""
     return min(BOUND, max(1 / BOUND, median(ratios[:FITTED_TO]))) if len(ratios) >= FEWEST else before
 
 
 def refitted(model: LatencyModel, steps: Sequence[Step]) -> LatencyModel:
-    """The model with its scale factors fitted to these steps alone."""
+    """Returns the model with its scale factors fitted to these steps alone."""
     return Fit(model).see(steps)

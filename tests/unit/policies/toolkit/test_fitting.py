@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from semipd.core.latency import LatencyModel, Scales
 from semipd.core.partition import FULL, Mode, Phase
+from semipd.core.sms import split
 from semipd.core.snapshot import Step
-from semipd.policies.toolkit.fitting import BOUND, Fit, Window, refitted
-from semipd.policies.toolkit.latency import LatencyModel, Scales, expected_s, split
+from semipd.policies.toolkit.fitting import BOUND, Fit, StepWindow, expected_s, refitted
 from semipd.profiles.latency import shipped_model
 
 MODEL = shipped_model()
@@ -77,6 +78,12 @@ def test_faster_launches_are_learned_from_small_batches_and_the_work_from_large_
     assert fitted.prefill_s(1024, 1024) == pytest.approx(truth.prefill_s(1024, 1024), rel=0.05)
 
 
+def test_passes_that_are_launched_kernel_by_kernel_tell_nothing() -> None:
+    """They take their launches' time, which is neither that of a captured launch nor of the work."""
+    steps = [Step(Phase.PREFILL, i * 0.2, 5 * MODEL.eager_s, 1, 64, 4000, FULL) for i in range(1, 50)]
+    assert refitted(MODEL, steps) == MODEL
+
+
 def test_a_device_that_sees_only_small_batches_is_learned_from_them() -> None:
     steps = [Step(Phase.PREFILL, i * 0.2, 0.118, 1, 64, 64, split(48, 132)) for i in range(1, 50)]
     assert refitted(MODEL, steps).prefill_s(64, 64) == pytest.approx(0.118)
@@ -86,13 +93,13 @@ def step(phase: Phase, start: float, end: float) -> Step:
     return Step(phase, end, end - start, 1, 1, 1, split(48, 132))
 
 
-def company(window: Window) -> dict[float, bool]:
+def contended(window: StepWindow) -> dict[float, bool]:
     """By the step's end."""
-    return {seen.step.end_s: seen.company for seen in window.seen}
+    return {each.step.end_s: each.contended for each in window.observed}
 
 
-def test_company_is_seen_where_the_phases_overlap() -> None:
-    window = Window()
+def test_contention_is_seen_where_the_phases_overlap() -> None:
+    window = StepWindow()
     window.see(
         [
             step(Phase.DECODE, 0.0, 1.0),
@@ -101,26 +108,26 @@ def test_company_is_seen_where_the_phases_overlap() -> None:
             step(Phase.DECODE, 2.4, 3.4),
         ]
     )
-    assert company(window) == {1.0: False, 2.0: True, 2.5: True, 3.4: False}
+    assert contended(window) == {1.0: False, 2.0: True, 2.5: True, 3.4: False}
 
 
-def test_company_that_ends_later_or_is_no_longer_in_the_window_counts() -> None:
-    window = Window()
+def test_contention_that_ends_later_or_is_no_longer_in_the_window_counts() -> None:
+    window = StepWindow()
     steps = [step(Phase.PREFILL, 0.0, 0.9), step(Phase.DECODE, 0.0, 1.0), step(Phase.DECODE, 1.0, 2.0)]
     window.see(steps)
-    assert company(window) == {0.9: True, 1.0: True, 2.0: False}
+    assert contended(window) == {0.9: True, 1.0: True, 2.0: False}
     steps = [*steps[1:], step(Phase.PREFILL, 1.1, 2.1)]
     window.see(steps)
-    assert company(window) == {1.0: True, 2.0: True, 2.1: True}
+    assert contended(window) == {1.0: True, 2.0: True, 2.1: True}
 
 
 def test_other_steps_than_before_are_a_new_window() -> None:
-    window = Window()
+    window = StepWindow()
     for at in (5.0, 3.0):
         window.see([step(Phase.PREFILL, at, at + 1.0), step(Phase.DECODE, at + 0.9, at + 1.9)])
-        assert company(window) == {at + 1.0: False, at + 1.9: False}
+        assert contended(window) == {at + 1.0: False, at + 1.9: False}
     window.see([])
-    assert company(window) == {}
+    assert contended(window) == {}
 
 
 def test_fitting_step_by_step_comes_to_the_same_as_fitting_all_at_once() -> None:
