@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import structlog
 
 from semipd.coordinator.state import CoordinatorState
-from semipd.core.cores import CoreSplit, split_cores
+from semipd.core.cores import split_cores
 from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.sms import SmSplit, split_sms, splits, whole_percents
 from semipd.internal.v1 import worker_pb2 as wk
@@ -65,8 +65,8 @@ class CorePartition(NoPartition):
             return False
         self._split, self.granted = split, split.granted
         for role, worker in self._state.workers.items():
-            percent = _share(split.granted, role)
-            message = wk.SetShares(change=number, percent=percent, cpus=_cpus(split, role))
+            percent = split.granted.of(role.phase)
+            message = wk.SetShares(change=number, percent=percent, cpus=split.of(role.phase))
             self._state.transport.to_worker(worker.incarnation, wk.ToWorker(set_shares=message))
         return True
 
@@ -74,7 +74,7 @@ class CorePartition(NoPartition):
         """Changes nothing: a CPU has no multiprocessors."""
 
     def fill_appoint(self, appoint: wk.Appoint, role: Role) -> None:
-        appoint.cpus.extend(_cpus(self._split, role))
+        appoint.cpus.extend(self._split.of(role.phase))
 
 
 class GreenPartition(NoPartition):
@@ -116,7 +116,7 @@ class MpsPartition(NoPartition):
         return True
 
     def fill_appoint(self, appoint: wk.Appoint, role: Role) -> None:
-        appoint.active_thread_percentage = int(_share(self.granted, role))
+        appoint.active_thread_percentage = int(self.granted.of(role.phase))
 
 
 class PartitionController:
@@ -214,7 +214,7 @@ class PartitionController:
     def percentage(self, role: Role) -> int | None:
         """Returns the active-thread percentage that a worker of this role should have under back end `mps`. None:
         another back end."""
-        return int(_share(self._partition.granted, role)) if isinstance(self._partition, MpsPartition) else None
+        return int(self._partition.granted.of(role.phase)) if isinstance(self._partition, MpsPartition) else None
 
     def on_shares_applied(self, role: Role, message: wk.SharesApplied) -> None:
         """Records that a worker computes under a new split for the first time."""
@@ -231,12 +231,3 @@ class PartitionController:
     def _show(self) -> None:
         self._state.shares = self._partition.granted
         self._state.metrics.shares(self._partition.granted)
-
-
-def _share(shares: Shares, role: Role) -> float:
-    """Returns a role's share in percent."""
-    return shares.prefill if role is Role.PREFILL else shares.decode
-
-
-def _cpus(split: CoreSplit, role: Role) -> tuple[int, ...]:
-    return split.prefill if role is Role.PREFILL else split.decode

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from semipd.core.partition import FULL, Shares
+from semipd.core.partition import FULL, Phase, Shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,10 @@ class CoreSplit:
     prefill: tuple[int, ...]
     decode: tuple[int, ...]
     granted: Shares
+
+    def of(self, phase: Phase) -> tuple[int, ...]:
+        """Returns a phase's CPUs."""
+        return self.prefill if phase is Phase.PREFILL else self.decode
 
 
 def split_cores(asked: Shares, cpus: Sequence[int]) -> CoreSplit:

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 
+class Phase(Enum):
+    """The two phases of a request: its prompt is computed, then its tokens one by one."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
 @dataclass(frozen=True, slots=True)
 class Shares:
     """The paper's (x, y): percent of the device that prefill and decode may use.
@@ -21,16 +28,13 @@ class Shares:
             if not 0 < percent <= 100:
                 raise ValueError(f"{name}: the share must be above 0 and at most 100 percent, got {percent}")
 
+    def of(self, phase: Phase) -> float:
+        """Returns a phase's share in percent."""
+        return self.prefill if phase is Phase.PREFILL else self.decode
+
 
 FULL = Shares(100.0, 100.0)
 """Both phases may use the whole device, and compete for it."""
-
-
-class Phase(Enum):
-    """The two phases of a request: its prompt is computed, then its tokens one by one."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
 
 
 class Mode(Enum):

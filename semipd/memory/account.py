@@ -24,6 +24,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from semipd.core.partition import Phase
 from semipd.memory.errors import AccountCorrupt, NoLease, StaleLease
 from semipd.memory.robust_mutex import MUTEX_BYTES, CriticalSection, RobustMutex
 
@@ -48,6 +49,11 @@ class Role(IntEnum):
     COORDINATOR = 1
     PREFILL = 2
     DECODE = 3
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of a worker. Raises KeyError for the coordinator."""
+        return Phase[self.name]
 
 
 @dataclass(frozen=True, slots=True)

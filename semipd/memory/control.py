@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from semipd.core.partition import Phase
 from semipd.memory.account import Role
 
 CONTROL_BYTES = 4096
@@ -31,8 +32,9 @@ class PublishedSplit:
     change: int = 0
     """Number of changes so far, from 0."""
 
-    def of(self, role: Role) -> int:
-        return self.prefill if role is Role.PREFILL else self.decode
+    def of(self, phase: Phase) -> int:
+        """Returns a phase's number of SMs."""
+        return self.prefill if phase is Phase.PREFILL else self.decode
 
 
 class ControlBlock:

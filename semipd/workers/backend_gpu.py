@@ -93,7 +93,7 @@ class GpuBackend:
         self.turns.begin()
         split = self._control.split()
         alone = self._control.turns() or not self._control.busy(OTHER[self._role])
-        sms = self.engine.use_sms(0 if alone else split.of(self._role))
+        sms = self.engine.use_sms(0 if alone else split.of(self._role.phase))
         if split.change != self._change:
             self._change = split.change
             delay_s = (time.monotonic_ns() - self._control.decided_ns()) / 1e9

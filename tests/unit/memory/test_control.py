@@ -25,8 +25,8 @@ def test_a_split_is_seen_by_the_other() -> None:
     one.set_split(PublishedSplit(68, 64, 7), decided_ns=123)
     assert other.split() == PublishedSplit(68, 64, 7)
     assert other.decided_ns() == 123
-    assert other.split().of(Role.PREFILL) == 68
-    assert other.split().of(Role.DECODE) == 64
+    assert other.split().of(Role.PREFILL.phase) == 68
+    assert other.split().of(Role.DECODE.phase) == 64
 
 
 def test_busy_words_are_apart() -> None:
