@@ -51,8 +51,8 @@ class Hardware:
     """Memory bandwidth."""
 
     def __str__(self) -> str:
-        parts = f"{self.sms} SMs, " if self.on_gpu else ""
-        return f"roofline of {self.name} ({parts}{self.flops / 1e12:.3g} TFLOP/s, {self.bytes_per_s / 1e9:.0f} GB/s)"
+        parts = f"{self.sms} SMs, {self.flops / 1e12:.0f}" if self.on_gpu else f"{self.flops / 1e12:.2f}"
+        return f"roofline of {self.name} ({parts} TFLOP/s, {self.bytes_per_s / 1e9:.0f} GB/s)"
 
 
 def hardware_of_gpu(gpu: Gpu, dtype: str) -> Hardware:
