@@ -216,7 +216,7 @@ def _captured(tokens: int, context_tokens: int) -> bool:
 
 
 def even_slowdown(costs: int, fractions: Sequence[float] = (1.0,)) -> Slowdown:
-    """Returns a slowdown that is 1 over the share for each of so many costs, and knows of no contention."""
+    """Returns a slowdown that is 1 over the share for each of `costs` costs, and knows of no contention."""
     knots = tuple((fraction, (1 / fraction,) * costs) for fraction in fractions)
     return Slowdown(alone=knots, contended=((1.0, (1.0,) * costs),), overlap=0.5)
 

@@ -1,4 +1,4 @@
-"""Partition back ends on a GPU: shares as streaming multiprocessors (`green`) and as whole percents (`mps`)."""
+"""Rounds shares to what the partition back ends of a GPU can grant: streaming multiprocessors, or whole percents."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from semipd.core.partition import FULL, Shares
 SM_STEP = 8
 """Green contexts on Hopper come in groups of 8 SMs."""
 EIGHTHS = 6
+"""Decode's largest part of a divided device, in eighths."""
 NOMINAL_SMS = 8
 """SMs of the device in snapshots that somebody makes by hand (`semipd.core.latency.NOMINAL`)."""
+
 LEAST_PERCENT = 5
 """Least percentage of `mps`: below it a worker has hardly an SM to itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class SmSplit:
-    """Prefill gets the last `prefill` SMs, decode the first `decode`; and the shares that they amount to."""
+    """A division of a device's SMs."""
 
     prefill: int
+    """SMs of prefill: the last ones."""
     decode: int
+    """SMs of decode: the first ones."""
     granted: Shares
+    """The shares that these amount to."""
 
 
 def decode_choices(total: int, step: int = SM_STEP) -> tuple[int, ...]:
-    """The numbers of SMs that decode can get, rising, all of them last.
+    """Returns the numbers of SMs that decode can get, ascending; the last is all of them.
 
-    One to six eighths of the device, rounded to the step: of 132 SMs these are 16, 32, 48, 64, 80 and 96. So few
+    They are one to six eighths of the device, rounded to the step: of 132 SMs 16, 32, 48, 64, 80 and 96. There are few
     because decode captures its CUDA graphs for each.
     """
     parts = {max(step, int(total * k / 8 / step + 0.5) * step) for k in range(1, EIGHTHS + 1)}
@@ -48,16 +53,16 @@ def splits(total: int, step: int = SM_STEP) -> tuple[Shares, ...]:
 
 
 def prefill_choices(total: int, step: int = SM_STEP) -> tuple[int, ...]:
-    """The numbers of SMs that prefill can get, rising: what each choice of decode's leaves, and all."""
+    """Returns the numbers of SMs that prefill can get, ascending: what each choice of decode leaves, and all."""
     return (*sorted(total - n for n in decode_choices(total, step) if n < total), total)
 
 
 def split_sms(asked: Shares, total: int, step: int = SM_STEP) -> SmSplit:
-    """The choices that are nearest to what is asked.
+    """Returns the split that is nearest to what is asked.
 
-    Shares that together are at most 100 percent get disjoint SMs: decode what is nearest, prefill all the rest, so
-    that none is idle. Above 100 each gets what is nearest, and they overlap in the middle. A device that is too small
-    to be divided is both phases' (100, 100).
+    Shares of at most 100 percent together get disjoint SMs: decode gets the nearest number, prefill all the rest, so
+    that none is idle. Above 100 percent each phase gets the nearest number, and they overlap in the middle. A device
+    that is too small to be divided is granted whole to both (100, 100).
     """
     disjoint = decode_choices(total, step)[:-1]
     if asked.prefill + asked.decode > 100:
@@ -77,7 +82,7 @@ def _nearest(choices: tuple[int, ...], wanted: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Percents:
-    """CUDA_MPS_ACTIVE_THREAD_PERCENTAGE of each worker."""
+    """The CUDA_MPS_ACTIVE_THREAD_PERCENTAGE of each worker."""
 
     prefill: int
     decode: int
@@ -88,6 +93,7 @@ class Percents:
 
 
 def whole_percents(asked: Shares = FULL) -> Percents:
+    """Returns the whole percents that are nearest to what is asked."""
     return Percents(_whole(asked.prefill), _whole(asked.decode))
 
 

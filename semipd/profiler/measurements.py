@@ -1,4 +1,4 @@
-"""What `semipd profile` measures, and in which order: the most telling first, so that a recording can be cut short.
+"""The measurements of `semipd profile`, the most telling first, so that a recording can be cut short.
 
 The tables name each size once. A size that is not `quick` is left out of a quick recording.
 """
@@ -22,7 +22,7 @@ MOST_TOKENS = 560_000
 
 @dataclass(frozen=True, slots=True)
 class StepAlone:
-    """A decode step of `rows` sequences at `context` tokens each, on so many SMs, with prefill idle."""
+    """A decode step of `rows` sequences at `context` tokens each, on `sms` SMs, with prefill idle."""
 
     sms: int
     rows: int
@@ -31,7 +31,7 @@ class StepAlone:
 
 @dataclass(frozen=True, slots=True)
 class PassAlone:
-    """A prefill pass over `tokens` tokens of one prompt after `start` others, on so many SMs, with decode idle."""
+    """A prefill pass over `tokens` tokens of one prompt after `start` others, on `sms` SMs, with decode idle."""
 
     sms: int
     tokens: int
@@ -223,7 +223,7 @@ Size = TypeVar("Size", StepSize, PassSize, PairSize, MixedSize)
 
 
 def schedule(sms: int, max_context: int, *, quick: bool) -> list[Measurement]:
-    """Returns the measurements for a GPU of so many SMs and a model of this context, the most telling first.
+    """Returns the measurements for a GPU of `sms` SMs and a model of this context, the most telling first.
 
     What a profile can't do without comes before all else, fewer SMs alone come last. In between each kind has its turn.
     """

@@ -79,7 +79,7 @@ class Recording:
     """Milliseconds of a step and of a pass, by (rows, context, tokens)."""
     buckets: Buckets = field(default_factory=Buckets)
     left_out: list[str] = field(default_factory=list)
-    """What was not measured, and why."""
+    """Measurements that were not made, each with the reason."""
     done: int = 0
     """Measurements that were made."""
     made: Provenance = field(default_factory=provenance)

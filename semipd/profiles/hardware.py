@@ -1,4 +1,4 @@
-"""What a device could do at best, from its own data: NVML for a GPU, /proc/cpuinfo for a CPU."""
+"""The peak rates of a device, from its own data: NVML for a GPU, /proc/cpuinfo for a CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FMA = 2
 ASSUMED_SMS = 64
 ASSUMED_CLOCK_HZ = 1.5e9
 ASSUMED_BYTES_PER_S_AND_SM = 10e9
-"""What is assumed of a GPU whose driver doesn't say. Cards have 5 (L4) to 37 (H200) GB/s an SM."""
+"""Assumptions for a GPU whose driver doesn't say. Cards have 5 (L4) to 37 (H200) GB/s an SM."""
 
 CPU_CLOCK_HZ = 2.5e9
 """The clock that is assumed where /proc/cpuinfo has none."""
@@ -68,7 +68,7 @@ def hardware_of_gpu(gpu: Gpu, dtype: str) -> Hardware:
 
 
 def hardware_of_cpu(cores: int, cpuinfo: Path = Path("/proc/cpuinfo")) -> Hardware:
-    """Returns the peak rates of so many cores, in 32 bits."""
+    """Returns the peak rates of this number of cores, in 32 bits."""
     try:
         text = cpuinfo.read_text(encoding="utf-8")
     except OSError:

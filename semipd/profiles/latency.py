@@ -20,7 +20,7 @@ from semipd.profiles.profile import SHIPPED, DecodePoint, MixedPoint, PrefillPoi
 from semipd.profiles.slowdown import ShareTable, fit_slowdown
 
 LAUNCH_BOUND = 4
-"""At most this many of the shortest passes are tried as bound by their launch."""
+"""The most of the shortest passes that are tried as bound by their launch."""
 NEVER_FREE_MS = 1e-9
 """A cost that the points do not show is this small, not 0: rates are computed from costs."""
 EAGER = 1.15

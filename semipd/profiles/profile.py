@@ -1,8 +1,9 @@
-"""A latency profile: how long prefill passes and decode steps take on one GPU, alone and side by side. A JSON file.
+"""A latency profile says how long prefill passes and decode steps take on one GPU, alone and side by side. It is a JSON
+file.
 
 A table holds measurements for one pair of `sms` (multiprocessors of the phase itself) and `other_sms` (those of the
 other phase, which computes all the time meanwhile; 0: it is idle). `semipd.sim.execution_times` interpolates between
-them.
+them, and `semipd.profiles.latency` fits a model to them.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ SHIPPED = "h200-llama-3-8b"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the figures come from."""
+    """The origin of the figures."""
 
     recorded: bool
-    """Whether `semipd profile` measured every point in it."""
+    """True if `semipd profile` measured every point."""
     how: str
-    """In words, for whoever wonders what a simulated figure rests on."""
+    """The way in which they were got, in words: a simulated figure rests on it."""
     sources: tuple[str, ...]
+    """The places that they were taken from, if they were not recorded."""
     made: Provenance | None
-    """Of the recording; None: it was not recorded."""
+    """The origin of the recording; None: it was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
+    """The model that was measured, as far as its times depend on it."""
+
     name: str
     dtype: str
     vocab_size: int
@@ -45,35 +49,39 @@ class ModelShape:
     """Tokens, prompt and output together."""
     weight_bytes: int
     kv_token_bytes: int
-    """Keys and values of one token, over all layers."""
+    """Bytes of the keys and values of one token, over all layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
+    """The GPU that was measured."""
+
     name: str
+    """The name that its driver gives it."""
     sms: int
+    """Streaming multiprocessors."""
     memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """What a token pays beside the device, in seconds; constants of the server, not of the GPU."""
+    """Seconds that a token pays beside the device. These are constants of the server, not of the GPU."""
 
     arrive_s: float
-    """From the client's sending to the coordinator: gRPC, validation, tokenising."""
+    """The way from the client to the coordinator: gRPC, validation, tokenising."""
     turnaround_s: float
-    """From a worker's answer, by the coordinator's plan, to the next worker that hears it."""
+    """The way from a worker's answer, by the coordinator's plan, to the worker that receives it."""
     prepare_s: float
-    """From a plan in the prefill worker's hand to its pass, where nothing of it could be done beforehand."""
+    """The way from a plan at the prefill worker to its pass, if nothing of it could be done beforehand."""
     deliver_s: float
-    """From the coordinator's journal to the client: detokenising, gRPC."""
+    """The way from the coordinator's journal to the client: detokenising, gRPC."""
     handover_s: float
-    """Where the phases take turns: from the end of one's pass to the beginning of the other's."""
+    """The gap between the end of one phase's pass and the beginning of the other's, where the phases take turns."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePoint:
-    """One step: `rows` sequences that attend to `context` tokens each."""
+    """The time of one step of `rows` sequences that attend to `context` tokens each."""
 
     rows: int
     context: int
@@ -82,6 +90,8 @@ class DecodePoint:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTable:
+    """The steps that were measured on `sms` SMs beside prefill on `other_sms` (0: idle)."""
+
     sms: int
     other_sms: int
     points: tuple[DecodePoint, ...]
@@ -89,7 +99,7 @@ class DecodeTable:
 
 @dataclass(frozen=True, slots=True)
 class PrefillPoint:
-    """One pass over `tokens` tokens of one prompt, of which `start` tokens were computed before."""
+    """The time of one pass over `tokens` tokens of one prompt, of which `start` tokens were computed before."""
 
     tokens: int
     start: int
@@ -98,6 +108,8 @@ class PrefillPoint:
 
 @dataclass(frozen=True, slots=True)
 class PrefillTable:
+    """The passes that were measured on `sms` SMs beside decode on `other_sms` (0: idle)."""
+
     sms: int
     other_sms: int
     points: tuple[PrefillPoint, ...]
@@ -105,8 +117,8 @@ class PrefillTable:
 
 @dataclass(frozen=True, slots=True)
 class MixedPoint:
-    """One decode step of `rows` sequences that attend to `context` tokens each, with `tokens` tokens of a prompt in it
-    of which `start` tokens were computed before; on all SMs, with nothing beside it."""
+    """The time of one mixed batch on all SMs, with nothing beside it: `rows` sequences that attend to `context` tokens
+    each, and `tokens` tokens of a prompt of which `start` tokens were computed before."""
 
     rows: int
     context: int
@@ -117,8 +129,8 @@ class MixedPoint:
 
 @dataclass(frozen=True, slots=True)
 class TurnsPoint:
-    """A decode step of `rows` sequences that attend to `context` tokens each and a prefill pass over one prompt of
-    `tokens` tokens, one of each by turns without a pause, on all SMs: what each takes."""
+    """The times of a decode step and of a prefill pass that alternate without a pause on all SMs: `rows` sequences that
+    attend to `context` tokens each, and one prompt of `tokens` tokens."""
 
     rows: int
     context: int
@@ -129,19 +141,21 @@ class TurnsPoint:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Sizes that captured passes are padded to, ascending: a pass of another size takes as long as one of the next
-    larger. Beyond the largest, or where there are none, nothing is padded."""
+    """Sizes that captured passes are padded to, ascending. A pass of another size takes as long as one of the next
+    larger size. Beyond the largest, or where there are none, nothing is padded."""
 
     decode: tuple[int, ...] = ()
-    """Rows."""
+    """Rows of a decode step."""
     prefill: tuple[int, ...] = ()
-    """Tokens."""
+    """Tokens of a prefill pass."""
     mixed: tuple[int, ...] = ()
-    """Rows and tokens together."""
+    """Rows and tokens of a mixed batch together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
+    """A profile as its file has it."""
+
     source: Source
     model: ModelShape
     gpu: Gpu
@@ -149,21 +163,22 @@ class Profile:
     decode: tuple[DecodeTable, ...]
     prefill: tuple[PrefillTable, ...]
     mixed: tuple[MixedPoint, ...] = ()
-    """Empty, and the field may be missing in a file: not measured, so no mixed batches can be simulated."""
+    """Empty: not measured, so no mixed batches can be simulated. The field may be missing in a file."""
     turns: tuple[TurnsPoint, ...] = ()
-    """Empty, and the field may be missing in a file: not measured, so each takes as long as alone."""
+    """Empty: not measured, so each takes as long as alone. The field may be missing in a file."""
     buckets: Buckets = Buckets()
     """The field may be missing in a file."""
     kind: str = KIND
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
-        """Raises InputError where the file can't be written."""
+        """Writes the file. Raises InputError where it can't be written."""
         write_json(self, path)
 
 
 def read_profile(path: Path) -> Profile:
-    """Raises InputError that names the file and the field where it is no profile of this version, or no whole one."""
+    """Returns the profile of a file. Raises InputError, naming file and field, where it is no profile of this version,
+    or where something of it is missing."""
     given = read_json(path)
     if not isinstance(given, dict) or given.get("kind") != KIND:
         raise InputError(f"{path}: not a profile of `semipd profile`")
@@ -177,7 +192,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def load_profile(name: str) -> Profile:
-    """One that ships by its name, else a file."""
+    """Returns the profile that ships under this name, else that of the file. Raises InputError where there is none."""
     if name in shipped():
         return read_profile(Path(str(_folder().joinpath(f"{name}.json"))))
     path = Path(name)
@@ -187,6 +202,7 @@ def load_profile(name: str) -> Profile:
 
 
 def shipped() -> list[str]:
+    """Returns the names of the profiles that ship."""
     return sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
 
 
@@ -195,7 +211,7 @@ def _folder() -> Any:
 
 
 def _refuse_unknown(given: Any, known: Any, where: str) -> None:
-    """A misspelt field must not be dropped in silence."""
+    """Raises InputError for a field that no profile has: a misspelt one must not be dropped in silence."""
     if isinstance(given, dict) and isinstance(known, dict):
         for name, value in given.items():
             if name not in known:
@@ -260,7 +276,7 @@ def _check_buckets(buckets: Buckets, where: str) -> None:
 
 
 def _check_references(profile: Profile, where: str) -> None:
-    """All else is relative to each phase alone on the whole device."""
+    """Checks what is measured of each phase alone on the whole device: all else is relative to that."""
     steps = next(t for t in profile.decode if (t.sms, t.other_sms) == (profile.gpu.sms, 0)).points
     rows = [p.rows for p in steps]
     if len(set(rows)) < 2:

@@ -16,21 +16,22 @@ from semipd.profiles.hardware import Hardware
 
 # The parts of a peak that are reached, and what is lost besides.
 PRODUCTS = 0.65
-"""Of the peak of matrix products. Under load a card does not keep its highest clock, and tiles don't fill its SMs."""
+"""The part of the peak that matrix products reach. Under load a card does not keep its highest clock, and tiles don't
+fill its SMs."""
 ATTENTION = 0.40
-"""Of the same peak, in attention: half of it is softmax and masking, which are no matrix products."""
+"""The part of the same peak that attention reaches: half of it is softmax and masking, which are no matrix products."""
 READING = 0.95
-"""Of the memory's bandwidth."""
+"""The part of the memory's bandwidth that reading weights and KV reaches; the rest is refresh and changes of rows."""
 CPU_PRODUCTS = 0.50
-"""As PRODUCTS: products of few rows don't fill a CPU's caches and vector units."""
+"""The part of a CPU's peak that matrix products reach: those of few rows don't fill its vector units."""
 
 STEP_LAYER_S = 45e-6
-"""What a layer of a decode step takes besides reading: some ten kernels of a captured graph, each of which begins when
-the one before it has ended everywhere."""
+"""Seconds of a decode step's layer besides reading: a captured graph has some ten kernels a layer, and each of them
+begins when the one before it has ended everywhere."""
 EAGER_LAYER_S = 350e-6
-"""What a layer takes at least whose kernels are launched one by one: some ten launches by Python."""
+"""The least seconds of a layer whose kernels are launched one by one: Python makes some ten launches."""
 CPU_LAYER_S = 250e-6
-"""What a layer takes at least on a CPU: some twenty calls of torch."""
+"""The least seconds of a layer on a CPU: Python makes some twenty calls of torch."""
 PASS_FIXED = 0.55
 """The fixed part of a pass, of the time to read the weights: the rest of the reading is hidden behind arithmetic."""
 MIXED_FIXED = 0.75
@@ -43,16 +44,19 @@ CLOCK = 0.87
 SATURATION = 0.25
 """The part of a GPU's SMs that reads 70 % of its bandwidth."""
 CONTENDED = 1.25
-"""How much longer anything takes while the other phase computes on SMs of its own: both share bandwidth and power."""
+"""The factor by which anything takes longer while the other phase computes on SMs of its own: both share bandwidth and
+power."""
 CONTENDED_ROWS = 1.6
 """The same of a decode step's rows, whose small products suffer most."""
 UNDIVIDED = 2.0
 """The same of a decode step where prefill may use all SMs: prefill's passes fill them."""
 OVERLAP = 0.5
+"""The part of SMs that both phases may use which each gets."""
 
 TILE = 128
 """Tokens: the height of a tile of a GPU's matrix products."""
 CPU_TILE = 16
+"""Tokens: as many rows as fill a CPU's vector registers a few times over."""
 
 
 def roofline(hardware: Hardware, model: ModelConfig, item_bytes: int) -> LatencyModel:

@@ -1,26 +1,26 @@
-"""Seconds of a decode step and of a prefill pass, read off a profile.
+"""Reads the seconds of decode steps, prefill passes and mixed batches off a profile.
 
-**Alone, on all SMs** (the reference): straight lines through what was measured. A decode step is linear in the tokens
-attended to between two contexts of one number of rows, and linear between numbers of rows; rows that were measured at a
-single context take their slope from the nearest that were measured at several. A prefill pass is linear in its tokens;
-tokens attended to beyond the prompt's own triangle cost what the points with a start above 0 say, per pair. Beyond the
-last measurement the last line goes on; below the first number of rows or tokens nothing gets cheaper.
+**Alone, on all SMs** (the reference), times lie on straight lines through what was measured. A decode step is linear in
+the tokens attended to between two contexts of one number of rows, and linear between numbers of rows. Rows that were
+measured at a single context take their slope from the nearest that were measured at several. A prefill pass is linear
+in its tokens. Tokens attended to beyond the prompt's own triangle cost what the points with a start above 0 say, per
+pair. Beyond the last measurement the last line goes on; below the first number of rows or tokens nothing gets cheaper.
 
-**Everything else** is the reference times a ratio, linear in the logarithms of rows and context, or tokens, and
-constant outside of what was measured. Alone on fewer SMs, ratios are linear in log-log between the measured numbers of
-SMs, and rise with 1/SMs below the least. Side by side, a pair of SMs that was not measured takes the ratios of those
-that were, weighted by the inverse square of the distance in SMs.
+**Everything else** is the reference times a ratio. Ratios are linear in the logarithms of rows and context, or of
+tokens, and constant outside of what was measured. Alone on fewer SMs, ratios are linear on logarithmic scales between
+the measured numbers of SMs, and rise with 1/SMs below the least. Side by side, a pair of SMs that was not measured
+takes the ratios of those that were, weighted by the inverse square of the distance in SMs.
 
-**A mixed pass** reads the weights once for rows and prompts: it is expected to take what a prefill pass over as many
-tokens as both have together takes without its attention, what prompts pay for their pairs, and what the context adds to
-a decode step of as many rows. The ratio of what was measured to that is linear in the logarithms of rows and of tokens
-of prompts, constant outside of what was measured; points that differ in nothing but context and start are averaged. On
-other SMs, or beside prefill, it takes the ratios of a prefill pass over as many tokens.
+**A mixed batch** reads the weights once for rows and prompts. Its expected time has three parts: that of a prefill pass
+over as many tokens as both have together, without its attention; what prompts pay for their pairs; and what the context
+adds to a decode step of as many rows. The ratio of what was measured to that is linear in the logarithms of rows and of
+prompt tokens, and constant outside of what was measured. Points that differ in nothing but context and start are
+averaged. On other SMs, or beside prefill, it takes the ratios of a prefill pass over as many tokens.
 
 **By turns**, a step and a pass on all SMs take what they take alone times a ratio: GPUs slow down at their power limit,
-and steps that alternate with passes run at a lower clock than steps alone. Steps' ratios are linear in the logarithm of
-rows, passes' in that of tokens, each constant outside of what was measured; points with the same rows, or tokens, are
-averaged. 1 where none were measured.
+and steps that alternate with passes run at a lower clock than steps alone. The ratio of a step is linear in the
+logarithm of rows, that of a pass in that of tokens, each constant outside of what was measured. Points with the same
+rows, or tokens, are averaged. Where none were measured the ratio is 1.
 """
 
 from __future__ import annotations
@@ -48,27 +48,29 @@ FAR = 1 << 20
 
 
 class Times(Protocol):
-    """What the simulated device asks."""
+    """The times of the simulated device."""
 
     def decode_s(self, rows: int, context_tokens: int, sms: int, other_sms: int) -> float:
-        """One step of `rows` sequences that attend to `context_tokens` in all."""
+        """Returns the seconds of one step of `rows` sequences that attend to `context_tokens` tokens in all."""
 
     def prefill_s(self, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
-        """One pass over `tokens` tokens; `pairs`: of a token and one that it attends to, over the pass."""
+        """Returns the seconds of one pass over `tokens` tokens. `pairs` counts each token with each that it attends to,
+        over the pass."""
 
     def mixed_s(self, rows: int, context_tokens: int, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
-        """One decode step as in `decode_s`, of no rows perhaps, that takes along prompts as in `prefill_s`."""
+        """Returns the seconds of one decode step as in `decode_s`, perhaps of no rows, that takes along prompts as in
+        `prefill_s`."""
 
     def step_by_turns(self, rows: int) -> float:
-        """What a decode step takes on all SMs that alternates with passes, to what it takes alone."""
+        """Returns the time of a decode step on all SMs that alternates with passes, over its time alone."""
 
     def pass_by_turns(self, tokens: int) -> float:
-        """What a pass takes on all SMs that alternates with decode steps, to what it takes alone."""
+        """Returns the time of a pass on all SMs that alternates with decode steps, over its time alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Straight between its knots; `at` goes on beyond both ends."""
+    """A function that is straight between its knots. `at` goes on beyond both ends, `within` does not."""
 
     xs: tuple[float, ...]
     ys: tuple[float, ...]
@@ -82,7 +84,7 @@ class Line:
         return ys[right] + slope * (x - xs[right])
 
     def within(self, x: float) -> float:
-        """Constant beyond both ends."""
+        """Returns the value at x; beyond both ends that of the end."""
         return self.at(min(max(x, self.xs[0]), self.xs[-1]))
 
 
@@ -92,13 +94,14 @@ def line(points: Mapping[float, float]) -> Line:
 
 
 def up_to(buckets: Sequence[int], size: int) -> int:
-    """The smallest bucket that holds it; itself where none does."""
+    """Returns the smallest bucket that holds the size; the size itself where none does."""
     at = bisect_left(buckets, size)
     return buckets[at] if at < len(buckets) else size
 
 
 def _as_run(table: DecodeTable, buckets: Sequence[int]) -> DecodeTable:
-    """A step that was measured was padded, too: its points as of that many rows, which attend to as much together."""
+    """Returns the table by the rows that were computed: a step that was measured was padded, too. The rows attend to as
+    many tokens together as before."""
     points = {(up_to(buckets, p.rows), p.rows * p.context): p.ms for p in sorted(table.points, key=lambda p: p.rows)}
     return replace(
         table, points=tuple(DecodePoint(rows, round(total / rows), ms) for (rows, total), ms in points.items())
@@ -106,13 +109,13 @@ def _as_run(table: DecodeTable, buckets: Sequence[int]) -> DecodeTable:
 
 
 def _as_computed(table: PrefillTable, buckets: Sequence[int]) -> PrefillTable:
-    """As `_as_run`; a pass that was measured unpadded is preferred."""
+    """Returns the table by the tokens that were computed. A pass that was measured unpadded is preferred."""
     points = {(up_to(buckets, p.tokens), p.start): p.ms for p in sorted(table.points, key=lambda p: p.tokens)}
     return replace(table, points=tuple(PrefillPoint(*size, ms) for size, ms in points.items()))
 
 
 class ProfileTimes:
-    """A `Times` of a profile. A call costs about half a microsecond once its SMs and rows, or tokens, are known."""
+    """The `Times` of a profile. A call costs about half a microsecond once its SMs and rows, or tokens, are known."""
 
     def __init__(self, profile: Profile) -> None:
         self._buckets = profile.buckets
@@ -143,7 +146,7 @@ class ProfileTimes:
         return max(least, base + pair * (pairs - own)) / 1000
 
     def mixed_s(self, rows: int, context_tokens: int, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
-        """To be asked of a profile alone that has mixed passes."""
+        """Returns what `Times` says. Only a profile that has mixed batches may be asked."""
         known = self._mixes.get((rows, tokens, sms, other_sms))
         if known is None:
             assert self._mixed is not None, "the profile has no mixed passes"
@@ -162,7 +165,7 @@ class ProfileTimes:
         return self._pass_ratios[tokens]
 
     def _ratios_by_turns(self, points: Sequence[TurnsPoint], sms: int) -> tuple[Line, Line]:
-        """Of steps over the logarithm of rows, of passes over that of tokens."""
+        """Returns the ratios of steps over the logarithm of rows, and those of passes over that of tokens."""
         steps: dict[float, list[float]] = {}
         passes: dict[float, list[float]] = {}
         for p in points:
@@ -188,18 +191,18 @@ class _Decode:
         return line(near).at(max(rows, self._rows[0]))
 
     def of_context(self, rows: int) -> Line:
-        """Alone on all SMs: what of a step's milliseconds is for the tokens attended to, over their number."""
+        """Returns the milliseconds that a step alone on all SMs takes for the tokens attended to, over their number."""
         none = self._alone(rows, 0)
         alone = self.step(rows, self._whole)
         return Line(alone.xs, tuple(y - none for y in alone.ys))
 
     def _neighbours(self, rows: int) -> list[int]:
-        """The two measured numbers of rows between which, or beyond which, it is."""
+        """Returns the two measured numbers of rows between which, or beyond which, this number is."""
         right = min(max(bisect_right(self._rows, rows), 1), len(self._rows) - 1)
         return self._rows[right - 1 : right + 1]
 
     def _ratio(self, table: DecodeTable) -> Callable[[float, float], float]:
-        """Of rows and tokens of context each."""
+        """Returns the ratio as a function of rows and of tokens of context each."""
         by_rows: dict[float, dict[float, float]] = {}
         for p in table.points:
             by_rows.setdefault(math.log(p.rows), {})[math.log(p.context)] = p.ms / self._alone(
@@ -214,7 +217,7 @@ class _Decode:
         return ratio
 
     def step(self, rows: int, pair: Pair) -> Line:
-        """Milliseconds over the tokens attended to."""
+        """Returns milliseconds over the tokens attended to."""
         knots = {float(x) for r in self._neighbours(rows) for x in self._reference[r].xs}
         knots |= {float(rows * context) for context in (1, *self._contexts, FAR)}
         ratio = self._ratios.of(pair)
@@ -222,7 +225,7 @@ class _Decode:
 
 
 def _reference_steps(table: DecodeTable) -> dict[int, Line]:
-    """By rows: milliseconds over the tokens attended to."""
+    """Returns, by rows, milliseconds over the tokens attended to."""
     points: dict[int, dict[float, float]] = {}
     for p in table.points:
         points.setdefault(p.rows, {})[float(p.rows * p.context)] = p.ms
@@ -258,17 +261,18 @@ class _Prefill:
         return lambda tokens, _start: ratios.within(math.log(tokens))
 
     def apart(self, tokens: int) -> tuple[float, float, float]:
-        """Alone on all SMs: milliseconds without any attention, of each pair; and the least."""
+        """Returns a pass's milliseconds alone on all SMs: without any attention, of each pair, and the least."""
         base = self._alone(tokens)
         least = max(self._curve.ys[0], base / 2)
         return base - self._pair_ms * tokens * tokens / 2, self._pair_ms, least
 
     def ratio(self, tokens: int, pair: Pair) -> float:
-        """To the time alone on all SMs."""
+        """Returns the ratio to the time alone on all SMs."""
         return self._ratios.of(pair)(tokens, 0)
 
     def batch(self, tokens: int, pair: Pair) -> tuple[float, float, float, float]:
-        """Milliseconds with the prompt's own triangle, of each further pair; the pairs of the triangle; the least."""
+        """Returns milliseconds with the prompt's own triangle, of each further pair; the pairs of the triangle; and the
+        least milliseconds."""
         ratio = self.ratio(tokens, pair)
         base = self._alone(tokens) * ratio
         # A batch of many short prompts has fewer pairs than one long prompt: never less than its GEMMs, nor the floor.
@@ -295,8 +299,8 @@ class _Mixed:
         }
 
     def step(self, rows: int, tokens: int, pair: Pair) -> tuple[float, float, float, Line]:
-        """Milliseconds without attention, of each pair of the prompts; the least of both together; and over the tokens
-        attended to by the rows."""
+        """Returns milliseconds without attention, of each pair of the prompts, and at least; and those over the tokens
+        that the rows attend to."""
         together = up_to(self._buckets, rows + tokens)
         ratio = self._ratio(rows, tokens) * self._prefill.ratio(together, pair)
         base, each, least = self._prefill.apart(together)
@@ -314,7 +318,7 @@ class _Mixed:
 
 
 class Ratios:
-    """To the reference, by pair of SMs; each ratio is a function of two sizes."""
+    """The ratios to the reference, by pair of SMs. Each ratio is a function of two sizes."""
 
     def __init__(self, known: Mapping[Pair, Callable[[float, float], float]], sms: int) -> None:
         self._known = known

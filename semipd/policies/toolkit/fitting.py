@@ -43,7 +43,7 @@ class ObservedStep:
     """True for a prefill pass that presumably takes as long as its launch."""
 
     def add_contention(self, seconds: float) -> None:
-        """Notes that the other phase computed for so many seconds beside it."""
+        """Notes that the other phase computed beside it for `seconds`."""
         self.contended_s += seconds
         contended = self.contended_s >= self.step.duration_s / 2
         if contended is not self.contended:

@@ -1,4 +1,4 @@
-"""Which latency model a server's policies begin with."""
+"""Tests which latency model a server's policies begin with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which latency model policies begin with, and from where."""
+"""Tests which latency model policies begin with, and from where."""
 
 from __future__ import annotations
 

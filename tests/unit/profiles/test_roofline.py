@@ -1,4 +1,4 @@
-"""What a device could do by its own data, against what was measured on one."""
+"""Tests the latency model from a device's own data against what was measured on one."""
 
 from __future__ import annotations
 

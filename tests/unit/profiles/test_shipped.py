@@ -1,4 +1,4 @@
-"""What must hold of the profile that ships, whichever figures it was recorded with."""
+"""Tests what must hold of the profile that ships, whichever figures it was recorded with."""
 
 from __future__ import annotations
 
