@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from random import Random
 
@@ -31,12 +31,35 @@ ALONE_TOKEN_S = 0.0049
 
 @dataclass(frozen=True, slots=True)
 class TraceEntry:
-    """One request: lengths in tokens, both at least 1, and its tight SLO in seconds."""
+    """One request: lengths in tokens, both at least 1, and its tight SLO in seconds.
+
+    The other fields may be absent in a file; only the simulator plays them.
+    """
 
     prompt_len: int
     output_len: int
     ttft_slo_s: float
     tpot_slo_s: float
+    priority: int = 0
+    """A request of a higher priority goes first where the policy, or a full pool, asks for it."""
+    deadline_s: float | None = None
+    """Seconds after its arrival at which the server ends it; None: it has no deadline."""
+    cancel_after_s: float | None = None
+    """Seconds after it was sent at which its client leaves; None: the client stays."""
+    samples: int = 1
+    """Answers to the prompt, each of `output_len` tokens."""
+
+
+USUAL = {f.name: f.default for f in fields(TraceEntry) if f.default is not MISSING}
+"""The fields that a file may leave out, with the values that they then have."""
+
+
+def check_sendable(trace: Iterable[TraceEntry]) -> None:
+    """Raises InputError where a request has more to it than lengths and an SLO: the load generator sends no more."""
+    for entry in trace:
+        for name, usual in USUAL.items():
+            if getattr(entry, name) != usual:
+                raise InputError(f"a request of the trace has a {name}, which `semipd simulate` plays, and no real run")
 
 
 def read_trace(path: Path) -> list[TraceEntry]:
@@ -84,9 +107,7 @@ def with_slo(prompt_len: int, output_len: int) -> TraceEntry:
 def scaled(entries: Iterable[TraceEntry], factor: float) -> list[TraceEntry]:
     """All lengths times the factor, at least 1: for models whose context is too short. SLOs stay as they are."""
     return [
-        TraceEntry(
-            max(1, round(e.prompt_len * factor)), max(1, round(e.output_len * factor)), e.ttft_slo_s, e.tpot_slo_s
-        )
+        replace(e, prompt_len=max(1, round(e.prompt_len * factor)), output_len=max(1, round(e.output_len * factor)))
         for e in entries
     ]
 
@@ -94,7 +115,7 @@ def scaled(entries: Iterable[TraceEntry], factor: float) -> list[TraceEntry]:
 def write_trace(entries: Iterable[TraceEntry], path: Path) -> None:
     """Raises InputError where the file can't be written."""
     lines = (
-        json.dumps({name: getattr(entry, name) for name in ("prompt_len", "output_len", "ttft_slo_s", "tpot_slo_s")})
+        json.dumps({name: value for name, value in asdict(entry).items() if name not in USUAL or value != USUAL[name]})
         for entry in entries
     )
     try:
@@ -115,7 +136,18 @@ def _entry(line: str, where: str) -> TraceEntry:
         _length(given, "output_len", where),
         _seconds(given, "ttft_slo_s", where),
         _seconds(given, "tpot_slo_s", where),
+        priority=_priority(given, where),
+        deadline_s=_seconds(given, "deadline_s", where) if "deadline_s" in given else None,
+        cancel_after_s=_seconds(given, "cancel_after_s", where) if "cancel_after_s" in given else None,
+        samples=_length(given, "samples", where) if "samples" in given else 1,
     )
+
+
+def _priority(given: Mapping[str, object], where: str) -> int:
+    value = given.get("priority", 0)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{where}: priority must be a whole number, not {json.dumps(value)[:40]}")
+    return value
 
 
 def _length(given: Mapping[str, object], field: str, where: str) -> int:

@@ -55,6 +55,17 @@ class Slo:
     ttft_s: float | None = None
     tpot_s: float | None = None
 
+    def met(self, ttft_s: float, tpot_s: float | None, factor: float = 1.0) -> bool:
+        """Returns whether these latencies are within the SLO times `factor`. `tpot_s` None: there was one token, which
+        has no TPOT to miss."""
+        first = self.ttft_s is None or ttft_s <= self.ttft_s * factor
+        return first and (self.tpot_s is None or tpot_s is None or tpot_s <= self.tpot_s * factor)
+
+
+def mean_tpot_s(first_token_s: float, last_token_s: float, tokens: int) -> float | None:
+    """Returns TPOT: the mean seconds for each token after the first. None: there are fewer than two tokens."""
+    return (last_token_s - first_token_s) / (tokens - 1) if tokens > 1 else None
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

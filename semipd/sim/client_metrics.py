@@ -1,4 +1,4 @@
-"""What clients would have seen, kept without an object a token."""
+"""What clients would have seen, kept without an object for each token."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from bisect import bisect_left
 from semipd.bench.scoring.score import Distribution
 
 
-class Gaps:
-    """Times between two tokens of a sequence: with every decode step one for all rows that were in the one before."""
+class TokenGaps:
+    """Times between two tokens of a sequence: with each decode step, one for all rows that were in the step before."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
         self._counts: list[int] = []
-        # The gaps that no later step has surpassed, falling: what a query from some step on can have for an answer.
+        # The gaps that no later step has surpassed, falling: a query from some step on can have these for an answer.
         self._steps: list[int] = []
         self._longest: list[float] = []
 
     def step(self, number: int, seconds: float, rows: int) -> None:
-        """`rows` rows waited so long from step `number` - 1 to step `number`."""
+        """Records that `rows` rows waited `seconds` from step `number` - 1 to step `number`."""
         if rows:
             self._seconds.append(seconds)
             self._counts.append(rows)
@@ -30,17 +30,17 @@ class Gaps:
         self._steps.append(number)
 
     def one(self, seconds: float) -> None:
-        """A gap that a sequence has for itself."""
+        """Records a gap that a sequence has for itself."""
         self._seconds.append(seconds)
         self._counts.append(1)
 
     def longest_since(self, step: int) -> float:
-        """Over that step and all later ones; 0 where there is none."""
+        """Returns the longest gap of that step and all later ones; 0 where there is none."""
         at = bisect_left(self._steps, step)
         return self._longest[at] if at < len(self._steps) else 0.0
 
     def distribution(self) -> Distribution | None:
-        """Nearest rank, as `semipd.bench.scoring.score.distribution` over every single gap."""
+        """Returns what `semipd.bench.scoring.score.distribution` returns for all gaps: percentiles by nearest rank."""
         if not self._seconds:
             return None
         order = sorted(range(len(self._seconds)), key=self._seconds.__getitem__)
@@ -56,8 +56,8 @@ class Gaps:
         return Distribution(total, mean, found[0], found[1], found[2], self._seconds[order[-1]])
 
 
-class Tokens:
-    """Counts of what came, in all and until the moment at which throughput is no longer counted."""
+class TokenCounts:
+    """Counts tokens that came, in all and until the moment at which throughput is no longer counted."""
 
     def __init__(self, until_s: float) -> None:
         self._until_s = until_s

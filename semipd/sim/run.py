@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,13 +18,15 @@ from semipd.bench.traces import TraceEntry, load_trace, scaled
 from semipd.core.config import GPU_RESERVE_BYTES, PAGE_SIZE, pages_for
 from semipd.core.errors import ConfigError, InputError, RunFailed
 from semipd.core.partition import Mode
+from semipd.core.sms import splits
+from semipd.core.snapshot import Limits
 from semipd.policies.registry import make_policy
 from semipd.profiles.latency import latency_model
 from semipd.profiles.profile import Profile
 from semipd.sim.execution_times import ProfileTimes, Times
 from semipd.sim.replay import Replayed, replay
-from semipd.sim.request import SimRequest
-from semipd.sim.server import Settings
+from semipd.sim.request import SimRequest, SimSequence
+from semipd.sim.settings import SimSettings
 
 TARGET = "simulated time"
 
@@ -45,18 +48,18 @@ class SimConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", ProfileTimes(self.profile))
 
-    def settings(self) -> Settings:
-        return Settings(
-            pages=self.pages or fitting_pages(self.profile),
-            sms=self.profile.gpu.sms,
-            overheads=self.profile.overheads,
+    def settings(self) -> SimSettings:
+        profile = self.profile
+        limits = Limits(
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
-            max_waiting=self.max_waiting,
-            modes=frozenset({Mode.SPLIT, Mode.TURNS} | ({Mode.MIXED} if self.profile.mixed else set())),
-            step_rows=self.profile.buckets.decode,
-            latency=latency_model(self.profile),
+            modes=frozenset({Mode.SPLIT, Mode.TURNS} | ({Mode.MIXED} if profile.mixed else set())),
+            step_rows=profile.buckets.decode,
+            latency=latency_model(profile),
+            splits=splits(profile.gpu.sms),
+            sms=profile.gpu.sms,
         )
+        return SimSettings(self.pages or fitting_pages(profile), limits, profile.overheads, self.max_waiting)
 
     def target(self) -> TargetInfo:
         profile = self.profile
@@ -110,7 +113,7 @@ def simulate(config: SimConfig, asked: RunSettings, progress: Callable[[float], 
     return report(config, asked, done)
 
 
-def check_fit(trace: list[TraceEntry], profile: Profile, settings: Settings) -> None:
+def check_fit(trace: list[TraceEntry], profile: Profile, settings: SimSettings) -> None:
     """Raises InputError where a request is longer than the model's context, or than the pool."""
     longest = max(trace, key=lambda e: e.prompt_len + e.output_len)
     tokens = longest.prompt_len + longest.output_len
@@ -125,7 +128,7 @@ def check_fit(trace: list[TraceEntry], profile: Profile, settings: Settings) -> 
 
 def report(config: SimConfig, asked: RunSettings, done: Replayed) -> RunReport:
     deliver_s = config.profile.overheads.deliver_s
-    records = tuple(record(life, deliver_s, asked) for life in done.lives)
+    records = tuple(record(request, deliver_s, asked) for request in done.requests)
     if not any(r.outcome is Outcome.DONE for r in records):
         raise RunFailed(f"not one of {len(records)} requests was done; is the rate far beyond what the GPU can do?")
     tokens = done.server.tokens
@@ -141,7 +144,7 @@ def report(config: SimConfig, asked: RunSettings, done: Replayed) -> RunReport:
         settings=replace(asked, target=TARGET),
         target=config.target(),
         provenance=provenance(),
-        problems=tuple(done.server.failures),
+        problems=tuple(done.failures),
         score=scored,
         lateness_s=lateness,
         clients=(),
@@ -150,29 +153,54 @@ def report(config: SimConfig, asked: RunSettings, done: Replayed) -> RunReport:
     )
 
 
-def record(life: SimRequest, deliver_s: float, asked: RunSettings) -> RequestRecord:
-    """As the client would have written it down. Gaps between tokens are not kept a request, only the longest."""
+def record(request: SimRequest, deliver_s: float, asked: RunSettings) -> RequestRecord:
+    """Returns what the client would have written down. Of the gaps between its tokens, the longest alone is kept.
+
+    A request of several samples is judged by one of them, see `judged`; it is done when all are complete.
+    """
     over = asked.duration_s + asked.drain_s
-    end, first = life.end_s, life.first_token_s
+    sample, end = judged(request), request.end_s
+    first = sample.first_token_s
     finished = end is not None and end + deliver_s <= over
-    outcome = Outcome.DONE if finished else Outcome.REFUSED if life.refused else Outcome.FAILED
-    done_s = end + deliver_s if finished and end is not None else life.arrival_s if life.refused else over
+    outcome = Outcome.DONE if finished else Outcome.REFUSED if request.refused else Outcome.FAILED
+    if finished and end is not None:
+        done_s = end + deliver_s
+    elif request.refused:
+        done_s = request.arrival_s
+    else:
+        done_s = over if request.stopped_s is None else min(over, request.stopped_s + deliver_s)
     return RequestRecord(
-        index=life.number,
-        prompt_len=life.prompt_len,
-        output_len=life.output_len,
-        ttft_slo_s=life.slo.ttft_s or sys.float_info.max,
-        tpot_slo_s=life.slo.tpot_s or sys.float_info.max,
-        scheduled_s=life.sent_s,
-        sent_s=life.sent_s,
+        index=request.index,
+        prompt_len=request.prompt_len,
+        output_len=request.output_len,
+        ttft_slo_s=request.slo.ttft_s or sys.float_info.max,
+        tpot_slo_s=request.slo.tpot_s or sys.float_info.max,
+        scheduled_s=request.sent_s,
+        sent_s=request.sent_s,
         outcome=outcome,
-        reason="" if finished else life.refused or UNFINISHED,
-        tokens=life.output,
+        reason="" if finished else request.reason or UNFINISHED,
+        tokens=sample.output,
         first_s=None if first is None else first + deliver_s,
-        last_s=None if first is None else life.last_token_s + deliver_s,
+        last_s=None if first is None else sample.last_token_s + deliver_s,
         done_s=done_s,
-        queue_s=None if life.prefill_start_s is None else life.prefill_start_s - life.arrival_s,
-        largest_gap_s=life.largest_gap_s if life.output > 1 else None,
+        queue_s=None if sample.prefill_start_s is None else sample.prefill_start_s - request.arrival_s,
+        largest_gap_s=sample.largest_gap_s if sample.output > 1 else None,
         gaps_s=(),
         counts=(),
     )
+
+
+def judged(request: SimRequest) -> SimSequence:
+    """Returns the sample that a request is judged by: the one whose TTFT or TPOT is the largest multiple of its SLO, so
+    that the request is inside its SLO where all samples are. A sample without a first token comes before all others."""
+    if len(request.sequences) == 1:
+        return request.sequences[0]
+
+    def times_slo(sample: SimSequence) -> float:
+        ttft, tpot = sample.ttft_s, sample.tpot_s
+        if ttft is None:
+            return math.inf
+        slo = request.slo
+        return max(ttft / (slo.ttft_s or math.inf), (tpot or 0.0) / (slo.tpot_s or math.inf))
+
+    return max(request.sequences, key=times_slo)

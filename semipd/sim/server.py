@@ -1,134 +1,94 @@
 """The coordinator in simulated time: admission, the queue, plans through the policy host's checks, the pool's pages.
 
-As `semipd.coordinator`: two batches ahead with whoever computes prompts, a plan whenever one can be given out and every
-20 ms, ready sequences into the decode batch by arrival, the youngest gives its pages back where none are left.
+As `semipd.coordinator`: two batches ahead with the worker that computes prompts, a plan whenever one can be given out
+and every 20 ms, ready sequences into the decode batch by priority and arrival. Where no pages are left, the youngest
+sequence of the lowest priority gives its own back. A request whose deadline passes, or whose client leaves, ends with
+all its sequences, and their pages are free again.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from bisect import bisect_left
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 from semipd.coordinator.observations import Observations
-from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.requests import Stage
 from semipd.core.config import MIXED_TOKENS, PAGE_SIZE, PLANS_AHEAD, REVIEW_S, pages_for
 from semipd.core.errors import Reason
-from semipd.core.latency import NOMINAL, LatencyModel
-from semipd.core.partition import FULL, Mode, Phase, Shares
+from semipd.core.partition import Mode, Phase, Shares
 from semipd.core.plan import Plan
-from semipd.core.sms import split_sms, splits
-from semipd.core.snapshot import Completion, FirstToken, Limits, PageUse, Snapshot
-from semipd.core.snapshot import Step as Observation
-from semipd.policies.contract import Policy
-from semipd.profiles.profile import Overheads
-from semipd.sim.client_metrics import Gaps, Tokens
-from semipd.sim.device import Batch, Device
+from semipd.core.sms import split_sms
+from semipd.core.snapshot import Completion, FirstToken, PageUse, Snapshot, Step
+from semipd.sim.client_metrics import TokenCounts, TokenGaps
+from semipd.sim.decode_worker import SimDecodeWorker
+from semipd.sim.device import SimBatch, SimDevice
 from semipd.sim.execution_times import Times
-from semipd.sim.request import NEVER, RunningView, SimRequest, running
-from semipd.sim.workers import DecodeWorker, PrefillWorker
+from semipd.sim.interfaces import PolicyAsker
+from semipd.sim.prefill_worker import SimPrefillWorker
+from semipd.sim.request import NEVER, SimRequest, SimSequence, running
+from semipd.sim.sequence_table import SequenceTable
+from semipd.sim.settings import SimSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The server that is simulated; as the options of `semipd serve`."""
+class SimServer:
+    """A simulated server. `semipd.sim.replay` drives it: it sets the time and says what has happened."""
 
-    pages: int
-    sms: int
-    overheads: Overheads
-    max_batch_tokens: int = 8192
-    max_running: int = 512
-    max_waiting: int = 512
-    modes: frozenset[Mode] = frozenset({Mode.SPLIT, Mode.TURNS})
-    step_rows: tuple[int, ...] = ()
-    latency: LatencyModel = NOMINAL
-
-
-class Server:
-    """To be driven by `semipd.sim.replay`, which sets the time and says what has happened."""
-
-    def __init__(self, policy: Policy, settings: Settings, times: Times, count_until_s: float = math.inf) -> None:
+    def __init__(
+        self, policy: PolicyAsker, settings: SimSettings, times: Times, count_until_s: float = math.inf
+    ) -> None:
+        """Tokens that come after `count_until_s` do not count as throughput."""
         self.settings = settings
+        self.policy = policy
         self.now_s = 0.0
         self.free_pages = settings.pages
-        self.gaps = Gaps()
-        self.tokens = Tokens(count_until_s)
+        self.gaps = TokenGaps()
+        self.tokens = TokenCounts(count_until_s)
         self.plans = 0
-        """The policy was asked so often."""
-        self.failures: list[str] = []
-        """Why the policy was replaced, if it was."""
-        self.host = PolicyHost(policy, 0.0, self._failed, budget=lambda _seconds: nullcontext())
-        first = split_sms(FULL, settings.sms)
-        overheads = settings.overheads
-        self.device = Device(times, settings.sms, overheads.prepare_s, overheads.handover_s, first)
-        self.prefill = PrefillWorker(self.device)
-        self.decode = DecodeWorker(
-            self.device,
-            self._take_pages,
-            self._preempted,
-            self._joined,
-            min(settings.max_batch_tokens, MIXED_TOKENS),
-        )
+        """How often the policy was asked for a plan."""
+        limits, overheads = settings.limits, settings.overheads
+        first = split_sms(settings.shares, limits.sms)
+        self.device = SimDevice(times, limits.sms, overheads.prepare_s, overheads.handover_s, first)
+        self.prefill = SimPrefillWorker(self.device)
+        self.decode = SimDecodeWorker(self.device, self, min(limits.max_batch_tokens, MIXED_TOKENS))
         self.shares = first.granted
         self.reviewed_s = 0.0
         self.decoding = 0
-        """Handed over and not answered for to the end."""
-        self._limits = Limits(
-            settings.max_batch_tokens,
-            settings.max_running,
-            settings.modes,
-            settings.step_rows,
-            latency=settings.latency,
-            splits=splits(settings.sms),
-            sms=settings.sms,
-        )
-        self._wish: Shares | None = None
-        self._decode_limit = settings.max_running
+        """Sequences that were handed over to the decode worker and have not left it."""
+        self.next_limit_s = math.inf
+        """The moment of the next deadline, or at which the next client leaves."""
+        self._limits: list[tuple[float, int, SimRequest]] = []
+        """A heap of these moments. The number breaks ties; it is odd where the client leaves."""
+        self._asked_shares: Shares | None = None
+        self._decode_limit = limits.max_running
         self._observations = Observations()
-        self._waiting: dict[int, SimRequest] = {}
-        self._idle = 0
-        """Of those that wait, how many have nothing with a worker."""
-        self._ready: list[SimRequest] = []
-        self._numbers: list[int] = []  # of what runs, rising; and their seats
-        self._seats: list[RunningView] = []
-        self._seen_waiting: tuple[Any, ...] | None = ()
-        self._seen_seats: tuple[RunningView, ...] | None = ()
+        self._table = SequenceTable()
         self._told_s = 0.0
-
-    def _failed(self, name: str, why: str) -> None:
-        self.failures.append(f"policy {name} was replaced by the fallback: it {why}")
+        """The moment of the last decode step's answer."""
 
     # --- for whoever watches ----------------------------------------------------------------------------------------
 
     @property
     def alive(self) -> int:
-        """Requests that have been accepted and are not over."""
-        return len(self._waiting) + len(self._numbers)
+        """Sequences that have been accepted and are not over."""
+        return len(self._table)
 
     @property
     def waiting(self) -> int:
-        """With nothing at a worker."""
-        return self._idle
+        """Sequences that wait and have nothing with a worker."""
+        return self._table.idle
 
     @property
     def prefilling(self) -> int:
-        return len(self._waiting) - self._idle
+        """Sequences of which a chunk is with a worker."""
+        return len(self._table.waiting) - self._table.idle
 
     def snapshot(self) -> Snapshot:
-        if self._seen_waiting is None:
-            self._seen_waiting = tuple([life.seen or life.as_waiting() for life in self._waiting.values()])
-        if self._seen_seats is None:
-            self._seen_seats = tuple(self._seats)
         return Snapshot(
             self.now_s,
-            self._seen_waiting,
-            running(self._seen_seats, self.decode.done, self._told_s),
+            self._table.shown_waiting(),
+            running(self._table.views(), self.decode.done, self._told_s),
             PageUse(self.free_pages, self.settings.pages, PAGE_SIZE),
-            self._limits,
+            self.settings.limits,
             self.shares,
             self.device.mode,
             len(self.prefill.batches) + len(self.decode.batches),
@@ -137,58 +97,110 @@ class Server:
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
-    def submit(self, life: SimRequest) -> None:
-        """Accepts it, or refuses it: then `life.refused` says why."""
-        life.arrival_s = self.now_s
-        if self._idle >= self.settings.max_waiting:
-            life.refused = Reason.QUEUE_FULL.value
-        elif not self.host.admit(self.snapshot(), life.as_waiting()).accept:
-            life.refused = Reason.DEADLINE_UNMEETABLE.value
+    def submit(self, request: SimRequest) -> None:
+        """Accepts a request, or refuses it: then `request.reason` says why."""
+        request.arrival_s = self.now_s
+        first = request.sequences[0]
+        if self._table.idle + len(request.sequences) > self.settings.max_waiting:
+            request.refused, request.reason = True, Reason.QUEUE_FULL.value
+        elif not (answer := self.policy.admit(self.snapshot(), first.as_waiting())).accept:
+            request.refused, request.reason = True, Reason.DEADLINE_UNMEETABLE.value
+            request.why = answer.why
         else:
-            life.stage = Stage.WAITING
-            self._waiting[life.number] = life
-            self._idle += 1
-            self._seen_waiting = None
+            for sequence in request.sequences:
+                self._table.add(sequence)
+            if request.deadline_s is not None:
+                self._look_at(request.deadline_s, request, leaves=False)
+            if request.cancel_after_s is not None:
+                leaves_s = request.sent_s + request.cancel_after_s + self.settings.overheads.arrive_s
+                self._look_at(leaves_s, request, leaves=True)
+
+    def _look_at(self, moment: float, request: SimRequest, *, leaves: bool) -> None:
+        heapq.heappush(self._limits, (moment, 2 * request.index + leaves, request))
+        self.next_limit_s = self._limits[0][0]
+
+    def _expire(self) -> None:
+        """Ends the requests whose deadline has passed or whose client has left."""
+        while self._limits and self._limits[0][0] <= self.now_s:
+            _, number, request = heapq.heappop(self._limits)
+            if not request.over:
+                self._stop(request, Reason.CANCELLED_BY_CLIENT if number % 2 else _expired(request))
+        self.next_limit_s = self._limits[0][0] if self._limits else math.inf
+
+    def _stop(self, request: SimRequest, reason: Reason) -> None:
+        """Ends a request with all its sequences that are alive, and frees their pages."""
+        for sequence in request.sequences:
+            if sequence.stage is not None:
+                self._retire(sequence)
+        request.stopped_s, request.reason = self.now_s, reason.value
+
+    def _retire(self, sequence: SimSequence) -> None:
+        """Takes a sequence away, whatever its stage. The pages of a chunk that is computed now are free when the worker
+        has answered for it, all others at once."""
+        stage = sequence.stage
+        if stage is Stage.WAITING or stage is Stage.PREFILLING:
+            self._table.stop_waiting(sequence)
+        else:
+            self._stop_running(sequence)
+        sequence.stage = None
+        if stage is Stage.PREFILLING and not (self.prefill.drop(sequence, self.now_s) or self.decode.drop(sequence)):
+            return
+        self._free(sequence)
+
+    def _stop_running(self, sequence: SimSequence) -> None:
+        """Takes a sequence out of those that run, with what it has by now."""
+        if sequence.stage is Stage.DECODING:
+            self.decode.take_out(sequence)
+            self._left_batch(sequence)
+        else:
+            self._table.stop_running(sequence)
+
+    def _left_batch(self, sequence: SimSequence) -> None:
+        """The decode worker has taken a sequence out, and has said what it has."""
+        if sequence.joined <= self.decode.done:
+            sequence.last_token_s = self._told_s
+            sequence.largest_gap_s = max(sequence.largest_gap_s, self.gaps.longest_since(sequence.joined + 1))
+        self.decoding -= 1
+        self._table.stop_running(sequence)
 
     def batch_done(self) -> None:
         """The prefill pass on the device has ended."""
         self._answered(self.prefill.finish(self.now_s))
 
-    def _answered(self, batch: Batch) -> None:
-        self._seen_waiting = None
-        for life, tokens in batch.chunks:
-            life.computed += tokens
-            life.in_flight, life.seen = 0, None
-            if life.computed < life.to_compute:
-                life.stage = Stage.WAITING
-                self._idle += 1
+    def _answered(self, batch: SimBatch) -> None:
+        tokens = batch.tokens
+        for sequence, count in batch.chunks:
+            if sequence.stage is None:  # it ended while the worker computed
+                tokens -= count
+                self._free(sequence)
+                continue
+            sequence.computed += count
+            sequence.in_flight, sequence.seen = 0, None
+            if sequence.computed < sequence.to_compute:
+                self._table.back(sequence)
             else:
-                del self._waiting[life.number]
-                self._sampled(life)
-        count = len(batch.chunks)
-        self._observe(Phase.PREFILL, batch.seconds, count, batch.tokens, batch.context_tokens, batch.mode)
+                self._table.stop_waiting(sequence)
+                self._sampled(sequence)
+        if tokens:
+            self._observe(Phase.PREFILL, batch.seconds, len(batch.chunks), tokens, batch.context_tokens, batch.mode)
 
-    def _sampled(self, life: SimRequest) -> None:
-        """Who computed its prompt has sampled its next token: the first, or the one after a preemption."""
-        now = self.now_s
-        life.output += 1
+    def _sampled(self, sequence: SimSequence) -> None:
+        """The pass over a prompt has sampled the next token: the first, or the one after a preemption."""
+        now, request = self.now_s, sequence.request
+        sequence.output += 1
         self.tokens.output(now + self.settings.overheads.deliver_s, 1)
-        if life.first_token_s is None:
-            life.first_token_s = now
-            self.tokens.prompt(now + self.settings.overheads.deliver_s, life.prompt_len)
-            self._observations.first_token(FirstToken(now, now - life.arrival_s, life.prompt_len, life.slo))
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now
+            if sequence.index == 0:
+                self.tokens.prompt(now + self.settings.overheads.deliver_s, sequence.prompt_len)
+            self._observations.first_token(FirstToken(now, now - request.arrival_s, sequence.prompt_len, request.slo))
         else:
-            self._gap(life)
-        life.last_token_s = now
-        if life.output == life.output_len:
-            self._over(life, life.pages)
-            return
-        life.stage, life.joined = Stage.READY, NEVER
-        self._ready.append(life)
-        at = bisect_left(self._numbers, life.number)
-        self._numbers.insert(at, life.number)
-        self._seats.insert(at, RunningView(life))
-        self._seen_seats = None
+            self._record_gap(sequence)
+        sequence.last_token_s = now
+        if sequence.output == sequence.output_len:
+            self._complete(sequence)
+        else:
+            self._table.make_ready(sequence)
 
     def step_done(self) -> None:
         """The decode step on the device has ended."""
@@ -198,160 +210,180 @@ class Server:
         if not step.rows:
             return
         dropped = step.dropped
-        joiners = [life for life in step.joiners if life not in dropped] if dropped else step.joiners
-        for life in joiners:
-            self._gap(life)
+        joiners = [s for s in step.joiners if s not in dropped] if dropped else step.joiners
+        for sequence in joiners:
+            self._record_gap(sequence)
         rows = step.rows - len(dropped)
         self.gaps.step(step.number, now - self._told_s, rows - len(joiners))
         self._told_s = now
         self.tokens.output(now + self.settings.overheads.deliver_s, rows)
-        for life in step.enders:
-            life.largest_gap_s = max(life.largest_gap_s, self.gaps.longest_since(life.joined + 1))
-            pages = self.decode.pages_of(life, step.number - life.joined + 1)
-            life.output, life.last_token_s = life.output_len, now
-            self.decoding -= 1
-            self._leave(life)
-            self._over(life, pages)
+        for sequence in step.leavers:
+            self.paused(sequence, step.number - sequence.joined + 1)
+        for sequence in step.enders:
+            sequence.pages = pages_for(sequence.computed + step.number - sequence.joined + 1)
+            sequence.output = sequence.output_len
+            self._left_batch(sequence)
+            self._complete(sequence)
         if rows:
             self._observe(Phase.DECODE, now - step.run.start_s, rows, rows, step.context_tokens, self.device.mode)
 
-    def _gap(self, life: SimRequest) -> None:
-        gap = self.now_s - life.last_token_s
+    def _record_gap(self, sequence: SimSequence) -> None:
+        """Records the time between two tokens that a sequence has for itself."""
+        gap = self.now_s - sequence.last_token_s
         self.gaps.one(gap)
-        life.largest_gap_s = max(life.largest_gap_s, gap)
+        sequence.largest_gap_s = max(sequence.largest_gap_s, gap)
 
-    def _over(self, life: SimRequest, pages: int) -> None:
-        life.stage, life.end_s = None, self.now_s
-        life.pages = 0
-        self.free_pages += pages
-        assert life.first_token_s is not None
-        count = life.output
-        tpot = (life.last_token_s - life.first_token_s) / (count - 1) if count > 1 else None
-        ttft = life.first_token_s - life.arrival_s
-        self._observations.completion(Completion(self.now_s, tpot, count, life.slo), ttft)
-
-    def _leave(self, life: SimRequest) -> None:
-        at = bisect_left(self._numbers, life.number)
-        del self._numbers[at]
-        del self._seats[at]
-        self._seen_seats = None
+    def _complete(self, sequence: SimSequence) -> None:
+        sequence.stage, sequence.end_s = None, self.now_s
+        self._free(sequence)
+        ttft, tpot = sequence.ttft_s, sequence.tpot_s
+        assert ttft is not None
+        seen = Completion(self.now_s, tpot, sequence.output, sequence.request.slo)
+        self._observations.completion(seen, ttft)
 
     def _observe(self, phase: Phase, took: float, count: int, tokens: int, context: int, mode: Mode) -> None:
-        self._observations.step(Observation(phase, self.now_s, took, count, tokens, context, self.shares, mode))
+        self._observations.step(Step(phase, self.now_s, took, count, tokens, context, self.shares, mode))
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
     def act(self) -> None:
-        """After all that has happened at a moment."""
-        room = self._idle > 0 and self._has_room(self.device.mode)
-        if room or (self.alive and self.now_s >= self.reviewed_s + REVIEW_S):
+        """Does what is to be done after all that has happened at a moment."""
+        if self.next_limit_s <= self.now_s:
+            self._expire()
+        table = self._table
+        room = table.idle > 0 and self._has_room(self.device.mode)
+        if room or (self.now_s >= self.reviewed_s + REVIEW_S and self.alive):
             self.reviewed_s = self.now_s
             self.plans += 1
-            self._follow(self.host.plan(self.snapshot()))
-        if self._ready:
+            self._follow(self.policy.plan(self.snapshot()))
+        if table.ready:
             self._hand_over()
         if self.free_pages == 0:
             self._unjam()
 
     def _has_room(self, mode: Mode) -> bool:
-        """For another batch with whoever computes prompts in that mode."""
+        """Tells whether the worker that computes prompts in that mode can take another batch."""
         return len((self.decode if mode is Mode.MIXED else self.prefill).batches) < PLANS_AHEAD
 
     def _follow(self, plan: Plan) -> None:
+        for number in plan.preempt:
+            sequence = self._table.running(number)
+            self._stop_running(sequence)
+            self._start_over(sequence)
+        self.decode.hold = plan.hold
         self.device.mode, self.device.turn_tokens = plan.mode, plan.step_tokens or 1
-        if plan.shares is not None and plan.shares != self._wish:
-            self._wish = plan.shares
-            self.device.split = split_sms(plan.shares, self.settings.sms)
+        if plan.shares is not None and plan.shares != self._asked_shares:
+            self._asked_shares = plan.shares
+            self.device.split = split_sms(plan.shares, self.settings.limits.sms)
             self.shares = self.device.split.granted
-        self._decode_limit = plan.decode_limit or self.settings.max_running
+        self._decode_limit = plan.decode_limit or self.settings.limits.max_running
         if plan.prefill and self._has_room(plan.mode):
             self._give_out(plan)
 
     def _give_out(self, plan: Plan) -> None:
-        """Pages are taken here and not when the worker begins, so no pass ever fails for want of them."""
-        chunks: list[tuple[SimRequest, int]] = []
+        """Takes pages here and not when the worker begins, so that no pass ever fails for want of them."""
+        chunks: list[tuple[SimSequence, int]] = []
         tokens, context, pairs = 0, 0, 0.0
         for chunk in plan.prefill:
-            life, count = self._waiting[chunk.sequence], chunk.tokens
-            chunks.append((life, count))
+            sequence, count = self._table.waiting[chunk.sequence], chunk.tokens
+            chunks.append((sequence, count))
             tokens += count
-            context += life.computed + count
-            pairs += count * (life.computed + count / 2)
-            held = pages_for(life.computed + count)
-            self.free_pages -= held - life.pages
-            life.pages = held
-            life.stage, life.in_flight, life.seen = Stage.PREFILLING, count, None
-            if life.prefill_start_s is None:
-                life.prefill_start_s = self.now_s
-        self._idle -= len(chunks)
-        self._seen_waiting = None
+            context += sequence.computed + count
+            pairs += count * (sequence.computed + count / 2)
+            held = pages_for(sequence.computed + count)
+            self.free_pages -= held - sequence.pages
+            sequence.pages = held
+            sequence.in_flight, sequence.seen = count, None
+            if sequence.prefill_start_s is None:
+                sequence.prefill_start_s = self.now_s
+        self._table.give_out(sequence for sequence, _ in chunks)
         heard = self.now_s + self.settings.overheads.turnaround_s
-        batch = Batch(chunks, tokens, context, pairs, heard, plan.mode, plan.step_tokens)
+        batch = SimBatch(chunks, tokens, context, pairs, heard, plan.mode, plan.step_tokens)
         if plan.mode is Mode.MIXED:
             self.decode.give(batch)
         else:
             self.prefill.give(batch)
 
     def _hand_over(self) -> None:
-        """What is ready goes to the decode worker, by arrival, while the batch has room."""
-        room = min(self._decode_limit, self.settings.max_running) - self.decoding
+        """Hands what is ready to the decode worker, by priority and arrival, while the batch has room."""
+        room = min(self._decode_limit, self.settings.limits.max_running) - self.decoding
         if room <= 0:
             return
-        self._ready.sort(key=lambda life: life.number)
+        ready, hold = self._table.ready, self.decode.hold
+        ready.sort(key=lambda sequence: sequence.rank)
+        going = [s for s in ready if s.number not in hold][:room] if hold else ready[:room]
         heard = self.now_s + self.settings.overheads.turnaround_s
-        for life in self._ready[:room]:
-            life.stage = Stage.DECODING
-            self.decode.adopted.append((heard, life))
-            self.decoding += 1
-        del self._ready[:room]
+        for sequence in going:
+            sequence.stage = Stage.DECODING
+            self.decode.adopted.append((heard, sequence))
+        self.decoding += len(going)
+        if hold:
+            self._table.ready = [s for s in ready if s.stage is Stage.READY]
+        else:
+            del ready[:room]
 
-    def _joined(self, life: SimRequest) -> None:
-        self._seats[bisect_left(self._numbers, life.number)] = RunningView(life)
-        self._seen_seats = None
+    # --- for the decode worker --------------------------------------------------------------------------------------
+
+    def joined(self, sequence: SimSequence) -> None:
+        self._table.show_anew(sequence)
+
+    def paused(self, sequence: SimSequence, steps: int) -> None:
+        if steps:
+            sequence.largest_gap_s = max(sequence.largest_gap_s, self.gaps.longest_since(sequence.joined + 1))
+            sequence.last_token_s = self._told_s
+            sequence.computed += steps
+            sequence.output += steps
+            sequence.pages = pages_for(sequence.computed)
+        sequence.joined = NEVER
+        self._table.show_anew(sequence)
+
+    def preempted(self, sequence: SimSequence) -> None:
+        self._left_batch(sequence)
+        self._start_over(sequence)
 
     # --- pages ------------------------------------------------------------------------------------------------------
 
-    def _take_pages(self, count: int) -> bool:
+    def take_pages(self, count: int) -> bool:
         if count > self.free_pages:
             return False
         self.free_pages -= count
         return True
 
-    def _preempted(self, life: SimRequest) -> None:
-        """By the decode worker, which has said what it has sampled and what it holds."""
-        if life.joined <= self.decode.done:
-            life.last_token_s = self._told_s
-            life.largest_gap_s = max(life.largest_gap_s, self.gaps.longest_since(life.joined + 1))
-        self.decoding -= 1
-        self._leave(life)
-        self._start_over(life)
+    def _free(self, sequence: SimSequence) -> None:
+        self.free_pages += sequence.pages
+        sequence.pages = 0
 
-    def _start_over(self, life: SimRequest) -> None:
-        """Its pages are gone: prompt and output are computed again."""
-        self.free_pages += life.pages
-        life.pages = life.computed = 0
-        life.joined, life.seen = NEVER, None
-        life.preemptions += 1
-        if life.stage is not Stage.WAITING:
-            life.stage = Stage.WAITING
-            self._idle += 1
-            self._waiting[life.number] = life
-            self._waiting = dict(sorted(self._waiting.items()))  # by arrival; it was away
-        self._seen_waiting = None
+    def _start_over(self, sequence: SimSequence) -> None:
+        """Frees the pages of a sequence that is with no worker: its prompt and output are computed again."""
+        self._free(sequence)
+        sequence.computed = 0
+        sequence.joined, sequence.seen = NEVER, None
+        sequence.preemptions += 1
+        if sequence.stage is Stage.WAITING:
+            self._table.changed()
+        else:
+            self._table.wait_again(sequence)
 
     def _unjam(self) -> None:
-        """Nobody can go on for want of pages: of those that nobody computes on, the youngest gives its own back."""
+        """Frees pages where nobody can go on for want of them: of the sequences that nobody computes on, the least
+        important gives its own back."""
         if self.prefill.batches or self.decode.batches:
             return
+        table = self._table
         if not self.decoding:
-            if self._ready or self._idle <= 1:
+            if table.ready or table.idle <= 1:
                 return
-        elif self.decode.flying or self.decoding > 1 or self.decode.adopted:
+        elif not self.decode.starved:
             return  # the decode worker goes on, or finds pages among its own
-        holders: Sequence[SimRequest] = [life for life in (*self._waiting.values(), *self._ready) if life.pages]
+        holders = [s for s in (*table.waiting.values(), *table.ready) if s.pages]
         if holders:
-            life = max(holders, key=lambda one: one.number)
-            if life.stage is Stage.READY:
-                self._ready.remove(life)
-                self._leave(life)
-            self._start_over(life)
+            sequence = max(holders, key=lambda s: s.rank)
+            if sequence.stage is Stage.READY:
+                table.stop_running(sequence)
+            self._start_over(sequence)
+
+
+def _expired(request: SimRequest) -> Reason:
+    """Returns the reason that the server names for a deadline that has passed."""
+    started = any(s.prefill_start_s is not None for s in request.sequences)
+    return Reason.EXPIRED_RUNNING if started else Reason.EXPIRED_IN_QUEUE

@@ -1,6 +1,6 @@
 """The test kit for authors of policies.
 
-    from semipd.policies.testing import check_policy
+    from semipd.testing import check_policy
 
     def test_my_policy_keeps_the_contract():
         check_policy(MyPolicy)

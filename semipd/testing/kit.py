@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ MakePolicy = Callable[[], Policy]
 
 BUDGET_S = 0.01
 """CPU seconds for a call with 500 waiting and 500 running; a server ends one after 0.05 s by default."""
+TRIES = 20
+"""How often a call is timed before it counts as too long."""
 PATIENCE = 60
 """A prompt is computed at the latest while so many times its own tokens are."""
 
@@ -80,9 +83,12 @@ def check_budget(make: MakePolicy, budget_s: float = BUDGET_S) -> None:
         ask_plan(policy, moment)
         return time.thread_time() - start
 
-    took = min(once() for _ in range(7))  # the least: what else the machine does is not the policy's matter
-    if took > budget_s:
-        raise Broken(f"a plan for 500 waiting and 500 running sequences takes {took * 1000:.1f} ms of CPU time")
+    took = math.inf
+    for _ in range(TRIES):
+        took = min(took, once())  # the least: what else the machine does is not the policy's matter
+        if took <= budget_s:
+            return
+    raise Broken(f"a plan for 500 waiting and 500 running sequences takes {took * 1000:.1f} ms of CPU time")
 
 
 def _told(where: str, check: Callable[[], object]) -> None:

@@ -14,7 +14,7 @@ from semipd.bench.scoring.score import distribution, score
 from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.validity import problems
 from semipd.bench.settings import RunSettings
-from semipd.bench.traces import load_trace, scaled
+from semipd.bench.traces import check_sendable, load_trace, scaled
 
 
 async def run(settings: RunSettings, progress: Callable[[Progress], None] | None = None) -> RunReport:
@@ -23,6 +23,7 @@ async def run(settings: RunSettings, progress: Callable[[Progress], None] | None
     A run whose client fell behind gives a report that says so (`problems`).
     """
     trace = load_trace(settings.trace)
+    check_sendable(trace)
     if not settings.scale > 0:
         raise InputError(f"the scale must be above 0, not {settings.scale}")
     if settings.scale != 1.0:

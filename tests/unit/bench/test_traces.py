@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from semipd.bench.errors import InputError
-from semipd.bench.traces import TRACES, TraceEntry, load_trace, make_trace, read_trace, scaled, write_trace
+from semipd.bench.traces import (
+    TRACES,
+    TraceEntry,
+    check_sendable,
+    load_trace,
+    make_trace,
+    read_trace,
+    scaled,
+    write_trace,
+)
 
 PUBLISHED = {
     "chat": "c642515cc7c7cb21549994e21e4e32374915def8bb15458c25c031b9bf81380e",
@@ -49,6 +58,10 @@ def test_blank_lines_are_no_requests(tmp_path: Path) -> None:
         (GOOD.replace("0.1", "NaN"), "line 2: ttft_slo_s"),
         (GOOD.replace("0.04", "0"), "line 2: tpot_slo_s"),
         (GOOD.replace("0.04", "Infinity"), "line 2: tpot_slo_s"),
+        (GOOD.replace("}", ', "priority": 0.5}'), "line 2: priority must be a whole number, not 0.5"),
+        (GOOD.replace("}", ', "samples": 0}'), "line 2: samples"),
+        (GOOD.replace("}", ', "deadline_s": 0}'), "line 2: deadline_s"),
+        (GOOD.replace("}", ', "cancel_after_s": null}'), "line 2: cancel_after_s"),
     ],
 )
 def test_a_bad_line_is_named_with_its_field(line: str, named: str, tmp_path: Path) -> None:
@@ -56,6 +69,21 @@ def test_a_bad_line_is_named_with_its_field(line: str, named: str, tmp_path: Pat
     path.write_text(f"{GOOD}\n{line}\n")
     with pytest.raises(InputError, match=f"bad.jsonl, {named}"):
         read_trace(path)
+
+
+def test_what_only_the_simulator_plays_is_read_and_written_and_never_sent(tmp_path: Path) -> None:
+    entries = [
+        TraceEntry(8, 4, 0.1, 0.04),
+        TraceEntry(8, 4, 0.1, 0.04, priority=-1, deadline_s=2.0, cancel_after_s=1.5, samples=3),
+    ]
+    path = tmp_path / "t.jsonl"
+    write_trace(entries, path)
+    assert "samples" not in path.read_text().splitlines()[0]
+    assert read_trace(path) == entries
+    assert scaled(entries, 2.0)[1] == TraceEntry(16, 8, 0.1, 0.04, -1, 2.0, 1.5, 3)
+    check_sendable(entries[:1])
+    with pytest.raises(InputError, match="has a priority"):
+        check_sendable(entries)
 
 
 def test_a_trace_without_requests_is_refused(tmp_path: Path) -> None:

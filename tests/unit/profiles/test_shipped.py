@@ -64,7 +64,7 @@ def test_one_price_of_a_pair_is_near_every_long_chunk_and_never_far_above_a_shor
 
 
 def test_mixed_batches_are_there_and_every_one_is_read_off_again(shipped: Profile, times: ProfileTimes) -> None:
-    assert Mode.MIXED in SimConfig("chunked", {}, shipped).settings().modes
+    assert Mode.MIXED in SimConfig("chunked", {}, shipped).settings().limits.modes
     for p in shipped.mixed:
         pairs = p.tokens * (p.start + p.tokens / 2)
         got = times.mixed_s(p.rows, p.rows * p.context, p.tokens, pairs, shipped.gpu.sms, 0)
@@ -73,7 +73,7 @@ def test_mixed_batches_are_there_and_every_one_is_read_off_again(shipped: Profil
 
 
 def test_policies_know_what_steps_are_padded_to(shipped: Profile, times: ProfileTimes) -> None:
-    sizes = SimConfig("adaptive", {}, shipped).settings().step_rows
+    sizes = SimConfig("adaptive", {}, shipped).settings().limits.step_rows
     assert sizes[-1] == 512
     sms = shipped.gpu.sms
     for size, larger in pairwise(sizes):
@@ -84,8 +84,8 @@ def test_policies_know_what_steps_are_padded_to(shipped: Profile, times: Profile
 def test_a_request_alone_takes_what_was_measured_through_grpc(shipped: Profile, times: ProfileTimes) -> None:
     """One H200 answered 251 tokens alone in 11.9 ms and went on at 4.79 ms a token (benchmarks/results/h200_alone)."""
     one = Arrival(0, 0.0, TraceEntry(251, 101, 1.0, 0.1))
-    (life,) = replay(make_policy("fcfs", {}), [one], SimConfig("fcfs", {}, shipped).settings(), times).lives
-    assert life.first_token_s is not None
-    assert life.end_s is not None
-    assert life.first_token_s + shipped.overheads.deliver_s == pytest.approx(0.0115, abs=0.0008)
-    assert (life.end_s - life.first_token_s) / 100 == pytest.approx(0.0048, rel=0.05)
+    (sequence,) = replay(make_policy("fcfs", {}), [one], SimConfig("fcfs", {}, shipped).settings(), times).sequences
+    assert sequence.first_token_s is not None
+    assert sequence.end_s is not None
+    assert sequence.first_token_s + shipped.overheads.deliver_s == pytest.approx(0.0115, abs=0.0008)
+    assert (sequence.end_s - sequence.first_token_s) / 100 == pytest.approx(0.0048, rel=0.05)

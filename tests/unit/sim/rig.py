@@ -9,13 +9,14 @@ from semipd.bench.arrivals import Arrival
 from semipd.bench.traces import TraceEntry
 from semipd.core.partition import Mode, Shares
 from semipd.core.plan import Plan
-from semipd.core.snapshot import Snapshot
+from semipd.core.sms import splits
+from semipd.core.snapshot import Limits, Snapshot
 from semipd.policies.contract import Policy
 from semipd.policies.toolkit.batching import fill_batch
-from semipd.profiles.latency import shipped_model
+from semipd.policies.toolkit.ordering import by_priority_then_arrival
 from semipd.profiles.profile import Overheads
 from semipd.sim.replay import Replayed, replay
-from semipd.sim.server import Settings
+from semipd.sim.settings import SimSettings
 
 NOTHING = Overheads(0.0, 0.0, 0.0, 0.0, 0.0)
 SMS = 128
@@ -53,33 +54,8 @@ class Flat:
         return self.pass_ratio
 
 
-class Modelled:
-    """The times of the policies' own latency model, for the comparison with `semipd.testing.world`."""
-
-    def __init__(self, sms: int) -> None:
-        self._model = shipped_model()
-        self._sms = sms
-
-    def decode_s(self, rows: int, context_tokens: int, sms: int, other_sms: int) -> float:
-        share, other = 100 * sms / self._sms, 100 * other_sms / self._sms
-        return self._model.decode_s(rows, context_tokens, share=share, other=other)
-
-    def prefill_s(self, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
-        share, other = 100 * sms / self._sms, 100 * other_sms / self._sms
-        return self._model.prefill_s(tokens, round(pairs / tokens + tokens / 2), share=share, other=other)
-
-    def mixed_s(self, rows: int, context_tokens: int, tokens: int, pairs: float, sms: int, other_sms: int) -> float:
-        return self._model.mixed_s(tokens, round(pairs / tokens - tokens / 2), rows, context_tokens)
-
-    def step_by_turns(self, rows: int) -> float:
-        return 1.0
-
-    def pass_by_turns(self, tokens: int) -> float:
-        return 1.0
-
-
 class Plain(Policy):
-    """First come, first served, at fixed shares, mode and chunk; keeps the snapshots that it saw."""
+    """Serves by priority and arrival, at fixed shares, mode and chunk; keeps the snapshots that it saw."""
 
     name = "plain"
 
@@ -97,7 +73,7 @@ class Plain(Policy):
 
     def plan(self, snapshot: Snapshot) -> Plan:
         self.seen.append(snapshot)
-        batch = fill_batch(snapshot, snapshot.waiting, self._chunk)
+        batch = fill_batch(snapshot, by_priority_then_arrival(snapshot.waiting), self._chunk)
         return Plan(batch, shares=self._shares, mode=self._mode, step_tokens=self._step_tokens)
 
 
@@ -106,11 +82,14 @@ def due(*requests: tuple[float, int, int]) -> list[Arrival]:
     return [Arrival(i, at, TraceEntry(prompt, output, 1.0, 0.1)) for i, (at, prompt, output) in enumerate(requests)]
 
 
-def settings(pages: int = 1000, overheads: Overheads = NOTHING, **others: int) -> Settings:
-    return Settings(pages=pages, sms=SMS, overheads=overheads, modes=frozenset(Mode), **others)
+def settings(
+    pages: int = 1000, overheads: Overheads = NOTHING, max_running: int = 512, max_waiting: int = 512
+) -> SimSettings:
+    limits = Limits(8192, max_running, frozenset(Mode), splits=splits(SMS), sms=SMS)
+    return SimSettings(pages, limits, overheads, max_waiting)
 
 
 def run(
-    policy: Policy, requests: Sequence[Arrival], times: Flat | None = None, server: Settings | None = None
+    policy: Policy, requests: Sequence[Arrival], times: Flat | None = None, server: SimSettings | None = None
 ) -> Replayed:
     return replay(policy, requests, server or settings(), times or Flat())

@@ -16,14 +16,14 @@ from semipd.profiles.profile import MixedPoint, Overheads, Profile
 from semipd.sim.execution_times import ProfileTimes
 from semipd.sim.replay import Replayed
 from semipd.sim.run import SimConfig, simulate
-from semipd.sim.workers import step_sizes
+from semipd.sim.step import step_sizes
 
 THREE = ((0.0, 100, 100), (0.205, 100, 1), (0.206, 100, 1), (0.207, 100, 1))
 """The first decodes when three others come, a batch each."""
 
 
 def firsts(done: Replayed) -> list[float | None]:
-    return [None if life.first_token_s is None else round(life.first_token_s, 6) for life in done.lives]
+    return [None if sequence.first_token_s is None else round(sequence.first_token_s, 6) for sequence in done.sequences]
 
 
 def mixed(chunk: int = 100) -> Plain:
@@ -45,7 +45,7 @@ def test_prompts_ride_on_decode_steps_and_all_of_it_is_on_the_whole_device() -> 
     assert firsts(done) == [0.1, 0.33, 0.44, 0.55]
     assert {asked for asked in times.asked if asked[0] != "decode"} == {("mixed", 128, 0)}
     # 12 steps by 0.22, three with prompts, and the rest.
-    assert done.lives[0].end_s == pytest.approx(0.55 + (99 - 15) * 0.01)
+    assert done.sequences[0].end_s == pytest.approx(0.55 + (99 - 15) * 0.01)
 
 
 def test_a_batch_that_comes_after_the_next_step_was_launched_is_in_the_one_behind_it() -> None:
@@ -76,7 +76,7 @@ def test_a_batch_beyond_the_room_of_a_step_is_spread_over_several_and_answered_w
     done = run(policy, due((0.0, 100, 50), (0.205, 5000, 1)), server=settings(pages=5000))
     # 2048, 2048 and 904 tokens, each with the row.
     assert firsts(done) == [0.1, pytest.approx(0.22 + 5.0 + 3 * 0.01)]
-    assert done.lives[0].largest_gap_s == pytest.approx(2.058)
+    assert done.sequences[0].largest_gap_s == pytest.approx(2.058)
     (_, step) = prompts_seen(policy)
     assert (step.mode, step.tokens, step.sequences) == (Mode.MIXED, 5000, 1)
     assert step.duration_s == pytest.approx(5.03)
@@ -153,9 +153,9 @@ def test_prompts_with_decode_take_its_turns_where_the_mode_is_turns_by_then() ->
 def test_a_sequence_that_finds_no_page_leaves_the_steps_to_the_prompts() -> None:
     # 13 pages: 7 for the row's first 112 tokens; the prompt takes the other 6 and ends, then the row goes on.
     done = run(mixed(), due((0.0, 100, 40), (0.13, 96, 1)), server=settings(pages=13))
-    assert all(life.end_s is not None for life in done.lives)
+    assert all(sequence.end_s is not None for sequence in done.sequences)
     assert done.server.free_pages == 13
-    assert done.lives[0].preemptions == 0
+    assert done.sequences[0].preemptions == 0
 
 
 # --- with a profile ---------------------------------------------------------------------------------------------------
@@ -213,8 +213,8 @@ def test_fewer_sms_and_company_cost_what_they_cost_a_prefill_pass() -> None:
 
 def test_only_a_profile_with_mixed_passes_has_the_mode() -> None:
     without = replace(with_mixed(), mixed=())
-    assert SimConfig("chunked", {}, without).settings().modes == {Mode.SPLIT, Mode.TURNS}
-    assert SimConfig("chunked", {}, with_mixed()).settings().modes == set(Mode)
+    assert SimConfig("chunked", {}, without).settings().limits.modes == {Mode.SPLIT, Mode.TURNS}
+    assert SimConfig("chunked", {}, with_mixed()).settings().limits.modes == set(Mode)
 
 
 def test_chunked_keeps_decode_going_where_whole_prompts_stall_it() -> None:

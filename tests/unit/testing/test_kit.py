@@ -17,7 +17,9 @@ from semipd.policies.builtin.fcfs import Fcfs
 from semipd.policies.builtin.semi_pd import SemiPd
 from semipd.policies.builtin.static import Static
 from semipd.policies.contract import Policy
-from semipd.policies.testing import (
+from semipd.policies.toolkit.batching import fill_batch
+from semipd.policies.toolkit.ordering import by_priority_then_arrival
+from semipd.testing import (
     Broken,
     check_budget,
     check_moments,
@@ -25,8 +27,6 @@ from semipd.policies.testing import (
     check_policy,
     check_worlds,
 )
-from semipd.policies.toolkit.batching import fill_batch
-from semipd.policies.toolkit.ordering import by_priority_then_arrival
 
 MAKERS: dict[str, Callable[[], Policy]] = {
     "fcfs": Fcfs,

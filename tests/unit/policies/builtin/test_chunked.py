@@ -15,7 +15,7 @@ from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, Wai
 from semipd.policies.builtin.chunked import Chunked
 from semipd.policies.contract import ask_plan
 from semipd.policies.registry import make_policy
-from semipd.policies.testing import Arrival, Settings, World
+from semipd.testing import Arrival, Settings, World
 
 MIXED = Limits(8192, 64, frozenset({Mode.SPLIT, Mode.MIXED}))
 
