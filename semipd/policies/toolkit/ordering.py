@@ -9,11 +9,8 @@ from semipd.core.plan import Chunk
 from semipd.core.snapshot import Snapshot, WaitingSequence
 from semipd.policies.policy_options import option
 from semipd.policies.toolkit.batching import fill_batch
-from semipd.policies.toolkit.deadlines import Ageing, rank
-from semipd.policies.toolkit.forecast import Forecast
-
-MARGIN = 0.05
-"""The part of each SLO that is kept in reserve for what no estimate knows."""
+from semipd.policies.toolkit.deadlines import DEADLINES, Ageing, DeadlineTuning, rank
+from semipd.policies.toolkit.forecast import Forecast, Forecaster
 
 OrderName = Literal["fcfs", "slack"]
 """The values of the option `order`."""
@@ -69,23 +66,28 @@ class ByArrival:
 
 
 class BySlack:
-    """Deadline slack with ageing (semipd.policies.toolkit.deadlines), under a model that follows the server."""
+    """Orders by deadline slack with ageing (toolkit.deadlines), under a latency model that follows the server."""
 
-    def __init__(self, forecast: Forecast | None = None, margin: float = MARGIN) -> None:
-        self.forecast = forecast or Forecast()
-        self._margin = margin
-        self._ageing = Ageing()
+    def __init__(self, forecaster: Forecaster | None = None, tuning: DeadlineTuning = DEADLINES) -> None:
+        """`forecaster`: one that the policy uses as well; None: one of its own."""
+        self._forecaster = forecaster or Forecaster()
+        self._tuning = tuning
+        self._ageing = Ageing(tuning)
 
-    def ranked(self, snapshot: Snapshot) -> RankedPrompts:
-        forecast, waiting = self.forecast, snapshot.waiting
-        forecast.see(snapshot)
+    def ranked(self, snapshot: Snapshot, forecast: Forecast | None = None) -> RankedPrompts:
+        """Returns the waiting sequences in order. Call it with each snapshot, also where nothing is taken then.
+
+        `forecast`: that of this snapshot, if the policy has it already.
+        """
+        forecast, waiting = forecast or self._forecaster.see(snapshot), snapshot.waiting
         self._ageing.see(waiting)
         ranking = rank(
             waiting,
-            snapshot.now_s + forecast.in_flight_s(snapshot) + forecast.launch_s(),
-            forecast.work(snapshot),
-            margin=self._margin,
-            late_first=self._ageing.late_first,
+            snapshot.now_s + forecast.in_flight_s() + forecast.launch_s,
+            forecast.work(),
+            margin=self._tuning.ttft_margin,
+            overdue_first=self._ageing.overdue_first,
+            tuning=self._tuning,
         )
         by_number = {w.sequence: w for w in waiting}
         order = [by_number[number] for number in ranking.order]

@@ -1,4 +1,24 @@
-"""Which split of the device, or which other mode, serves prefill best while decode keeps its pace."""
+"""Which way to use the device brings first tokens soonest while decode keeps its TPOT target.
+
+The ways m are a time slice of k prompt tokens between two decode steps, a split of the device with shares (x, y), and a
+mixed batch of k prompt tokens in a decode step. Of these, `best_of`
+
+    minimises    TTFT(m) = b(m) + S(m) + v · S(m) · ρ / (1 − ρ)    with ρ = λ / μ(m)
+    subject to   TPOT(m) ≤ T
+
+and where no m keeps T, it minimises TPOT(m). T is the TPOT target (`tpot_target.py`), λ the prompt tokens that arrive
+a second, μ(m) those that are computed a second, S(m) the service time of a mean prompt, and b(m) the time until a pass
+can begin when nobody waits. The last term is the mean wait in an M/G/1 queue (Pollaczek and Khinchine), where
+v = (1 + C²) / 2 and C² is the squared coefficient of variation of service times. The latency model gives D, the time of
+a decode step, P(n) of a prefill batch of n tokens, and M(k) of a mixed batch; a prefill batch has c tokens at most:
+
+    way            TPOT(m)                       μ(m)            b(m)
+    time slice k   D + ⌈k/c⌉ · P(k / ⌈k/c⌉)      k / TPOT(m)     D / 2
+    split (x, y)   D under share y               c / P_x(c)      P_x(mean prompt, at most c) / 2
+    mixed k        M(k)                          k / M(k)        1.5 · M(k)
+
+S(m) is the time of a pass with the mean prompt where it fits into a batch, else its tokens / μ(m).
+"""
 
 from __future__ import annotations
 
@@ -9,187 +29,209 @@ from typing import NamedTuple
 
 from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.snapshot import Limits
+from semipd.policies.builtin.adaptive.tuning import TUNING, Tuning
 from semipd.policies.toolkit.latency import LatencyModel
-
-MIXED = (256, 384, 512, 768, 1024, 1536, 2048)
-"""Prompt tokens in a mixed batch."""
-TILE = 128
-"""Tokens: a GPU's matrix products go in tiles of so many, and a batch in between costs more for each of its tokens: 320
-take 8.7 ms, 384 take 10.0, and 448 as long as 512, 12.4 (the profile that ships)."""
-MIXED_WAITS = 3
-"""Mixed batches until a prompt's first token: the one that runs, the one that was launched behind it, and its own."""
-BUSY = 0.9
-"""Of what can be served: from there on a queue's mean says little."""
-VARYING = 0.75
-"""Half of one and the squared coefficient of variation of prompts' lengths, about."""
-TURNS = (128, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 4096)
-"""Prompt tokens between two decode steps."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class ServingLoad:
     """What is to be served."""
 
-    rows: int
+    decode_rows: int
     """Sequences in the decode batch."""
     context_tokens: int
-    """Of all rows together."""
-    pace_s: float
-    """Seconds between two tokens of a sequence, at most."""
-    chunk: int
-    """Prompt tokens in a prefill batch under a split."""
-    wait_s: float = math.inf
-    """For the first token of a prompt that comes now, at most."""
-    prompt: int = 512
-    """Tokens of a prompt, on average."""
-    arriving: float = 0.0
-    """Prompt tokens a second, and what waits."""
-    computed: int = 0
-    """Tokens before the chunk, in its prompt."""
+    """Tokens that all of them together attend to."""
+    tpot_target_s: float
+    """Seconds between two tokens of a sequence, at most: T."""
+    chunk_tokens: int
+    """Prompt tokens in a prefill batch, at most: c."""
+    mixed_ttft_s: float = math.inf
+    """Seconds to the first token of a short prompt in mixed batches, at most."""
+    prompt_tokens: int = TUNING.forecast.first_prompt_tokens
+    """Mean tokens of a prompt."""
+    arriving_tokens_per_s: float = 0.0
+    """Prompt tokens that arrive, those that wait already included: λ."""
+    computed_tokens: int = 0
+    """Tokens of the first prompt's context that are computed already."""
 
 
-class Choice(NamedTuple):
-    """A way to use the device, and what the model expects of it."""
+DeviceUse = tuple[Shares, Mode]
+"""What the device is set to. A change of it has a cost; a change of the tokens in a batch or step has none."""
+
+
+class ModeCandidate(NamedTuple):
+    """A way to use the device, and what the latency model expects of it."""
 
     shares: Shares
     mode: Mode
-    decode_s: float
-    """Between two tokens of a sequence."""
-    prefill_rate: float
-    """Prompt tokens a second."""
-    first_s: float
-    """From a prompt's arrival to its first token, on average."""
-    chunk: int
+    tpot_s: float
+    """Seconds between two tokens of a sequence."""
+    prefill_tokens_per_s: float
+    """Prompt tokens that are computed: μ."""
+    ttft_s: float
+    """Mean seconds from a prompt's arrival to its first token."""
+    chunk_tokens: int
     """Prompt tokens in a batch, at most."""
     step_tokens: int | None = None
-    """As a plan's."""
+    """As `Plan.step_tokens`."""
+
+    @property
+    def use(self) -> DeviceUse:
+        """What the device is set to."""
+        return self.shares, self.mode
 
 
-def first_token_s(load: Load, rate: float, pass_s: float, before_s: float) -> float:
-    """On average, if prompts are served one after another at `rate` and each comes when it likes.
+def mean_ttft_s(load: ServingLoad, rate: float, pass_s: float, before_s: float, tuning: Tuning = TUNING) -> float:
+    """Returns the mean time to a first token if prompts are served one after another and arrive at random.
 
-    `pass_s`: of a prompt that fits into one batch; `before_s`: until a pass can begin when nobody waits. The queue is
-    M/G/1's (Pollaczek and Khinchine) for prompts of varying length; where more comes than can be served it has no
-    mean, so from BUSY on the line goes on straight: who serves more is still the better one.
+    `rate`: prompt tokens computed a second, μ. `pass_s`: time of a pass with the mean prompt, or as much of it as is in
+    one batch. `before_s`: time until a pass can begin when nobody waits, b. Where more arrives than can be served the
+    queue has no mean. From `tuning.saturated` on the wait goes on as the tangent, so that the way that serves more is
+    still the better one.
     """
-    service = pass_s if load.prompt <= load.chunk else load.prompt / rate
-    used = load.arriving / rate
-    queue = used / (1 - used) if used < BUSY else BUSY / (1 - BUSY) + (used - BUSY) / (1 - BUSY) ** 2
-    return before_s + service + queue * service * VARYING
+    service_s = pass_s if load.prompt_tokens <= load.chunk_tokens else load.prompt_tokens / rate
+    used, limit = load.arriving_tokens_per_s / rate, tuning.saturated
+    queue = used / (1 - used) if used < limit else limit / (1 - limit) + (used - limit) / (1 - limit) ** 2
+    return before_s + service_s + queue * service_s * tuning.length_variation
 
 
-def split_choice(model: LatencyModel, load: Load, shares: Shares) -> Choice:
-    """Side by side under these shares, both busy."""
+def split_candidate(model: LatencyModel, load: ServingLoad, shares: Shares, tuning: Tuning = TUNING) -> ModeCandidate:
+    """Returns what both phases do side by side under these shares, both busy."""
 
-    def took(tokens: int) -> float:
-        return model.prefill_s(tokens, load.computed + tokens, share=shares.prefill, other=shares.decode)
+    def batch_s(tokens: int) -> float:
+        return model.prefill_s(tokens, load.computed_tokens + tokens, share=shares.prefill, other=shares.decode)
 
-    pace = model.decode_s(load.rows, load.context_tokens, share=shares.decode, other=shares.prefill)
-    batch_s, own_s = took(load.chunk), took(min(load.prompt, load.chunk))
-    rate = load.chunk / batch_s
-    return Choice(shares, Mode.SPLIT, pace, rate, first_token_s(load, rate, own_s, own_s / 2), load.chunk)
+    tpot_s = model.decode_s(load.decode_rows, load.context_tokens, share=shares.decode, other=shares.prefill)
+    rate = load.chunk_tokens / batch_s(load.chunk_tokens)
+    own_s = batch_s(min(load.prompt_tokens, load.chunk_tokens))
+    ttft_s = mean_ttft_s(load, rate, own_s, own_s * tuning.pass_left, tuning)
+    return ModeCandidate(shares, Mode.SPLIT, tpot_s, rate, ttft_s, load.chunk_tokens)
 
 
-def turns_choice(load: Load, tokens: int, step_s: float, own_s: float, batch_s: Callable[[int], float]) -> Choice:
-    """So many prompt tokens, in batches of `load.chunk` at most, and one decode step, each on the whole device.
+def time_slice_candidate(
+    load: ServingLoad,
+    tokens: int,
+    step_s: float,
+    own_s: float,
+    batch_s: Callable[[int], float],
+    tuning: Tuning = TUNING,
+) -> ModeCandidate:
+    """Returns what turns of `tokens` prompt tokens and one decode step do, each phase on the whole device.
 
-    `step_s`: of the step; `own_s`: of a batch with the prompt alone, or as much of it as is in a batch; `batch_s`: of
-    any batch, by its tokens.
+    The prompt tokens go in batches of `load.chunk_tokens` at most. `step_s`: time of the decode step. `own_s`: time of
+    a batch with the mean prompt alone, or as much of it as is in one batch. `batch_s` gives the time of any batch by
+    its tokens.
     """
-    batches = -(-tokens // load.chunk)
+    batches = -(-tokens // load.chunk_tokens)
     mean = round(tokens / batches)
-    turn = step_s + batches * batch_s(mean)
-    first_s = first_token_s(load, tokens / turn, own_s, step_s / 2)
-    each = -(-mean // TILE) * TILE
-    return Choice(FULL, Mode.TURNS, turn, tokens / turn, first_s, min(tokens, load.chunk, each), tokens)
+    turn_s = step_s + batches * batch_s(mean)
+    rate = tokens / turn_s
+    ttft_s = mean_ttft_s(load, rate, own_s, step_s * tuning.pass_left, tuning)
+    whole_tiles = -(-mean // tuning.tile_tokens) * tuning.tile_tokens
+    chunk = min(tokens, load.chunk_tokens, whole_tiles)
+    return ModeCandidate(FULL, Mode.TURNS, turn_s, rate, ttft_s, chunk, tokens)
 
 
-def mixed_choice(model: LatencyModel, load: Load, tokens: int) -> Choice:
-    """So many prompt tokens in a decode step.
+def mixed_candidate(model: LatencyModel, load: ServingLoad, tokens: int, tuning: Tuning = TUNING) -> ModeCandidate:
+    """Returns what mixed batches of `tokens` prompt tokens and a decode step do.
 
-    What a batch answers comes back when the step behind it has been launched: so of three steps in a row one has no
-    prompt. That costs prefill a tenth of the time, and decode gains by it; `decode_s` and `prefill_rate` are as if
-    there were none.
+    What a batch answers comes back when the step behind it has been launched, so one of three steps in a row has no
+    prompt tokens. That costs prefill a tenth of the time, and decode gains by it. `tpot_s` and `prefill_tokens_per_s`
+    are as if there were no such steps.
     """
-    took = model.mixed_s(tokens, load.computed, load.rows, load.context_tokens)
-    # One runs, one has been launched behind it.
-    first_s = first_token_s(load, tokens / took, took, 1.5 * took)
-    return Choice(FULL, Mode.MIXED, took, tokens / took, first_s, tokens, tokens)
+    step_s = model.mixed_s(tokens, load.computed_tokens, load.decode_rows, load.context_tokens)
+    ttft_s = mean_ttft_s(load, tokens / step_s, step_s, tuning.mixed_batches_before * step_s, tuning)
+    return ModeCandidate(FULL, Mode.MIXED, step_s, tokens / step_s, ttft_s, tokens, tokens)
 
 
-def choices(model: LatencyModel, load: Load, limits: Limits) -> Iterator[Choice]:
-    """What the engine can do (`limits.modes`) and the model knows of, as far as it may be the best.
+def candidates(
+    model: LatencyModel, load: ServingLoad, limits: Limits, tuning: Tuning = TUNING
+) -> Iterator[ModeCandidate]:
+    """Yields the ways that the engine has (`limits.modes`), as far as the model knows of them and they may be the best.
 
-    Each way begins with what is best for one phase and goes on towards the other: splits until decode's pace is kept,
-    for those that follow leave prefill less; prompt tokens a step until it is not, for more only take longer. Mixed
-    batches also end where prompts would wait longer than `load.wait_s`.
+    Each kind begins with what is best for one phase and goes on towards the other. Splits end with the first that keeps
+    the TPOT target, for those that follow leave prefill less. Tokens in a step end with the first that does not keep
+    it, for more only take longer. Mixed batches also end where a short prompt would wait longer than
+    `load.mixed_ttft_s`.
 
-    A split is for where turns are too long for decode. Side by side a GPU should do somewhat more, and so says the
-    model; but in a server, where batches are small and come when they like, a split of 52 / 48 served 43 chat requests
-    a second, and turns 66 (`static`, one H200, benchmarks/results/h200_policies.json).
+    A split is for where time slices are too long for decode. Side by side a GPU should do somewhat more, and so says
+    the model. But in a server, where batches are small and arrive at random, a split of 52 / 48 served 43 chat requests
+    a second, and time slices 66 (`static`, one H200, benchmarks/results/h200_policies.json).
 
-    The model of mixed batches is a GPU's, where the weights are read once for both phases and arithmetic is free until
-    it takes longer than that. An engine that mixes and can't take turns is a CPU: nothing is free there, each chunk
-    delays each token, and no factor that is fitted to what was observed tells of it. So there it is never chosen.
+    The model of mixed batches is a GPU's: the weights are read once for both phases, and arithmetic is free until it
+    takes longer than that. An engine that makes mixed batches and has no time slices is a CPU. There nothing is free,
+    each chunk delays each token, and no factor that is fitted to what was observed tells of it. So there mixed batches
+    are never chosen.
     """
     kept = False
-    step_s = model.decode_s(load.rows, load.context_tokens)
     if Mode.TURNS in limits.modes:
-        batch_s = model.passes_s(load.computed)
-        own_s = batch_s(min(load.prompt, load.chunk))
-        for tokens in TURNS:
-            choice = turns_choice(load, tokens, step_s, own_s, batch_s)
-            yield choice
-            if choice.decode_s > load.pace_s:
+        step_s = model.decode_s(load.decode_rows, load.context_tokens)
+        batch_s = model.passes_s(load.computed_tokens)
+        own_s = batch_s(min(load.prompt_tokens, load.chunk_tokens))
+        for tokens in tuning.time_slice_tokens:
+            candidate = time_slice_candidate(load, tokens, step_s, own_s, batch_s, tuning)
+            yield candidate
+            if candidate.tpot_s > load.tpot_target_s:
                 break
             kept = True
     if not kept:
         for shares in limits.splits:
-            choice = split_choice(model, load, shares)
-            yield choice
-            if choice.decode_s <= load.pace_s:
+            candidate = split_candidate(model, load, shares, tuning)
+            yield candidate
+            if candidate.tpot_s <= load.tpot_target_s:
                 break
     if {Mode.MIXED, Mode.TURNS} <= limits.modes:
-        for tokens in MIXED:
-            choice = mixed_choice(model, load, tokens)
-            if MIXED_WAITS * choice.decode_s > load.wait_s:
+        for tokens in tuning.mixed_tokens:
+            candidate = mixed_candidate(model, load, tokens, tuning)
+            if tuning.mixed_batches_to_first_token * candidate.tpot_s > load.mixed_ttft_s:
                 break
-            yield choice
-            if choice.decode_s > load.pace_s:
+            yield candidate
+            if candidate.tpot_s > load.tpot_target_s:
                 break
 
 
-def best(model: LatencyModel, load: Load, limits: Limits) -> Choice:
-    """What brings first tokens soonest among what keeps decode's pace; where nothing does, what comes nearest to it.
+def best_of(found: Sequence[ModeCandidate], load: ServingLoad) -> ModeCandidate:
+    """Returns the candidate with the soonest first tokens of those that keep the TPOT target; where none does, the one
+    with the smallest TPOT.
 
-    Under splits alone that is the smallest decode share that keeps the pace.
+    Under splits alone that is the smallest decode share that keeps the target.
     """
-    return preferred(list(choices(model, load, limits)), load)
-
-
-def preferred(found: Sequence[Choice], load: Load) -> Choice:
-    """`best` of those that were found."""
-    keeping = [c for c in found if c.decode_s <= load.pace_s]
+    target_s = load.tpot_target_s
+    keeping = [c for c in found if c.tpot_s <= target_s]
     if keeping:
-        return min(keeping, key=lambda c: c.first_s)
-    return min(found, key=lambda c: c.decode_s)
+        return min(keeping, key=lambda c: c.ttft_s)
+    return min(found, key=lambda c: c.tpot_s)
+
+
+def presumed_use(limits: Limits, tuning: Tuning = TUNING) -> DeviceUse:
+    """Returns the use of the device that is presumed before any was chosen."""
+    return limits.splits[min(tuning.first_split, len(limits.splits) - 1)], Mode.SPLIT
+
+
+def in_force(
+    model: LatencyModel, load: ServingLoad, found: Sequence[ModeCandidate], use: DeviceUse, tuning: Tuning = TUNING
+) -> ModeCandidate | None:
+    """Returns what the present use of the device can do under the present load; None: its mode is no candidate."""
+    shares, mode = use
+    if mode is Mode.SPLIT:
+        return split_candidate(model, load, shares, tuning)
+    same_mode = [c for c in found if c.mode is mode]
+    return max(same_mode, key=lambda c: (c.tpot_s <= load.tpot_target_s, -c.ttft_s)) if same_mode else None
 
 
 @dataclass(frozen=True, slots=True)
 class Hysteresis:
-    """Keeps a choice from flapping. More for decode is granted at once, for a pace that is lost can't be made up."""
+    """Keeps the choice from flapping. Decode gets more at once, because a token that came late can't be made up for."""
 
-    dwell_s: float = 0.25
-    """A choice stays so long before prefill gets more."""
-    gain: float = 0.03
-    """By so much first tokens must come sooner, and as much must be left of decode's pace."""
+    dwell_s: float
+    """Seconds for which a use of the device stays before prefill gets more."""
+    gain: float
+    """Part by which first tokens must come sooner, and part of the TPOT target that must be left."""
 
-    def settle(self, now: Choice, wanted: Choice, load: Load, since_s: float) -> Choice:
-        """`now` is the present choice under the present load, in force for `since_s` seconds."""
-        if (wanted.shares, wanted.mode) == (now.shares, now.mode):
-            return wanted
-        if now.decode_s > load.pace_s:
-            return wanted if wanted.decode_s < now.decode_s else now
-        roomy = wanted.decode_s <= load.pace_s * (1 - self.gain)
-        gains = wanted.first_s < now.first_s * (1 - self.gain)
-        return wanted if since_s >= self.dwell_s and roomy and gains else now
+    def settle(self, present: ModeCandidate, wanted: ModeCandidate, load: ServingLoad, since_s: float) -> ModeCandidate:
+        """Returns `wanted` or `present`. `present`, under the present load, has been in force for `since_s` seconds."""
+        if present.tpot_s > load.tpot_target_s:
+            return wanted if wanted.tpot_s < present.tpot_s else present
+        leaves_room = wanted.tpot_s <= load.tpot_target_s * (1 - self.gain)
+        gains = wanted.ttft_s < present.ttft_s * (1 - self.gain)
+        return wanted if since_s >= self.dwell_s and leaves_room and gains else present

@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from dataclasses import replace
 from typing import ClassVar
 
-from semipd.core.partition import Mode, Shares
+from semipd.core.partition import Mode
 from semipd.core.plan import Admission, Chunk, Plan
-from semipd.core.snapshot import RunningSequence, Snapshot, WaitingSequence
-from semipd.policies.builtin.adaptive.batch_cap import Traffic, most_rows
+from semipd.core.snapshot import Snapshot, WaitingSequence
 from semipd.policies.builtin.adaptive.modes import (
-    TILE,
-    Choice,
     Hysteresis,
-    Load,
-    choices,
-    preferred,
-    split_choice,
+    ModeCandidate,
+    best_of,
+    candidates,
+    in_force,
+    presumed_use,
 )
+from semipd.policies.builtin.adaptive.moment import DecodeSample, Moment
+from semipd.policies.builtin.adaptive.tuning import TUNING, Tuning
 from semipd.policies.contract import Policy
 from semipd.policies.policy_options import PolicyOptions, option
-from semipd.policies.toolkit.deadlines import ASSUMED_TPOT_S, ASSUMED_TTFT_S, due_s
-from semipd.policies.toolkit.forecast import STEP_TOKENS, Forecast, effective, other_share
+from semipd.policies.toolkit.deadlines import due_s
+from semipd.policies.toolkit.forecast import Forecaster
 from semipd.policies.toolkit.ordering import BySlack, RankedPrompts
-from semipd.policies.toolkit.running_batch import joining
-
-HORIZON = 64
-"""Tokens over which a sequence that fell behind its pace is to make up for it."""
-MAKE_UP = 0.2
-"""Of its pace, the most by which it is then to go faster: one that can't be helped must not slow down all prompts."""
-SPEND = 32
-"""Tokens over which a sequence that is ahead of its pace may spend what it has in hand."""
-CONTENT = 0.75
-"""Of the sequences with one wish, so many may be behind the pace that is kept: it follows them all the same, for it
-falls as they fall behind. Were it the last one that decides, long turns, which serve most, would be refused to all for
-its sake."""
-SETTLED = 32
-"""Tokens after which a sequence counts: before, it has nothing in hand, and most of its time to make up for a gap."""
-LARGEST_CHUNK = 2048
-RECENT = 64
-"""First tokens, and as many waiting, whose wishes say how long a batch may take; the tightest tenth counts."""
-BATCH_OF_WISH = 0.25
-WAIT_OF_WISH = 0.5
-LONGEST_BATCH_S = 0.06
-FIRST_SPLIT = 2
-"""Index into the splits that the device has: the split that is presumed before any was chosen."""
-READY = 32
-"""Of the places in the decode batch, one in so many may be waited for with the first token there."""
-CERTAIN = 0.8
-"""A deadline counts as lost if even this part of the estimate does not fit before it."""
+from semipd.policies.toolkit.running_batch import RunningSampler
 
 
 class AdaptiveOptions(PolicyOptions):
+    """The numbers of `Tuning` that an operator may set."""
+
     batch_ms: float | None = option(
         None,
         "Time that one prefill batch takes. Not given: a quarter of the tightest TTFT that clients lately asked for.",
@@ -60,27 +38,53 @@ class AdaptiveOptions(PolicyOptions):
         high=10_000,
     )
     ahead_ms: float = option(
-        8.0, "Time before the prefill worker is free at which it gets its next batch.", unit="ms", above=0, high=10_000
+        1000 * TUNING.ahead_s,
+        "Time before the prefill worker is free at which it gets its next batch.",
+        unit="ms",
+        above=0,
+        high=10_000,
     )
-    margin: float = option(10.0, "Part of each TPOT that is kept in reserve.", unit="%", above=0, high=90)
+    margin: float = option(
+        100 * TUNING.tpot_margin, "Part of each TPOT that is kept in reserve.", unit="%", above=0, high=90
+    )
     dwell_ms: float = option(
-        250.0, "Time that shares and mode stay at least, against flapping.", unit="ms", above=0, high=60_000
+        1000 * TUNING.dwell_s,
+        "Time that shares and mode stay at least, against flapping.",
+        unit="ms",
+        above=0,
+        high=60_000,
     )
+
+    def tuning(self) -> Tuning:
+        """Returns the policy's constants with these options in their place."""
+        return replace(
+            TUNING,
+            batch_s=None if self.batch_ms is None else self.batch_ms / 1000,
+            ahead_s=self.ahead_ms / 1000,
+            tpot_margin=self.margin / 100,
+            dwell_s=self.dwell_ms / 1000,
+        )
 
 
 class Adaptive(Policy):
     """Deadline order, bounded chunks, and turns, mixed batches or a split, whatever brings first tokens soonest.
 
-    *Admit*: refused is only who names a deadline by which, so it seems, not even the first token can come.
-    *Order*: prompts run by deadline slack with ageing (semipd.policies.toolkit.deadlines).
-    *Plan*: a batch takes a quarter of the tightest TTFT that clients lately wished, so that a short prompt that comes
-    next never waits long, and is given out `ahead_ms` before the worker is free. Of the ways to use the device that the
-    engine has (`modes.py`) it takes the one under which a latency model that follows the server expects
-    first tokens soonest, while the running batch keeps the TPOT that it wishes with `margin`: turns with as many prompt
-    tokens to a decode step as the pace allows; mixed batches where so much comes that they are needed; a split where
-    decode can't wait for a turn to end. A sequence that is ahead of its pace may be slower for a while. `dwell_ms` and
-    a gain threshold keep it from flapping. While no prompt waits, shares and mode stay: the engine then gives decode
-    the whole device by itself. No more prompts are begun than decode has places for.
+    *Admission.* It refuses only a request with a deadline that, it seems, not even the first token can meet.
+
+    *Order.* Prompts run by deadline slack with ageing (semipd.policies.toolkit.deadlines).
+
+    *Batches.* A prefill batch takes a quarter of the tightest TTFT that clients lately asked for, so that a short
+    prompt that arrives next never waits long. It is given out `ahead_ms` before the worker is free. No more prompts are
+    begun than decode has places for.
+
+    *Use of the device.* Of the ways that the engine has (modes.py) it takes the one under which a latency model that
+    follows the server expects first tokens soonest, while the running batch keeps the TPOT of its SLOs with `margin`.
+    These are turns with as many prompt tokens to a decode step as the TPOT target allows; mixed batches where so much
+    arrives that they are needed; a split where decode can't wait for a turn to end. A sequence that is ahead of its SLO
+    may be slower for a while (tpot_target.py). `dwell_ms` and a threshold for the gain keep the choice from flapping.
+    While only one phase has work, shares and mode stay: the engine then gives it the whole device by itself.
+
+    tuning.py has all numbers, moment.py what is derived from a snapshot.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -89,174 +93,84 @@ class Adaptive(Policy):
 
     def __init__(self, options: AdaptiveOptions | None = None) -> None:
         super().__init__(options)
-        chosen = self.options
-        self._batch_s = (chosen.batch_ms or 0.0) / 1000
-        self._ahead_s = chosen.ahead_ms / 1000
-        self._margin = chosen.margin / 100
-        self._hysteresis = Hysteresis(chosen.dwell_ms / 1000)
-        self._forecast = Forecast()
-        self._slack = BySlack(self._forecast)
-        self._wished: Snapshot | None = None
-        self._tight_s = ASSUMED_TTFT_S
-        self._paced: Sequence[RunningSequence] = ()
-        self._counted: Sequence[RunningSequence] = ()
-        self._most: int | None = None
-        self._pace_s = self._wish_s = 0.0
-        self._shares: Shares | None = None
-        self._mode = Mode.SPLIT
-        self._since_s = float("-inf")
+        self._tuning = tuning = self.options.tuning()
+        self._running = RunningSampler(lambda s: DecodeSample(s, self._forecaster, tuning), tuning.sampling)
+        self._forecaster = Forecaster(running=self._running, tuning=tuning.forecast)
+        self._order = BySlack(self._forecaster, tuning.deadlines)
+        self._hysteresis = Hysteresis(tuning.dwell_s, tuning.gain)
+        self._chosen: ModeCandidate | None = None  # None: none was made yet
+        self._changed_s = -math.inf  # when shares or mode last changed
 
     def admit(self, snapshot: Snapshot, sequence: WaitingSequence) -> Admission:
+        """Refuses a request whose deadline is earlier than a part of the expected time to its first token."""
         if sequence.deadline_s is None:
             return Admission()
-        self._forecast.see(snapshot)
-        seconds = self._forecast.work(snapshot)
-        own = seconds(sequence)
-        due = due_s(sequence, own)
-        ahead = sum(work for w in snapshot.waiting for work in (seconds(w),) if due_s(w, work) <= due)
-        needed = self._forecast.in_flight_s(snapshot) + self._forecast.launch_s() + ahead + own
-        left = sequence.deadline_s - snapshot.now_s
-        if CERTAIN * needed <= left:
+        tuning, forecast = self._tuning, self._forecaster.see(snapshot, self._step_tokens)
+        work = forecast.work()
+        own_s = work(sequence)
+        due = due_s(sequence, own_s, tuning.deadlines)
+        ahead_s = sum(s for w in snapshot.waiting for s in (work(w),) if due_s(w, s, tuning.deadlines) <= due)
+        needed_s = forecast.in_flight_s() + forecast.launch_s + ahead_s + own_s
+        left_s = sequence.deadline_s - snapshot.now_s
+        if tuning.certain * needed_s <= left_s:
             return Admission()
         return Admission(
             accept=False,
-            why=f"the first token is expected in {needed:.2f} s and the deadline is in {left:.2f} s",
-            retry_after_s=max(0.1, needed - left),
+            why=f"the first token is expected in {needed_s:.2f} s and the deadline is in {left_s:.2f} s",
+            retry_after_s=max(tuning.least_retry_s, needed_s - left_s),
         )
 
     def plan(self, snapshot: Snapshot) -> Plan:
-        prompts = self._slack.ranked(snapshot)
-        if not snapshot.waiting or not snapshot.running:
-            chunk = self._chunk(snapshot)
-            chunks = self._fill(snapshot, prompts, chunk, self._ahead_s)
-            return Plan(prefill=chunks, mode=self._mode)
-        choice = self._choose(snapshot)
-        self._forecast.step_tokens = choice.step_tokens or STEP_TOKENS
-        # A step is launched while the one before it is on the device: a batch for it must be there by then.
-        ahead_s = max(self._ahead_s, choice.decode_s) if choice.mode is Mode.MIXED else self._ahead_s
-        return Plan(
-            prefill=self._fill(snapshot, prompts, choice.chunk, ahead_s),
-            shares=choice.shares,
-            mode=choice.mode,
-            step_tokens=choice.step_tokens,
-        )
+        """Returns the next prefill batch and, where both phases have work, how they use the device."""
+        forecast = self._forecaster.see(snapshot, self._step_tokens)
+        prompts = self._order.ranked(snapshot, forecast)
+        if not snapshot.waiting:
+            return Plan(mode=self._mode)
+        moment = Moment(snapshot, forecast, self._running, self._tuning)
+        if not snapshot.running:
+            batch = self._next_batch(moment, prompts, moment.chunk_tokens, self._tuning.ahead_s)
+            return Plan(prefill=batch, mode=self._mode)
+        chosen = self._chosen = self._choose(moment)
+        batch = self._next_batch(moment, prompts, chosen.chunk_tokens, self._ahead_s(chosen))
+        return Plan(prefill=batch, shares=chosen.shares, mode=chosen.mode, step_tokens=chosen.step_tokens)
 
-    def _fill(self, snapshot: Snapshot, prompts: RankedPrompts, chunk: int, ahead_s: float) -> tuple[Chunk, ...]:
-        """Nothing while the worker is busy for longer than that: what comes in the meantime may have to be first."""
-        if self._forecast.in_flight_s(snapshot) > ahead_s:
-            return ()
-        return prompts.take(chunk, sequences=self._places(snapshot))
-
-    def _places(self, snapshot: Snapshot) -> int:
-        """For how many more sequences decode has a place: one whose first token comes before has its pace to lose.
-
-        A few wait for theirs, so that it is taken at once. Where the phases take turns and sizes of a step are known,
-        as many are let in as are served best.
-        """
-        rows, most = len(snapshot.running), snapshot.limits.max_running
-        places = most + max(1, most // READY)
-        if rows and self._mode is Mode.TURNS and snapshot.limits.step_rows:
-            looked = self._forecast.batch.looked_over(snapshot)
-            if looked is not self._counted:
-                self._counted, self._most = looked, self._most_rows(snapshot)
-            places = min(places, self._most or places)
-        return max(0, places - rows - len(joining(snapshot)))
-
-    def _most_rows(self, snapshot: Snapshot) -> int | None:
-        """As many as are served best; None: as many as can be."""
-        sizes, forecast = snapshot.limits.step_rows, self._forecast
-        if not forecast.prompt_per_token:
-            return None
-        context = forecast.batch.context_tokens(snapshot) / len(snapshot.running)
-        best = most_rows(forecast.model, sizes, Traffic(context, forecast.prompt_per_token, self._wish_s))
-        return None if best == sizes[-1] else best
-
-    def _chunk(self, snapshot: Snapshot) -> int:
-        """Prompt tokens that take about the time for a batch, under the shares as they are: some tiles."""
-        model, other = self._forecast.model, other_share(snapshot)
-        share = effective(snapshot).prefill
-        fixed = model.batch_s * model.scales.prefill(other > 0)
-        token_s = model.prompt_s(1000, 0, share=share, other=other) / 1000
-        tokens = round((self._batch_time_s(snapshot) - fixed) / token_s / TILE) * TILE
-        return min(LARGEST_CHUNK, max(TILE, tokens))
-
-    def _batch_time_s(self, snapshot: Snapshot) -> float:
-        if self._batch_s:
-            return self._batch_s
-        return min(LONGEST_BATCH_S, max(self._forecast.launch_s(), self._tight_ttft_s(snapshot) * BATCH_OF_WISH))
-
-    def _tight_ttft_s(self, snapshot: Snapshot) -> float:
-        if self._wished is not snapshot:  # asked for more than once of each
-            lately = [f.slo.ttft_s for f in snapshot.observed.first_tokens[-RECENT:]]
-            wishes = [s for s in [*[w.slo.ttft_s for w in snapshot.waiting[:RECENT]], *lately] if s is not None]
-            wishes.sort()
-            self._wished, self._tight_s = snapshot, wishes[len(wishes) // 10] if wishes else ASSUMED_TTFT_S
-        return self._tight_s
-
-    def _choose(self, snapshot: Snapshot) -> Choice:
-        model, limits, now = self._forecast.model, snapshot.limits, snapshot.now_s
-        load = self._load(snapshot)
-        if self._shares is None:
-            self._shares = limits.splits[min(FIRST_SPLIT, len(limits.splits) - 1)]
-        found = list(choices(model, load, limits))
-        wanted = preferred(found, load)
-        if (wanted.shares, wanted.mode) == (self._shares, self._mode):
+    def _choose(self, moment: Moment) -> ModeCandidate:
+        """Returns the best way to use the device, or the present one where a change is not worth it."""
+        model, load, limits, tuning = moment.forecast.model, moment.load, moment.snapshot.limits, self._tuning
+        found = list(candidates(model, load, limits, tuning))
+        wanted = best_of(found, load)
+        use = self._chosen.use if self._chosen else presumed_use(limits, tuning)
+        if wanted.use == use:
             return wanted
-        if self._mode is Mode.SPLIT:
-            present = split_choice(model, load, self._shares)
-        else:
-            same = [c for c in found if c.mode is self._mode] or [wanted]
-            present = max(same, key=lambda c: (c.decode_s <= load.pace_s, -c.first_s))
-        settled = self._hysteresis.settle(present, wanted, load, now - self._since_s)
-        if (settled.shares, settled.mode) != (self._shares, self._mode):
-            self._shares, self._mode, self._since_s = settled.shares, settled.mode, now
+        present = in_force(model, load, found, use, tuning) or wanted
+        now_s = moment.snapshot.now_s
+        settled = self._hysteresis.settle(present, wanted, load, now_s - self._changed_s)
+        if settled.use != use:
+            self._changed_s = now_s
         return settled
 
-    def _load(self, snapshot: Snapshot) -> Load:
-        """The running batch, and the prompts with the worker that will join it."""
-        soon = joining(snapshot)
-        context = self._forecast.batch.context_tokens(snapshot) + sum(w.prompt_tokens for w in soon)
-        first = snapshot.waiting[0]
-        return Load(
-            rows=min(len(snapshot.running) + len(soon), snapshot.limits.max_running),
-            context_tokens=context,
-            pace_s=self._tightest_pace_s(snapshot),
-            chunk=self._chunk(snapshot),
-            wait_s=self._tight_ttft_s(snapshot) * WAIT_OF_WISH,
-            prompt=self._forecast.prompt_tokens,
-            arriving=self._forecast.arriving(snapshot),
-            computed=first.computed_tokens,
-        )
+    def _ahead_s(self, chosen: ModeCandidate) -> float:
+        """Returns how many seconds before the prefill worker is free its next batch is given out.
 
-    def _tightest_pace_s(self, snapshot: Snapshot) -> float:
-        running = self._forecast.batch.looked_over(snapshot)
-        if running is not self._paced:
-            self._paced, self._pace_s = running, self._kept_pace_s(running)
-        return self._pace_s
+        A mixed step is launched while the one before it is on the device, and a batch for it must be there by then.
+        """
+        return max(self._tuning.ahead_s, chosen.tpot_s) if chosen.mode is Mode.MIXED else self._tuning.ahead_s
 
-    def _kept_pace_s(self, running: Sequence[RunningSequence]) -> float:
-        """The tightest of what those with one wish are content with."""
-        alike: dict[float | None, list[RunningSequence]] = {}
-        for one in [r for r in running if r.output_tokens >= SETTLED] or running:
-            alike.setdefault(one.slo.tpot_s, []).append(one)
-        paces: list[float] = []
-        wishes: list[float] = []
-        for tpot_s, those in alike.items():
-            wish = (ASSUMED_TPOT_S if tpot_s is None else tpot_s) * (1 - self._margin)
-            behind = [r.last_token_s - r.first_token_s - wish * (r.output_tokens - 1) for r in those]
-            behind.sort(reverse=True)  # who is further behind has the tighter pace
-            paces.append(kept_pace_s(wish, behind[int((len(behind) - 1) * CONTENT)]))
-            wishes.append(wish)
-        self._wish_s = min(wishes)
-        return min(paces)
+    def _next_batch(self, moment: Moment, prompts: RankedPrompts, tokens: int, ahead_s: float) -> tuple[Chunk, ...]:
+        """Returns the next prefill batch; empty while the worker is busy for longer than `ahead_s`.
 
+        What arrives in the meantime may have to be first.
+        """
+        if moment.forecast.in_flight_s(self._step_tokens) > ahead_s:
+            return ()
+        return prompts.take(tokens, sequences=moment.places(self._mode))
 
-def kept_pace_s(wish_s: float, behind_s: float) -> float:
-    """Seconds a token under which a sequence's mean stays within its wish, if it is so far behind that, or ahead (< 0).
+    @property
+    def _mode(self) -> Mode:
+        """The mode of the last choice."""
+        return self._chosen.mode if self._chosen else Mode.SPLIT
 
-    One that fell behind is to make up for it over HORIZON tokens; one that is ahead may take SPEND tokens to lose its
-    lead, at half its pace at least.
-    """
-    if behind_s <= 0:
-        return min(2 * wish_s, wish_s - behind_s / SPEND)
-    return max(wish_s * (1 - MAKE_UP), wish_s - behind_s / HORIZON)
+    @property
+    def _step_tokens(self) -> int:
+        """Prompt tokens for each decode step, as the last choice has them or as they are presumed to be."""
+        return (self._chosen and self._chosen.step_tokens) or self._tuning.forecast.step_tokens

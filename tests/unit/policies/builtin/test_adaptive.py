@@ -1,4 +1,4 @@
-"""The split, the mode, the chunks and the door of the adaptive policy."""
+"""Tests of the split, the mode, the chunks and the admission of `adaptive`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from semipd.core.request import Slo
 from semipd.core.sms import splits
 from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, WaitingSequence
 from semipd.policies.builtin.adaptive.modes import (
-    MIXED,
-    MIXED_WAITS,
-    TURNS,
-    Choice,
     Hysteresis,
-    Load,
-    best,
-    mixed_choice,
-    split_choice,
-    turns_choice,
+    ModeCandidate,
+    ServingLoad,
+    best_of,
+    candidates,
+    mixed_candidate,
+    split_candidate,
+    time_slice_candidate,
 )
 from semipd.policies.builtin.adaptive.policy import Adaptive
+from semipd.policies.builtin.adaptive.tuning import TUNING
 from semipd.policies.builtin.static import Static
 from semipd.policies.contract import Policy
 from semipd.policies.toolkit.latency import LatencyModel, Scales, split
@@ -35,8 +34,15 @@ from semipd.testing.scenarios import poisson
 MODEL = shipped_model()
 SPLIT_ONLY = Limits(8192, 512, splits=splits(132), sms=132)
 SPLITS = SPLIT_ONLY.splits
-LOAD = Load(rows=64, context_tokens=64 * 1024, pace_s=0.033, chunk=512)
-LONG = Load(rows=28, context_tokens=28 * 3800, pace_s=0.034, chunk=1984, prompt=3700, computed=1800)
+LOAD = ServingLoad(decode_rows=64, context_tokens=64 * 1024, tpot_target_s=0.033, chunk_tokens=512)
+LONG = ServingLoad(
+    decode_rows=28,
+    context_tokens=28 * 3800,
+    tpot_target_s=0.034,
+    chunk_tokens=1984,
+    prompt_tokens=3700,
+    computed_tokens=1800,
+)
 
 
 def waits(number: int, tokens: int, computed: int = 0, flying: int = 0, ttft_s: float | None = 0.2) -> WaitingSequence:
@@ -53,56 +59,60 @@ def moment(waiting: list[WaitingSequence], running: list[RunningSequence], **cha
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def turns(model: LatencyModel, load: Load, tokens: int) -> Choice:
-    batch_s = model.passes_s(load.computed)
-    step_s = model.decode_s(load.rows, load.context_tokens)
-    return turns_choice(load, tokens, step_s, batch_s(min(load.prompt, load.chunk)), batch_s)
+def turns(model: LatencyModel, load: ServingLoad, tokens: int) -> ModeCandidate:
+    batch_s = model.passes_s(load.computed_tokens)
+    step_s = model.decode_s(load.decode_rows, load.context_tokens)
+    return time_slice_candidate(load, tokens, step_s, batch_s(min(load.prompt_tokens, load.chunk_tokens)), batch_s)
 
 
-class TestChoice:
-    def test_the_smallest_decode_share_that_keeps_the_pace(self) -> None:
+def best(model: LatencyModel, load: ServingLoad, limits: Limits) -> ModeCandidate:
+    return best_of(list(candidates(model, load, limits)), load)
+
+
+class TestModes:
+    def test_the_smallest_decode_share_that_keeps_the_tpot_target(self) -> None:
         chosen = best(MODEL, LOAD, SPLIT_ONLY)
         smaller = [s for s in SPLITS if s.decode < chosen.shares.decode]
         assert smaller
-        assert chosen.decode_s <= LOAD.pace_s
-        assert all(split_choice(MODEL, LOAD, s).decode_s > LOAD.pace_s for s in smaller)
+        assert chosen.tpot_s <= LOAD.tpot_target_s
+        assert all(split_candidate(MODEL, LOAD, s).tpot_s > LOAD.tpot_target_s for s in smaller)
 
-    def test_a_tighter_pace_takes_more(self) -> None:
-        shares = [best(MODEL, replace(LOAD, pace_s=p), SPLIT_ONLY).shares.decode for p in (0.03, 0.02, 0.013)]
+    def test_a_tighter_tpot_target_takes_more(self) -> None:
+        shares = [best(MODEL, replace(LOAD, tpot_target_s=p), SPLIT_ONLY).shares.decode for p in (0.03, 0.02, 0.013)]
         assert shares == sorted(shares)
         assert shares[0] < shares[-1]
 
-    def test_where_no_split_keeps_the_pace_the_nearest_is_taken(self) -> None:
-        chosen = best(MODEL, replace(LOAD, pace_s=0.001), SPLIT_ONLY)
-        assert chosen.decode_s == min(split_choice(MODEL, LOAD, s).decode_s for s in SPLITS)
+    def test_where_no_split_keeps_the_tpot_target_the_nearest_is_taken(self) -> None:
+        chosen = best(MODEL, replace(LOAD, tpot_target_s=0.001), SPLIT_ONLY)
+        assert chosen.tpot_s == min(split_candidate(MODEL, LOAD, s).tpot_s for s in SPLITS)
 
     def test_only_what_the_engine_can_do_is_chosen(self) -> None:
-        many = replace(LONG, arriving=40_000.0)
+        many = replace(LONG, arriving_tokens_per_s=40_000.0)
         assert best(MODEL, many, SPLIT_ONLY).mode is Mode.SPLIT
         assert best(MODEL, many, replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.TURNS}))).mode is Mode.TURNS
         assert best(MODEL, many, replace(SPLIT_ONLY, modes=frozenset(Mode))).mode is Mode.MIXED
 
-    def test_mixed_batches_which_serve_most_and_answer_late_are_for_when_much_comes(self) -> None:
+    def test_mixed_batches_which_serve_most_and_answer_late_are_for_when_much_arrives(self) -> None:
         everything = replace(SPLIT_ONLY, modes=frozenset(Mode))
-        few, many = (best(MODEL, replace(LONG, arriving=a), everything) for a in (5_000.0, 40_000.0))
+        few, many = (best(MODEL, replace(LONG, arriving_tokens_per_s=a), everything) for a in (5_000.0, 40_000.0))
         assert (few.mode, many.mode) == (Mode.TURNS, Mode.MIXED)
-        assert many.prefill_rate > few.prefill_rate
+        assert many.prefill_tokens_per_s > few.prefill_tokens_per_s
 
     def test_a_split_is_for_where_turns_are_too_long(self) -> None:
         modes = replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.TURNS}))
-        shortest = turns(MODEL, LOAD, TURNS[0]).decode_s
-        assert best(MODEL, replace(LOAD, pace_s=shortest * 1.01), modes).mode is Mode.TURNS
-        assert best(MODEL, replace(LOAD, pace_s=shortest * 0.9), modes).mode is Mode.SPLIT
+        shortest = turns(MODEL, LOAD, TUNING.time_slice_tokens[0]).tpot_s
+        assert best(MODEL, replace(LOAD, tpot_target_s=shortest * 1.01), modes).mode is Mode.TURNS
+        assert best(MODEL, replace(LOAD, tpot_target_s=shortest * 0.9), modes).mode is Mode.SPLIT
 
-    def test_first_tokens_come_the_later_the_more_prompts_come(self) -> None:
-        times = [turns(MODEL, replace(LOAD, arriving=a), 512).first_s for a in range(0, 60_000, 5_000)]
+    def test_first_tokens_come_the_later_the_more_prompts_arrive(self) -> None:
+        times = [turns(MODEL, replace(LOAD, arriving_tokens_per_s=a), 512).ttft_s for a in range(0, 60_000, 5_000)]
         assert times == sorted(times)
         assert len(set(times)) == len(times)
 
     def test_the_cpus_mixed_batches_which_the_model_knows_nothing_of_are_not_chosen(self) -> None:
         on_cpu = replace(SPLIT_ONLY, modes=frozenset({Mode.SPLIT, Mode.MIXED}))
         for pace in (0.001, 0.02, 0.06, 1.0):
-            load = replace(LOAD, pace_s=pace)
+            load = replace(LOAD, tpot_target_s=pace)
             assert best(MODEL, load, on_cpu) == best(MODEL, load, SPLIT_ONLY)
 
     def test_nothing_better_is_passed_over(self) -> None:
@@ -113,55 +123,56 @@ class TestChoice:
             rows, pace = draw.randint(1, 256), draw.uniform(0.004, 0.08)
             chunk, wait = draw.randint(4, 64) * 32, draw.uniform(0.02, 1.0)
             comes = draw.choice((30, 300, 3000)), draw.uniform(0.0, 50_000.0), draw.choice((0, 0, 3000))
-            load = Load(rows, rows * draw.randint(50, 4000), pace, chunk, wait, *comes)
+            load = ServingLoad(rows, rows * draw.randint(50, 4000), pace, chunk, wait, *comes)
             scales = Scales(*(draw.uniform(0.5, 2.0) for _ in range(5)))
             model = replace(MODEL, scales=scales)
-            found = [turns(model, load, tokens) for tokens in TURNS]
-            if found[0].decode_s > pace:
-                found += [split_choice(model, load, shares) for shares in SPLITS]
-            mixed = [mixed_choice(model, load, tokens) for tokens in MIXED]
-            found += [choice for choice in mixed if MIXED_WAITS * choice.decode_s <= load.wait_s]
+            found = [turns(model, load, tokens) for tokens in TUNING.time_slice_tokens]
+            if found[0].tpot_s > pace:
+                found += [split_candidate(model, load, shares) for shares in SPLITS]
+            mixed = [mixed_candidate(model, load, tokens) for tokens in TUNING.mixed_tokens]
+            batches = TUNING.mixed_batches_to_first_token
+            found += [candidate for candidate in mixed if batches * candidate.tpot_s <= load.mixed_ttft_s]
             chosen = best(model, load, everything)
-            keeping = [c.first_s for c in found if c.decode_s <= pace]
+            keeping = [c.ttft_s for c in found if c.tpot_s <= pace]
             if keeping:
-                assert chosen.decode_s <= pace
-                assert chosen.first_s == min(keeping)
+                assert chosen.tpot_s <= pace
+                assert chosen.ttft_s == min(keeping)
             else:
-                assert chosen.decode_s == min(c.decode_s for c in found)
+                assert chosen.tpot_s == min(c.tpot_s for c in found)
 
-    def test_turns_are_no_longer_than_the_pace(self) -> None:
-        chosen = best(MODEL, replace(LOAD, pace_s=0.06), Limits(8192, 512, frozenset({Mode.SPLIT, Mode.TURNS})))
+    def test_turns_are_no_longer_than_the_tpot_target(self) -> None:
+        chosen = best(MODEL, replace(LOAD, tpot_target_s=0.06), Limits(8192, 512, frozenset({Mode.SPLIT, Mode.TURNS})))
         assert chosen.mode is Mode.TURNS
-        assert chosen.chunk <= LOAD.chunk
+        assert chosen.chunk_tokens <= LOAD.chunk_tokens
         assert chosen.step_tokens
-        batches = -(-chosen.step_tokens // LOAD.chunk)
+        batches = -(-chosen.step_tokens // LOAD.chunk_tokens)
         batch_s = MODEL.prefill_s(chosen.step_tokens // batches, chosen.step_tokens // batches)
-        assert chosen.decode_s == pytest.approx(batches * batch_s + MODEL.decode_s(LOAD.rows, LOAD.context_tokens))
-        assert chosen.decode_s <= 0.06
+        assert chosen.tpot_s == pytest.approx(batches * batch_s + MODEL.decode_s(LOAD.decode_rows, LOAD.context_tokens))
+        assert chosen.tpot_s <= 0.06
 
     def test_no_mixed_batch_is_so_long_that_short_prompts_would_wait_too_long(self) -> None:
-        loose = replace(LOAD, pace_s=0.06)
+        loose = replace(LOAD, tpot_target_s=0.06)
         for wait_s in (0.03, 0.06, 0.1, 0.2):
-            chosen = best(MODEL, replace(loose, wait_s=wait_s), replace(SPLIT_ONLY, modes=frozenset(Mode)))
-            assert chosen.mode is not Mode.MIXED or MIXED_WAITS * chosen.decode_s <= wait_s
+            chosen = best(MODEL, replace(loose, mixed_ttft_s=wait_s), replace(SPLIT_ONLY, modes=frozenset(Mode)))
+            assert chosen.mode is not Mode.MIXED or TUNING.mixed_batches_to_first_token * chosen.tpot_s <= wait_s
 
 
 class TestHysteresis:
     RULE = Hysteresis(dwell_s=1.0, gain=0.03)
 
-    def at(self, sms: int, load: Load = LOAD) -> Choice:
-        return split_choice(MODEL, load, split(sms, 132))
+    def at(self, sms: int, load: ServingLoad = LOAD) -> ModeCandidate:
+        return split_candidate(MODEL, load, split(sms, 132))
 
-    def test_decode_gets_more_at_once_when_its_pace_is_lost(self) -> None:
-        load = replace(LOAD, pace_s=0.015)
+    def test_decode_gets_more_at_once_when_its_tpot_target_is_missed(self) -> None:
+        load = replace(LOAD, tpot_target_s=0.015)
         assert self.RULE.settle(self.at(16, load), self.at(64, load), load, 0.0).shares == split(64, 132)
 
     def test_prefill_gets_more_only_after_a_while(self) -> None:
         assert self.RULE.settle(self.at(64), self.at(32), LOAD, 0.5).shares == split(64, 132)
         assert self.RULE.settle(self.at(64), self.at(32), LOAD, 1.5).shares == split(32, 132)
 
-    def test_what_barely_keeps_the_pace_is_not_worth_a_change(self) -> None:
-        barely = replace(LOAD, pace_s=self.at(32).decode_s * 1.01)
+    def test_what_barely_keeps_the_tpot_target_is_not_worth_a_change(self) -> None:
+        barely = replace(LOAD, tpot_target_s=self.at(32).tpot_s * 1.01)
         assert self.RULE.settle(self.at(64, barely), self.at(32, barely), barely, 9.0).shares == split(64, 132)
 
     def test_a_steady_load_changes_little(self) -> None:
@@ -172,11 +183,11 @@ class TestHysteresis:
         assert sum(a != b for a, b in itertools.pairwise(shares)) <= 12
 
 
-class TestPlace:
+class TestPlan:
     def test_while_no_prompt_waits_the_shares_stay(self) -> None:
         assert Adaptive().plan(moment([], [runs(1)])).shares is None
 
-    def test_the_tightest_running_wish_decides(self) -> None:
+    def test_the_tightest_slo_of_a_running_sequence_decides(self) -> None:
         batch = [runs(n) for n in range(64)]
         loose = Adaptive().plan(moment([waits(100, 500)], batch)).shares
         tight = Adaptive().plan(moment([waits(100, 500)], [*batch, runs(64, tpot_s=0.014)])).shares
@@ -184,18 +195,18 @@ class TestPlace:
         assert tight is not None
         assert tight.decode > loose.decode
 
-    def test_who_fell_behind_is_helped_to_catch_up_unless_they_are_few(self) -> None:
+    def test_sequences_that_lag_are_helped_to_catch_up_unless_they_are_few(self) -> None:
         batch = [runs(n, took_s=0.1) for n in range(64)]
 
-        def decode_share(behind: int, **wish: float) -> float:
-            late = [runs(64 + n, took_s=1.3, **wish) for n in range(behind)]
-            shares = Adaptive().plan(moment([waits(100, 500)], [*batch[behind:], *late])).shares
+        def decode_share(lagging: int, **slo: float) -> float:
+            late = [runs(64 + n, took_s=1.3, **slo) for n in range(lagging)]
+            shares = Adaptive().plan(moment([waits(100, 500)], [*batch[lagging:], *late])).shares
             assert shares is not None
             return shares.decode
 
         assert decode_share(60) > decode_share(0)
         assert decode_share(1) == decode_share(0)
-        assert decode_share(1, tpot_s=0.03) > decode_share(0)  # with a wish of its own it is not one of many
+        assert decode_share(1, tpot_s=0.03) > decode_share(0)  # with an SLO of its own it is not one of many
 
     def test_a_long_prompt_is_cut_so_that_a_batch_is_short(self) -> None:
         (chunk,) = Adaptive().plan(moment([waits(1, 4000, ttft_s=0.1)], [runs(2)])).prefill
@@ -262,7 +273,7 @@ def test_order_by_slack_is_worth_more_than_arrival() -> None:
     assert goodput(Static(by_slack), 32.0) > goodput(Static(by_arrival), 32.0) + 0.1
 
 
-def test_a_device_with_slower_decode_is_learned_and_its_pace_kept() -> None:
+def test_a_device_with_slower_decode_is_learned_and_its_tpot_kept() -> None:
     slow = replace(MODEL, weights_s=MODEL.weights_s * 1.8, kv_s=MODEL.kv_s * 1.8, row_s=MODEL.row_s * 1.8)
     arrivals = poisson(random.Random(3), 20.0, 200, lambda at: Arrival(at, 400, 100, Slo(1.0, 0.0367)))
     lives = World(Adaptive(), arrivals, Settings(model=slow)).run()

@@ -20,38 +20,38 @@ from semipd.core.snapshot import (
     Step,
     WaitingSequence,
 )
-from semipd.policies.builtin.adaptive.batch_cap import Traffic, most_rows
+from semipd.policies.builtin.adaptive.batch_cap import DecodeTraffic, best_batch_size
 from semipd.policies.builtin.adaptive.policy import Adaptive
-from semipd.policies.toolkit.forecast import FEWEST_ENDED, Forecast
+from semipd.policies.toolkit.forecast import FORECAST, Forecaster
 from semipd.profiles.latency import shipped_model
 
 MODEL = shipped_model()
 SIZES = (64, 128, 256, 384, 512)
-CHAT = Traffic(context=350, prompt_per_token=1.1, pace_s=0.033)
+CHAT = DecodeTraffic(context_tokens=350, prompt_per_token=1.1, tpot_s=0.033)
 SLO = Slo(0.2, 0.0367)
 
 
 def step_s(size: int) -> float:
-    return MODEL.decode_s(size, round(size * CHAT.context))
+    return MODEL.decode_s(size, round(size * CHAT.context_tokens))
 
 
-class TestMostRows:
+class TestBestBatchSize:
     def test_a_size_that_leaves_prompts_too_little_time_is_not_begun(self) -> None:
-        tight = replace(CHAT, pace_s=step_s(512) * 1.4)
-        assert most_rows(MODEL, SIZES, tight) == 384
-        assert most_rows(MODEL, (*SIZES[:4], 400, 512), tight) == 400
+        tight = replace(CHAT, tpot_s=step_s(512) * 1.4)
+        assert best_batch_size(MODEL, SIZES, tight) == 384
+        assert best_batch_size(MODEL, (*SIZES[:4], 400, 512), tight) == 400
 
-    def test_the_largest_serves_most_where_the_pace_leaves_time_and_where_no_prompts_come(self) -> None:
-        assert most_rows(MODEL, SIZES, replace(CHAT, pace_s=0.2)) == 512
-        assert most_rows(MODEL, SIZES, replace(CHAT, pace_s=step_s(512) * 1.2, prompt_per_token=0.01)) == 512
+    def test_the_largest_serves_most_where_the_tpot_leaves_time_and_where_no_prompts_come(self) -> None:
+        assert best_batch_size(MODEL, SIZES, replace(CHAT, tpot_s=0.2)) == 512
+        assert best_batch_size(MODEL, SIZES, replace(CHAT, tpot_s=step_s(512) * 1.2, prompt_per_token=0.01)) == 512
 
-    def test_the_tighter_the_pace_the_fewer(self) -> None:
-        found = [most_rows(MODEL, SIZES, replace(CHAT, pace_s=pace)) for pace in (0.2, 0.04, 0.03, 0.02, 0.012)]
+    def test_the_tighter_the_tpot_the_fewer(self) -> None:
+        found = [best_batch_size(MODEL, SIZES, replace(CHAT, tpot_s=tpot)) for tpot in (0.2, 0.04, 0.03, 0.02, 0.012)]
         assert found == sorted(found, reverse=True)
         assert len(set(found)) >= 3
 
-    def test_where_no_size_keeps_the_pace_nobody_is_held_back(self) -> None:
-        assert most_rows(MODEL, SIZES, replace(CHAT, pace_s=0.001)) == 512
+    def test_where_no_size_keeps_the_tpot_nobody_is_held_back(self) -> None:
+        assert best_batch_size(MODEL, SIZES, replace(CHAT, tpot_s=0.001)) == 512
 
 
 def traffic(ended: int, rows: int, steps: int, prompt: int = 200, step_ms: float = 18.0) -> Observed:
@@ -66,8 +66,8 @@ def traffic(ended: int, rows: int, steps: int, prompt: int = 200, step_ms: float
 
 
 def seen(observed: Observed) -> float | None:
-    forecast = Forecast(MODEL)
-    forecast.see(Snapshot(200.0, (), (), PageUse(900, 1000, 16), Limits(8192, 512), observed=observed))
+    forecaster = Forecaster(MODEL)
+    forecast = forecaster.see(Snapshot(200.0, (), (), PageUse(900, 1000, 16), Limits(8192, 512), observed=observed))
     return forecast.prompt_per_token
 
 
@@ -78,7 +78,7 @@ class TestPromptPerToken:
         assert seen(traffic(ended=32, rows=100, steps=65, prompt=400)) == pytest.approx(2.0, rel=0.02)
 
     def test_too_few_tell_nothing(self) -> None:
-        assert seen(traffic(ended=FEWEST_ENDED - 1, rows=100, steps=65)) is None
+        assert seen(traffic(ended=FORECAST.fewest_completions - 1, rows=100, steps=65)) is None
         assert seen(Observed()) is None
 
 

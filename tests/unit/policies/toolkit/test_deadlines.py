@@ -11,7 +11,7 @@ import pytest
 from semipd.core.plan import Chunk
 from semipd.core.request import Slo
 from semipd.core.snapshot import SequenceId, WaitingSequence
-from semipd.policies.toolkit.deadlines import LATE_SHARE, Ageing, Ranking, due_s, rank, start_by_s
+from semipd.policies.toolkit.deadlines import DEADLINES, Ageing, Ranking, due_s, rank, start_by_s
 
 
 def waits(
@@ -28,8 +28,8 @@ def thousand_a_second(w: WaitingSequence) -> float:
     return w.remaining_tokens / 1000
 
 
-def order(*waiting: WaitingSequence, start_s: float = 0.0, late_first: bool = False) -> tuple[SequenceId, ...]:
-    return rank(waiting, start_s, thousand_a_second, late_first=late_first).order
+def order(*waiting: WaitingSequence, start_s: float = 0.0, overdue_first: bool = False) -> tuple[SequenceId, ...]:
+    return rank(waiting, start_s, thousand_a_second, overdue_first=overdue_first).order
 
 
 def missed(sequence: tuple[WaitingSequence, ...]) -> int:
@@ -37,15 +37,15 @@ def missed(sequence: tuple[WaitingSequence, ...]) -> int:
     return sum(end > due_s(w, 0.0) + 1e-9 for end, w in zip(ends, sequence, strict=True))
 
 
-def test_the_moment_to_start_is_the_wish_less_the_work() -> None:
+def test_the_time_to_start_is_the_due_time_less_the_work() -> None:
     assert start_by_s(waits(1, 200, 0.5, arrival_s=3.0), 0.2) == pytest.approx(3.3)
 
 
-def test_a_deadline_before_the_wish_counts() -> None:
+def test_a_deadline_before_the_ttft_counts() -> None:
     assert due_s(waits(1, 200, 0.5, deadline_s=0.3), 0.2) == 0.3
 
 
-def test_a_preempted_sequence_is_due_by_its_pace() -> None:
+def test_a_preempted_sequence_is_due_by_its_tpot() -> None:
     assert due_s(waits(1, 200, 0.5, tpot_s=0.04, output=10), 0.2) == pytest.approx(0.9)
 
 
@@ -70,7 +70,7 @@ def test_equal_prompts_go_by_arrival() -> None:
     assert order(*(waits(n, 100, 5.0) for n in (3, 1, 2))) == (1, 2, 3)
 
 
-def test_without_wishes_short_prompts_go_first_and_old_ones_are_not_forgotten() -> None:
+def test_without_slos_short_prompts_go_first_and_old_ones_are_not_forgotten() -> None:
     fresh = [waits(n, 100, None, arrival_s=30.0) for n in range(2, 6)]
     assert order(waits(1, 1000, None, arrival_s=29.5), *fresh, start_s=30.0) == (2, 3, 4, 5, 1)
     assert order(waits(1, 1000, None, arrival_s=22.55), *fresh, start_s=30.0)[0] == 1
@@ -80,10 +80,10 @@ def test_priority_is_before_all() -> None:
     assert order(waits(1, 100, 5.0), waits(2, 4000, 1.0, priority=1)) == (2, 1)
 
 
-def test_when_it_is_their_turn_the_late_go_first_by_arrival() -> None:
+def test_when_it_is_their_turn_the_overdue_go_first_by_arrival() -> None:
     waiting = [waits(1, 1000, 0.5), waits(2, 1000, 0.4), waits(3, 100, 2.0)]
     assert order(*waiting) == (3, 1, 2)
-    assert order(*waiting, late_first=True) == (1, 2, 3)
+    assert order(*waiting, overdue_first=True) == (1, 2, 3)
 
 
 def test_no_order_misses_fewer() -> None:
@@ -110,16 +110,16 @@ def test_where_all_are_in_time_no_such_order_has_a_smaller_mean_wait() -> None:
             assert wait(ranked) == pytest.approx(min(wait(p) for p in good))
 
 
-def test_the_late_get_their_share_of_tokens() -> None:
+def test_the_overdue_get_their_share_of_tokens() -> None:
     ageing, ranking = Ageing(), Ranking((1, 2), frozenset({1}))
     waiting = (waits(1, 10**9, 0.1), waits(2, 10**9, 0.1))
-    late = others = 0
-    for _ in range(100 * LATE_SHARE):
-        first = 1 if ageing.late_first else 2
+    overdue = others = 0
+    for _ in range(100 * DEADLINES.overdue_part):
+        first = 1 if ageing.overdue_first else 2
         ageing.planned((Chunk(first, 512),), waiting, ranking)
         ageing.see([replace(w, in_flight_tokens=512) if w.sequence == first else w for w in waiting])
-        late, others = (late + 512, others) if first == 1 else (late, others + 512)
-    assert others / late == pytest.approx(LATE_SHARE, rel=0.05)
+        overdue, others = (overdue + 512, others) if first == 1 else (overdue, others + 512)
+    assert others / overdue == pytest.approx(DEADLINES.overdue_part, rel=0.05)
 
 
 def test_a_plan_that_was_not_given_out_does_not_count() -> None:
@@ -127,15 +127,15 @@ def test_a_plan_that_was_not_given_out_does_not_count() -> None:
     for _ in range(100):
         ageing.planned((Chunk(2, 512),), waiting, Ranking((2, 1), frozenset({1})))
         ageing.see(waiting)
-    assert not ageing.late_first
+    assert not ageing.overdue_first
 
 
-def test_nothing_is_saved_up_while_nobody_is_late() -> None:
+def test_nothing_is_saved_up_while_nobody_is_overdue() -> None:
     ageing = Ageing()
     for _ in range(100):
         ageing.planned((Chunk(2, 512),), (waits(2, 5000, 9.0),), Ranking((2,)))
         ageing.see(())
-    assert not ageing.late_first
+    assert not ageing.overdue_first
 
 
 @pytest.mark.parametrize("tight", [0.5, 50.0])

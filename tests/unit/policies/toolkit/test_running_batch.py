@@ -1,4 +1,4 @@
-"""The running batch is looked over now and then."""
+"""Tests when the running batch is sampled, and what a sample says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot
-from semipd.policies.toolkit.running_batch import LOOK_S, MUCH, RunningBatch
+from semipd.policies.toolkit.running_batch import SAMPLING, RunningSample, RunningSampler
 
 
 def moment(now_s: float, contexts: Sequence[int]) -> Snapshot:
@@ -17,39 +17,43 @@ def moment(now_s: float, contexts: Sequence[int]) -> Snapshot:
     return Snapshot(now_s, (), running, PageUse(100, 100, 16), Limits(64, 512))
 
 
-def test_the_first_look_is_exact() -> None:
-    assert RunningBatch().context_tokens(moment(1.0, [100, 200, 301])) == 601
+def test_the_first_sample_is_exact() -> None:
+    assert RunningSampler(RunningSample).context_tokens(moment(1.0, [100, 200, 301])) == 601
 
 
-def test_a_look_lasts_a_while() -> None:
-    batch, first, later = RunningBatch(), moment(1.0, [100] * 20), moment(1.0 + LOOK_S / 2, [101] * 20)
-    assert batch.looked_over(first) is first.running
-    assert batch.looked_over(later) is first.running
+def test_a_sample_lasts_a_while() -> None:
+    batch, first, later = (
+        RunningSampler(RunningSample),
+        moment(1.0, [100] * 20),
+        moment(1.0 + SAMPLING.period_s / 2, [101] * 20),
+    )
+    assert batch.sample(first).running is first.running
+    assert batch.sample(later).running is first.running
     assert batch.context_tokens(later) == 2000
 
 
-def test_after_a_while_it_is_looked_over_again() -> None:
-    batch, later = RunningBatch(), moment(1.0 + LOOK_S, [101] * 20)
-    batch.looked_over(moment(1.0, [100] * 20))
-    assert batch.looked_over(later) is later.running
+def test_after_a_while_it_is_sampled_again() -> None:
+    batch, later = RunningSampler(RunningSample), moment(1.0 + SAMPLING.period_s, [101] * 20)
+    batch.sample(moment(1.0, [100] * 20))
+    assert batch.sample(later).running is later.running
     assert batch.context_tokens(later) == 2020
 
 
-def test_who_came_meanwhile_counts_as_the_mean_one() -> None:
-    batch = RunningBatch()
-    batch.looked_over(moment(1.0, [100] * 20))
+def test_a_sequence_that_came_meanwhile_counts_as_the_mean_one() -> None:
+    batch = RunningSampler(RunningSample)
+    batch.sample(moment(1.0, [100] * 20))
     assert batch.context_tokens(moment(1.01, [900] * 21)) == 2100
 
 
-def test_a_number_that_changes_much_is_a_reason_to_look() -> None:
-    batch = RunningBatch()
-    for rows in (0, 1, 2, 20, 20 + 20 // MUCH + 1, 5, 0):
+def test_a_number_that_changes_much_is_a_reason_to_sample() -> None:
+    batch = RunningSampler(RunningSample)
+    for rows in (0, 1, 2, 20, 20 + int(20 * SAMPLING.changed_part) + 1, 5, 0):
         now = moment(1.0, [rows] * rows)
-        assert batch.looked_over(now) == now.running
+        assert batch.sample(now).running == now.running
         assert batch.context_tokens(now) == rows * rows
 
 
-def test_a_clock_that_begins_anew_is_a_reason_to_look() -> None:
-    batch, again = RunningBatch(), moment(0.5, [7] * 20)
-    batch.looked_over(moment(100.0, [100] * 20))
-    assert batch.looked_over(again) is again.running
+def test_a_clock_that_begins_anew_is_a_reason_to_sample() -> None:
+    batch, again = RunningSampler(RunningSample), moment(0.5, [7] * 20)
+    batch.sample(moment(100.0, [100] * 20))
+    assert batch.sample(again).running is again.running
