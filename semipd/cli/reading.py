@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from semipd.cli.terminal import Voice
+from semipd.core.request import mean_tpot_s
 from semipd_client import Finish, Stream, Token
 
 
@@ -43,7 +44,7 @@ def read_aloud(
             if voice is not None:
                 voice.end_line()
     ttft_s = None if first_s is None else first_s - began_s
-    tpot_s = (last_s - first_s) / (tokens - 1) if first_s is not None and last_s is not None and tokens > 1 else None
+    tpot_s = None if first_s is None or last_s is None else mean_tpot_s(last_s - first_s, tokens)
     return stream, TokenTimings(ttft_s, tpot_s, clock() - began_s)
 
 

@@ -73,7 +73,7 @@ class Observations:
         self._completions.append(seen)
         self._changed = True
         if seen.slo != Slo():
-            self._met.append((seen.at_s, met(seen.slo, ttft_s, seen.tpot_s)))
+            self._met.append((seen.at_s, seen.slo.met(ttft_s, seen.tpot_s)))
 
     def observed(self) -> Observed:
         """Returns the observations that a policy sees."""
@@ -96,10 +96,3 @@ class Observations:
         """Returns the fraction of the window's requests with an SLO that met it. None: there are none."""
         recent = [ok for at, ok in self._met if at > now - WINDOW_S]
         return sum(recent) / len(recent) if recent else None
-
-
-def met(slo: Slo, ttft_s: float, tpot_s: float | None) -> bool:
-    """Returns whether the observed latencies are within the SLO. `tpot_s` is None below two output tokens."""
-    first = slo.ttft_s is None or ttft_s <= slo.ttft_s
-    others = slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s
-    return first and others

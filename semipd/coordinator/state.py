@@ -20,7 +20,7 @@ from semipd.core.config import ServerConfig
 from semipd.core.errors import RequestError
 from semipd.core.latency import NOMINAL, LatencyModel
 from semipd.core.partition import FULL, Mode, Shares
-from semipd.core.request import Delta, End
+from semipd.core.request import Delta, End, mean_tpot_s
 from semipd.core.snapshot import Completion
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import worker_pb2 as wk
@@ -123,7 +123,7 @@ class CoordinatorState:
         """
         now, entry = self.clock.now(), sequence.entry
         timings, count = sequence.timings(), len(sequence.output)
-        tpot = timings.decode_s / (count - 1) if count > 1 else None
+        tpot = mean_tpot_s(timings.decode_s, count)
         self.observations.completion(Completion(now, tpot, count, entry.request.slo), timings.ttft_s)
         self.metrics.finished(end.reason.value, now - entry.arrival_s)
         log.info(

@@ -62,9 +62,12 @@ class Slo:
         return first and (self.tpot_s is None or tpot_s is None or tpot_s <= self.tpot_s * factor)
 
 
-def mean_tpot_s(first_token_s: float, last_token_s: float, tokens: int) -> float | None:
-    """Returns TPOT: the mean seconds for each token after the first. None: there are fewer than two tokens."""
-    return (last_token_s - first_token_s) / (tokens - 1) if tokens > 1 else None
+def mean_tpot_s(decode_s: float, tokens: int) -> float | None:
+    """Returns TPOT, the mean seconds for each token after the first. None: there are fewer than two tokens.
+
+    `decode_s`: seconds from the first token to the last.
+    """
+    return decode_s / (tokens - 1) if tokens > 1 else None
 
 
 @dataclass(frozen=True, slots=True)

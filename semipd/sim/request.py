@@ -175,7 +175,7 @@ class SimSequence:
     @property
     def tpot_s(self) -> float | None:
         """Mean seconds for each token after the first; None: there are fewer than two tokens."""
-        return None if self.first_token_s is None else mean_tpot_s(self.first_token_s, self.last_token_s, self.output)
+        return None if self.first_token_s is None else mean_tpot_s(self.last_token_s - self.first_token_s, self.output)
 
     def as_waiting(self) -> WaitingSequence:
         """Returns what a policy sees of it while it waits."""

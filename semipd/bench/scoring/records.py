@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from semipd.core.request import Slo, mean_tpot_s
+
 
 class Outcome(StrEnum):
     DONE = "done"
@@ -54,9 +56,9 @@ class RequestRecord:
     @property
     def tpot_s(self) -> float | None:
         """(last token - first token) / (tokens - 1); absent below two tokens."""
-        if self.first_s is None or self.last_s is None or self.tokens < 2:
+        if self.first_s is None or self.last_s is None:
             return None
-        return (self.last_s - self.first_s) / (self.tokens - 1)
+        return mean_tpot_s(self.last_s - self.first_s, self.tokens)
 
     @property
     def end_to_end_s(self) -> float | None:
@@ -68,8 +70,7 @@ class RequestRecord:
         miss."""
         if self.outcome is not Outcome.DONE or self.ttft_s is None:
             return False
-        in_time = self.ttft_s <= self.ttft_slo_s * factor
-        return in_time and (self.tpot_s is None or self.tpot_s <= self.tpot_slo_s * factor)
+        return Slo(self.ttft_slo_s, self.tpot_slo_s).met(self.ttft_s, self.tpot_s, factor)
 
     def token_times(self) -> list[tuple[float, int]]:
         """(seconds, tokens) of each message with tokens. Needs the gaps."""

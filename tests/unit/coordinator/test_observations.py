@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import pytest
-
-from semipd.coordinator.observations import WINDOW_S, LatencyPercentiles, Observations, met, percentiles
+from semipd.coordinator.observations import WINDOW_S, LatencyPercentiles, Observations, percentiles
 from semipd.core.config import OBSERVATIONS_KEPT
 from semipd.core.partition import FULL, Phase
 from semipd.core.request import Slo
@@ -19,20 +17,6 @@ def test_percentiles_of_one_value_are_that_value() -> None:
 
 def test_a_value_counts_as_often_as_it_was_seen() -> None:
     assert percentiles([(5.0, 1), (1.0, 89), (3.0, 1), (4.0, 9)]) == LatencyPercentiles(1.0, 3.0, 4.0)
-
-
-@pytest.mark.parametrize(
-    ("slo", "ttft", "tpot", "inside"),
-    [
-        (Slo(0.5, 0.1), 0.5, 0.1, True),
-        (Slo(0.5, 0.1), 0.51, 0.1, False),
-        (Slo(0.5, 0.1), 0.5, 0.11, False),
-        (Slo(None, 0.1), 99.0, 0.1, True),
-        (Slo(0.5, 0.1), 0.5, None, True),
-    ],
-)
-def test_an_slo_is_met_when_all_that_it_names_is(slo: Slo, ttft: float, tpot: float | None, inside: bool) -> None:
-    assert met(slo, ttft, tpot) is inside
 
 
 def test_what_a_policy_sees_is_bounded_and_the_latest() -> None:
