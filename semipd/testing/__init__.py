@@ -5,9 +5,9 @@
     def test_my_policy_keeps_the_contract():
         check_policy(MyPolicy)
 
-`check_policy` runs every check of `semipd.testing.kit` in a small simulated world
-(`semipd.testing.world`): no plan needs more pages than are free, nobody starves, a call stays inside its time
-budget, the same snapshots give the same plans. `replay` runs requests of your own through a policy.
+`check_policy` runs every check of `semipd.testing.kit`: no plan breaks the contract, nobody starves, a call stays
+inside its time budget, the same snapshots give the same plans. `replay` runs requests of your own through a policy.
+Both play on the simulator (`semipd.sim`), with the latencies of the profile that ships unless a test names others.
 """
 
 from semipd.policies.contract import Broken

@@ -1,4 +1,4 @@
-"""Checks that every policy should pass: the built-in ones do, and an author's can in the author's own repository."""
+"""The checks that every policy should pass. The built-in ones do; authors run them in their own repositories."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from semipd.core.partition import Mode
 from semipd.core.request import Slo
 from semipd.core.snapshot import Limits
 from semipd.policies.contract import Broken, Policy, ask_plan
@@ -15,18 +16,19 @@ from semipd.testing import scenarios
 from semipd.testing.world import Arrival, Life, Settings, World
 
 MakePolicy = Callable[[], Policy]
-"""A fresh policy each time."""
+"""Returns a fresh policy each time."""
 
 BUDGET_S = 0.01
-"""CPU seconds for a call with 500 waiting and 500 running; a server ends one after 0.05 s by default."""
+"""CPU seconds for a plan with 500 waiting and 500 running sequences; a server ends a call after 0.05 s by default."""
 TRIES = 20
 """How often a call is timed before it counts as too long."""
 PATIENCE = 60
-"""A prompt is computed at the latest while so many times its own tokens are."""
+"""A request must go on within this multiple of the time that it takes alone."""
+ALL_MODES = frozenset(Mode)
 
 
 def check_policy(make: MakePolicy, *, seeds: Sequence[int] = (1, 2), budget_s: float = BUDGET_S) -> None:
-    """All checks below. Raises Broken, an AssertionError, with what went wrong and where."""
+    """Runs all checks below. Raises Broken, an AssertionError, which says what went wrong and where."""
     check_moments(make)
     check_worlds(make, seeds)
     check_no_starvation(make)
@@ -34,7 +36,7 @@ def check_policy(make: MakePolicy, *, seeds: Sequence[int] = (1, 2), budget_s: f
 
 
 def check_moments(make: MakePolicy, count: int = 150) -> None:
-    """On random snapshots, full pools and idle servers among them, each answer keeps the contract."""
+    """Checks that plans for random snapshots keep the contract; full pools and idle servers are among them."""
     for seed in range(count):
         draw = random.Random(seed)
         moment = scenarios.snapshot(draw, draw.choice((0, 1, 5, 30)), draw.choice((0, 1, 20)))
@@ -42,7 +44,8 @@ def check_moments(make: MakePolicy, count: int = 150) -> None:
 
 
 def check_worlds(make: MakePolicy, seeds: Sequence[int] = (1, 2)) -> None:
-    """In each scenario all plans keep the contract, all requests end, all pages come back, and twice it is the same."""
+    """Checks each scenario of `semipd.testing.scenarios` in simulated time: all plans keep the contract, all requests
+    end, all pages come back, and a second fresh policy plans the same."""
     for scenario in scenarios.SCENARIOS:
         for seed in seeds:
             where = f"{scenario.name}, seed {seed}"
@@ -57,24 +60,35 @@ def check_worlds(make: MakePolicy, seeds: Sequence[int] = (1, 2)) -> None:
 
 
 def check_no_starvation(make: MakePolicy) -> None:
-    """A long prompt that can't be in time any more is computed though short ones keep coming, faster than can be."""
-    draw = random.Random(7)
-    tokens, rate, came_s = 2000, 220.0, 0.1
-    settings = Settings(pages=100_000, limits=Limits(2048, 256))
-    until_s = came_s + PATIENCE * settings.model.prefill_s(tokens, tokens)
-    shorts = scenarios.poisson(draw, rate, round(rate * until_s), lambda at: Arrival(at, 256, 1, Slo(ttft_s=0.3)))
-    world = World(make(), [Arrival(came_s, tokens, 1, Slo(ttft_s=0.02)), *shorts], settings)
-    _told("no starvation", lambda: world.run(until_s))
-    (long,) = [life for life in world.lives if life.arrival.prompt_tokens == tokens]
-    if long.first_token_s is None and not long.refused:
-        raise Broken(
-            f"a prompt of {tokens} tokens waits for ever behind short ones, not computed after {until_s:.1f} s; "
-            "let what has waited long go before what has just come"
-        )
+    """Checks that short prompts that come faster than they can be computed keep nobody waiting for ever: neither a long
+    prompt that can't be in time any more, nor a sequence that decodes. It plays an engine with a split alone, and one
+    with all modes."""
+    for modes in (frozenset({Mode.SPLIT}), ALL_MODES):
+        settings = Settings(pages=100_000, limits=Limits(2048, 256, modes))
+        tokens, answer, rate, came_s = 2000, 8, 220.0, 0.1
+        until_s = came_s + PATIENCE * settings.model.prefill_s(tokens, tokens)
+        draw = random.Random(7)
+        shorts = scenarios.poisson(draw, rate, round(rate * until_s), lambda at: Arrival(at, 256, 1, Slo(ttft_s=0.3)))
+        arrivals = [Arrival(0.0, 64, answer), Arrival(came_s, tokens, 1, Slo(ttft_s=0.02)), *shorts]
+        world = World(make(), arrivals, settings)
+        where = "no starvation" if modes != ALL_MODES else "no starvation, an engine of all modes"
+        _told(where, partial(world.run, until_s))
+        (long,) = [life for life in world.lives if life.arrival.prompt_tokens == tokens]
+        if long.first_token_s is None and not long.refused:
+            raise Broken(
+                f"{where}: a prompt of {tokens} tokens waits for ever behind short ones, not computed after "
+                f"{until_s:.1f} s; let what has waited long go before what has just come"
+            )
+        decoding = world.lives[0]
+        if not decoding.over:
+            raise Broken(
+                f"{where}: a sequence that decodes waits for ever beside prompts, with {decoding.output} of {answer} "
+                f"tokens after {until_s:.1f} s; leave decode a share of the device, or a step now and then"
+            )
 
 
 def check_budget(make: MakePolicy, budget_s: float = BUDGET_S) -> None:
-    """`plan` with 500 waiting and 500 running sequences take less CPU time than `budget_s`."""
+    """Checks that `plan` takes at most `budget_s` of CPU time with 500 waiting and 500 running sequences."""
     moment = scenarios.snapshot(random.Random(3), 500, 500)
 
     def once() -> float:
@@ -85,7 +99,7 @@ def check_budget(make: MakePolicy, budget_s: float = BUDGET_S) -> None:
 
     took = math.inf
     for _ in range(TRIES):
-        took = min(took, once())  # the least: what else the machine does is not the policy's matter
+        took = min(took, once())  # the least: what else the machine does is not the policy's fault
         if took <= budget_s:
             return
     raise Broken(f"a plan for 500 waiting and 500 running sequences takes {took * 1000:.1f} ms of CPU time")
@@ -99,14 +113,15 @@ def _told(where: str, check: Callable[[], object]) -> None:
 
 
 def _patience_s(arrivals: Sequence[Arrival], settings: Settings) -> float:
-    """A moment by which even a slow policy is done: all work one after another, and as much again for each redone."""
+    """Returns a moment by which even a slow policy is done: ten times the time of all work, one after another."""
     model, last = settings.model, max(a.at_s for a in arrivals)
     prefill = sum(
         model.prefill_s(1, 1) * (1 + a.prompt_tokens / min(a.prompt_tokens, settings.limits.max_batch_tokens))
         + model.prefill_s(a.prompt_tokens, a.prompt_tokens)
         for a in arrivals
+        for _ in range(a.samples)
     )
-    decode = sum(a.output_tokens for a in arrivals) * model.decode_s(1, 4000)
+    decode = sum(a.samples * a.output_tokens for a in arrivals) * model.decode_s(1, 4000)
     return last + 10 * (prefill + decode)
 
 
@@ -124,5 +139,5 @@ def _describe(life: Life) -> str:
 
 
 def replay(policy: Policy, arrivals: Sequence[Arrival], settings: Settings | None = None) -> list[Life]:
-    """What becomes of these requests under the policy, by arrival: for an author's own tests and experiments."""
+    """Returns what becomes of these requests under the policy, by arrival. For tests and experiments of an author."""
     return World(policy, arrivals, settings).run()
