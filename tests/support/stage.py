@@ -12,7 +12,7 @@ from semipd.coordinator.policy_host import PolicyHost
 from semipd.coordinator.requests import RequestTable, Ticket
 from semipd.coordinator.state import CoordinatorState, Worker
 from semipd.core.clock import ManualClock
-from semipd.core.config import ServerConfig, resolve
+from semipd.core.config import ServerConfig, pages_for, resolve
 from semipd.core.request import Delta, Request, SamplingParams, StoppingParams
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import sequence_pb2 as seq
@@ -166,7 +166,7 @@ class Stage:
         for chunk in batch.chunks:
             end = chunk.start + len(chunk.tokens)
             have = len(self.account.table(chunk.lease))
-            self.account.take(chunk.lease, -(-end // 16) - have, worker.holder)
+            self.account.take(chunk.lease, pages_for(end) - have, worker.holder)
             answer = wk.ChunkDone(lease=chunk.lease, outcome=wk.CHUNK_OUTCOME_COMPUTED, computed=end)
             if chunk.HasField("continuation"):
                 answer.sampled.token = token
