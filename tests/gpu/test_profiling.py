@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from semipd.coordinator.devices import choose_device
+from semipd.coordinator.latency import choose_latency_model
+from semipd.core.config import ServerConfig
 from semipd.profiler.record import record
+from semipd.profiles.cache import cache_file
+from semipd.profiles.latency import latency_model
 from semipd.profiles.profile import read_profile
 from semipd.sim.execution_times import ProfileTimes
 
@@ -34,12 +39,16 @@ SMALL = {
 
 
 @pytest.mark.skipif(shutil.which("nvidia-cuda-mps-control") is None, reason="no MPS")
-def test_a_recording_is_a_profile_that_can_be_simulated(tmp_path: Path) -> None:
+def test_a_recording_is_a_profile_that_can_be_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     out = tmp_path / "profile.json"
     record(tmp_path, out, quick=True, seconds=90.0, dtype="bfloat16", mps="own")
     profile = read_profile(out)
     assert profile.source.recorded
+    assert read_profile(cache_file(profile.gpu, profile.model)) == profile
+    chosen = choose_latency_model(ServerConfig(model=str(tmp_path)), choose_device("cuda"), 1)
+    assert chosen.latency == latency_model(profile), "the next start of a server finds it"
     assert any(table.other_sms for table in profile.decode)
     times, sms = ProfileTimes(profile), profile.gpu.sms
     assert times.decode_s(64, 64 * 4096, sms, 0) > times.decode_s(1, 512, sms, 0)
