@@ -138,9 +138,9 @@ class LatencyModel:
     """One factor: for all of a pass. Its launch takes as long on any share."""
     decode_slowdown: Slowdown
     """Three factors: for the weights, for rows and for KV."""
-    tile_tokens: int = 1
-    """Tokens: matrix products go in tiles of this size, or captured passes are padded to multiples of it. A pass in
-    between two multiples costs about as much as one of the larger."""
+    tile_tokens: int
+    """Tokens: matrix products go in tiles of this size, or captured passes are padded to multiples of it. A pass
+    between two multiples costs more for each of its tokens."""
     scales: Scales = field(default_factory=Scales)
 
     def prefill_s(
@@ -231,6 +231,7 @@ NOMINAL = LatencyModel(
     row_s=20e-6,
     kv_s=25e-9,
     mixed_batch_s=3e-3,
+    tile_tokens=128,
     prefill_slowdown=even_slowdown(1),
     decode_slowdown=even_slowdown(3),
 )

@@ -17,6 +17,7 @@ from semipd.core.config import GRAPH_CONTEXT, GRAPH_FEW_TOKENS
 from semipd.core.latency import LatencyModel
 from semipd.profiles.fitting import Numbers, non_negative, relative_error
 from semipd.profiles.profile import SHIPPED, DecodePoint, MixedPoint, PrefillPoint, Profile, load_profile
+from semipd.profiles.roofline import TILE
 from semipd.profiles.slowdown import ShareTable, fit_slowdown
 
 LAUNCH_BOUND = 4
@@ -58,8 +59,9 @@ def shipped_model() -> LatencyModel:
 
 
 def tile(buckets: Sequence[int]) -> int:
-    """Returns the tokens of a tile: the widest step between two sizes that passes are padded to. 1: not padded."""
-    return max((b - a for a, b in pairwise(buckets)), default=1)
+    """Returns the tokens of a tile: the widest step between two sizes that passes are padded to, or where they are not
+    padded that of the GPU's matrix products."""
+    return max((b - a for a, b in pairwise(buckets)), default=TILE)
 
 
 def _alone(tables: Iterable[Any], sms: int) -> Any:

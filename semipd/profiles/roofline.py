@@ -54,9 +54,7 @@ OVERLAP = 0.5
 """The part of SMs that both phases may use which each gets."""
 
 TILE = 128
-"""Tokens: the height of a tile of a GPU's matrix products."""
-CPU_TILE = 16
-"""Tokens: as many rows as fill a CPU's vector registers a few times over."""
+"""Tokens: the height of a tile of a GPU's matrix products, and about that of a block of a CPU's."""
 
 
 def roofline(hardware: Hardware, model: ModelConfig, item_bytes: int) -> LatencyModel:
@@ -82,7 +80,7 @@ def roofline(hardware: Hardware, model: ModelConfig, item_bytes: int) -> Latency
         mixed_batch_s=MIXED_FIXED * weights_s,
         prefill_slowdown=_prefill_slowdown(hardware.on_gpu),
         decode_slowdown=_decode_slowdown(hardware.on_gpu),
-        tile_tokens=TILE if hardware.on_gpu else CPU_TILE,
+        tile_tokens=TILE,
     )
 
 

@@ -12,6 +12,7 @@ from unit.sim.small import small_profile
 from semipd.core.latency import LatencyModel
 from semipd.profiles.latency import latency_model
 from semipd.profiles.profile import SHIPPED, Buckets, DecodeTable, PrefillTable, Profile, load_profile
+from semipd.profiles.roofline import TILE
 
 SHIP = load_profile(SHIPPED)
 MODEL = latency_model(SHIP)
@@ -70,7 +71,8 @@ def test_where_both_may_use_the_same_sms_nothing_takes_much_longer_than_the_mode
 
 def test_the_tile_is_the_widest_step_between_two_sizes_that_passes_are_padded_to() -> None:
     assert MODEL.tile_tokens == 128
-    assert latency_model(replace(SHIP, buckets=Buckets())).tile_tokens == 1
+    assert latency_model(replace(SHIP, buckets=Buckets(prefill=(32, 64, 128)))).tile_tokens == 64
+    assert latency_model(replace(SHIP, buckets=Buckets())).tile_tokens == TILE
 
 
 def test_a_profile_of_few_points_gives_a_model_too() -> None:
