@@ -182,6 +182,11 @@ class LatencyModel:
         """Returns the least that a pass takes, whatever is in it."""
         return self.launch_s * (self.scales.prefill(other > 0) if self.scales.launch is None else self.scales.launch)
 
+    def fixed_s(self, *, share: float = 100.0, other: float = 0.0) -> float:
+        """Returns the fixed part of a pass, which it costs whatever is in it."""
+        (slowdown,) = self.prefill_slowdown.factors(share, other)
+        return self.batch_s * slowdown * self.scales.prefill(other > 0)
+
     def prompt_s(self, tokens: int, computed: int, *, share: float = 100.0, other: float = 0.0) -> float:
         """Returns what the next `tokens` tokens of one prompt add to passes that run anyway."""
         work = tokens * self.token_s + tokens * (computed + tokens / 2) * self.attention_s

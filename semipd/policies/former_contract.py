@@ -28,11 +28,12 @@ MOVED = {
     "semipd.policies.rules": "import `Broken` from semipd.policies",
     "semipd.policies.filling": "import `fill_batch` from semipd.policies",
     "semipd.policies.batch": "import from semipd.policies.toolkit.running_batch",
+    "semipd.policies.latency": "import from semipd.core.latency",
     "semipd.policies.choice": "import from semipd.policies.builtin.adaptive.modes",
     "semipd.policies.rows": "import from semipd.policies.builtin.adaptive.batch_cap",
     **{
         f"semipd.policies.{name}": f"import from semipd.policies.toolkit.{name}"
-        for name in ("deadlines", "fitting", "forecast", "latency", "ordering")
+        for name in ("deadlines", "fitting", "forecast", "ordering")
     },
     **{
         f"semipd.policies.{name}": f"import from semipd.policies.builtin.{name}"

@@ -7,12 +7,11 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from semipd.core.latency import NOMINAL
+from semipd.core.latency import NOMINAL, LatencyModel
 from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.snapshot import Observed, Snapshot, WaitingSequence
 from semipd.policies.toolkit.deadlines import Work
 from semipd.policies.toolkit.fitting import Fit
-from semipd.policies.toolkit.latency import LatencyModel
 from semipd.policies.toolkit.running_batch import RunningSample, RunningSampler
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from semipd.core.latency import LatencyModel
 from semipd.policies.builtin.adaptive.tuning import TUNING, Tuning
-from semipd.policies.toolkit.latency import LatencyModel
 
 
 @dataclass(frozen=True, slots=True)

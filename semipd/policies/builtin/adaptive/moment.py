@@ -85,8 +85,8 @@ class Moment:
     def chunk_tokens(self) -> int:
         """Prompt tokens in a prefill batch that takes about `batch_s` under the shares as they are: whole tiles."""
         model, forecast, tuning = self.forecast.model, self.forecast, self.tuning
-        probe, tile = tuning.forecast.probe_tokens, tuning.tile_tokens
-        fixed_s = model.batch_s * model.scales.prefill(forecast.decode_share > 0)
+        probe, tile = tuning.forecast.probe_tokens, model.tile_tokens
+        fixed_s = model.fixed_s(share=forecast.prefill_share, other=forecast.decode_share)
         token_s = model.prompt_s(probe, 0, share=forecast.prefill_share, other=forecast.decode_share) / probe
         tokens = round((self.batch_s - fixed_s) / token_s / tile) * tile
         return min(tuning.largest_chunk_tokens, max(tile, tokens))
@@ -106,6 +106,7 @@ class Moment:
             prompt_tokens=forecast.prompt_tokens,
             arriving_tokens_per_s=forecast.arriving_tokens_per_s,
             computed_tokens=snapshot.waiting[0].computed_tokens,
+            tile_tokens=forecast.model.tile_tokens,
         )
 
     def places(self, mode: Mode) -> int:

@@ -38,9 +38,6 @@ class Tuning:
     """Seconds that a batch takes at most, however loose the TTFTs are."""
     largest_chunk_tokens: int = 2048
     """Prompt tokens in a batch, at most."""
-    tile_tokens: int = 128
-    """Prompt tokens of a tile of the GPU's matrix products. A batch between two multiples costs more for each of its
-    tokens: 320 take 8.7 ms, 384 take 10.0, and 448 as long as 512, 12.4 (an H200, the profile that ships)."""
 
     # --- TPOT: how fast the running batch must be --------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from semipd.core.latency import LatencyModel, Scales
 from semipd.core.partition import FULL, Mode
 from semipd.core.request import Slo
-from semipd.core.sms import splits
+from semipd.core.sms import split, splits
 from semipd.core.snapshot import Limits, PageUse, RunningSequence, Snapshot, WaitingSequence
 from semipd.policies.builtin.adaptive.modes import (
     Hysteresis,
@@ -26,7 +27,6 @@ from semipd.policies.builtin.adaptive.policy import Adaptive
 from semipd.policies.builtin.adaptive.tuning import TUNING
 from semipd.policies.builtin.static import Static
 from semipd.policies.contract import Policy
-from semipd.policies.toolkit.latency import LatencyModel, Scales, split
 from semipd.profiles.latency import shipped_model
 from semipd.testing import Arrival, Settings, World
 from semipd.testing.scenarios import poisson
