@@ -13,6 +13,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -67,6 +68,10 @@ def cost_us(act: Callable[[], object]) -> float:
     return sorted(blocks)[len(blocks) // 2]
 
 
+def send_step(link: CoordinatorLink, rows: int) -> None:
+    link.send(wk.FromWorker(step_done=step_of(rows)))
+
+
 def measure(link: CoordinatorLink) -> dict[str, float]:
     def receive_adopt() -> wk.Adopt:
         message = link.receive(wait_s=1.0)
@@ -78,7 +83,7 @@ def measure(link: CoordinatorLink) -> dict[str, float]:
     time.sleep(0.5)  # let them all arrive: waiting for the peer is not the message's cost
     figures = {"receive Adopt": cost_us(receive_adopt)}
     for rows in (1, 16, 64):
-        figures[f"send StepDone, {rows} rows"] = cost_us(lambda n=rows: link.send(wk.FromWorker(step_done=step_of(n))))
+        figures[f"send StepDone, {rows} rows"] = cost_us(partial(send_step, link, rows))
     beat = wk.Heartbeat(pulses=1, leases=range(64))
     figures["send Heartbeat, 64 leases"] = cost_us(lambda: link.send(wk.FromWorker(heartbeat=beat)))
     figures["look for a message, none there"] = cost_us(link.receive)

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
-import grpc_tools  # type: ignore[import-untyped, unused-ignore]
+import grpc_tools
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
@@ -25,8 +25,8 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
     MethodDescriptorProto,
 )
-from google.rpc import code_pb2  # type: ignore[import-untyped, unused-ignore]
-from grpc_tools import protoc  # type: ignore[import-untyped, unused-ignore]
+from google.rpc import code_pb2
+from grpc_tools import protoc
 
 from semipd.core import errors
 from semipd.wire.status import CODES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped, unused-ignore]
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from semipd.core.errors import InvalidRequest, PromptTooLong, Reason, RequestError
 

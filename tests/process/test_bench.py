@@ -32,7 +32,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def bench_beside(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """While servers of this process answer."""
+    """Runs `bench` while servers of this process answer."""
     return await asyncio.to_thread(bench, *arguments)
 
 

@@ -214,7 +214,8 @@ def test_nobody_listens_but_on_the_one_port() -> None:
         ]
         assert [c.laddr.port for c in listening] == [int(server.address.rpartition(":")[2])]
         assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
-        unix = [c.laddr for p in server.family() for c in p.net_connections(kind="unix") if "semipd-" in str(c.laddr)]
+        addresses = [str(c.laddr) for p in server.family() for c in p.net_connections(kind="unix")]
+        unix = [address for address in addresses if "semipd-" in address]
         folders = {os.path.dirname(path) for path in unix}
         assert folders
         assert all(os.stat(folder).st_mode & 0o777 == 0o700 for folder in folders)

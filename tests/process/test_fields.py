@@ -14,6 +14,7 @@ from semipd_client import (
     AlreadyExists,
     Client,
     DeadlineExceeded,
+    Finish,
     FinishReason,
     InvalidArgument,
     Message,
@@ -42,6 +43,11 @@ def plain(client: Client) -> Sample:
     return ask(client)
 
 
+def finish_of(sample: Sample) -> Finish:
+    assert sample.finish is not None
+    return sample.finish
+
+
 def ask(client: Client, **options: Any) -> Sample:
     given: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0, "ignore_eos": True, **options}
     return client.generate(PROMPT, **given).samples[0]
@@ -51,7 +57,7 @@ def test_a_stop_string_ends_the_answer_before_it_and_is_named(client: Client, pl
     stop = plain.text[9:16]
     sample = ask(client, stop=["never in it", stop])
     assert sample.text == plain.text[: plain.text.index(stop)]
-    assert (sample.finish.reason, sample.finish.stop) == (FinishReason.STOP, stop)
+    assert (finish_of(sample).reason, finish_of(sample).stop) == (FinishReason.STOP, stop)
     assert ask(client, stop=[stop], include_stop=True).text == plain.text[: plain.text.index(stop) + len(stop)]
 
 
@@ -60,7 +66,7 @@ def test_a_stop_token_ends_the_answer_and_is_named(client: Client, plain: Sample
     place = list(plain.token_ids).index(token)
     sample = ask(client, stop_token_ids=[token])
     assert list(sample.token_ids) == list(plain.token_ids[:place])
-    assert (sample.finish.reason, sample.finish.stop_token_id) == (FinishReason.STOP, token)
+    assert (finish_of(sample).reason, finish_of(sample).stop_token_id) == (FinishReason.STOP, token)
     assert list(ask(client, stop_token_ids=[token], include_stop=True).token_ids) == list(plain.token_ids[: place + 1])
 
 
@@ -73,7 +79,7 @@ def test_min_tokens_holds_a_stop_token_back(client: Client, plain: Sample) -> No
 
 def test_max_tokens_ends_by_length(client: Client) -> None:
     sample = ask(client, max_tokens=5)
-    assert (len(sample.token_ids), sample.finish.reason) == (5, FinishReason.LENGTH)
+    assert (len(sample.token_ids), finish_of(sample).reason) == (5, FinishReason.LENGTH)
 
 
 def test_without_max_tokens_the_context_is_the_limit(client: Client) -> None:
@@ -83,8 +89,13 @@ def test_without_max_tokens_the_context_is_the_limit(client: Client) -> None:
 
 def test_a_time_limit_ends_the_answer_as_it_is(client: Client) -> None:
     limits = iter((0.3, 1.0, 3.0))  # where the machine is busy the first token may take longer than the first of these
-    sample = until(lambda: (found := ask(client, max_tokens=900, time_limit=next(limits))).token_ids and found)
-    assert sample.finish.reason is FinishReason.TIME_LIMIT
+
+    def begun_in_time() -> Sample | None:
+        found = ask(client, max_tokens=900, time_limit=next(limits))
+        return found if found.token_ids else None
+
+    sample = until(begun_in_time)
+    assert finish_of(sample).reason is FinishReason.TIME_LIMIT
     assert 0 < len(sample.token_ids) < 900
 
 

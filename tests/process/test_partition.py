@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -19,11 +20,15 @@ def server() -> Iterator[RunningServer]:
 
 
 def cpus_of(pid: int) -> set[int]:
-    """Where any thread of the process may run."""
+    """Returns the CPUs on which any thread of the process may run."""
     found: set[int] = set()
     for thread in os.listdir(f"/proc/{pid}/task"):
         found |= os.sched_getaffinity(int(thread))
     return found
+
+
+def may_run_on(pid: int, cpus: set[int]) -> bool:
+    return cpus_of(pid) == cpus
 
 
 def test_shares_that_add_up_to_100_mean_disjoint_cpus_while_streams_run(server: RunningServer) -> None:
@@ -36,6 +41,7 @@ def test_shares_that_add_up_to_100_mean_disjoint_cpus_while_streams_run(server: 
         assert until(lambda: not cpus_of(prefill) & cpus_of(decode))
         for _ in texts:
             pass
+        assert stream.usage is not None
         assert stream.usage.output_tokens == 300
 
 
@@ -44,8 +50,7 @@ def test_full_shares_mean_all_cpus_for_both(server: RunningServer) -> None:
     with server.client() as client:
         client.set_partition(prefill=100, decode=100)
         for role in ("prefill", "decode"):
-            pid = server.pid(role)
-            assert until(lambda pid=pid: cpus_of(pid) == everything)
+            assert until(partial(may_run_on, server.pid(role), everything))
 
 
 def test_a_worker_that_is_replaced_keeps_the_share(server: RunningServer) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from semipd.core.config import ServerConfig, resolve
 from semipd.memory.account import COORDINATOR, Holder, PageAccount, Role
+from semipd.memory.arenas import SharedArena
 from semipd.memory.control import PublishedSplit
 from semipd.memory.manifest import HandOverFailed, receive
 from semipd.workers.attach import attach
@@ -224,4 +225,6 @@ def test_the_account_is_laid_out_where_the_manifest_says(checkpoint: Path, run_d
     with Resident(run_dir, model=str(checkpoint), kv_pages=48), ExitStack() as stack:
         manifest, arenas = receive(stack, run_dir / "resident.sock", only=["account"])
         assert set(arenas) == {"account"}
-        assert PageAccount.attach(arenas["account"].buffer).counts().total == manifest.pool.pages == 48
+        account = arenas["account"]
+        assert isinstance(account, SharedArena)
+        assert PageAccount.attach(account.buffer).counts().total == manifest.pool.pages == 48

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,13 +30,13 @@ def client(server: RunningServer) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def reference() -> transformers.PreTrainedModel:
-    model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+def reference() -> Any:
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None  # goes on past the end, as ignore_eos does
     return model
 
 
-def expected(reference: transformers.PreTrainedModel, prompt: list[int], tokens: int) -> list[int]:
+def expected(reference: Any, prompt: list[int], tokens: int) -> list[int]:
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         out = reference.generate(
@@ -53,9 +54,7 @@ def prompt_of(length: int, seed: int) -> list[int]:
     return [int(t) for t in torch.randint(10, 500, (length,), generator=generator)]
 
 
-def test_concurrent_streams_of_mixed_lengths_equal_transformers(
-    client: Client, reference: transformers.PreTrainedModel
-) -> None:
+def test_concurrent_streams_of_mixed_lengths_equal_transformers(client: Client, reference: Any) -> None:
     """Lengths from 1 token to several chunks, all at once; greedy, hence equal token for token."""
     prompts = [prompt_of(length, seed=length) for length in (1, 5, 16, 17, 63, 64, 65, 150, 200)]
     answers: dict[int, list[int]] = {}
@@ -95,9 +94,7 @@ def test_leaving_the_stream_frees_its_pages(server: RunningServer, client: Clien
     assert server.free_pages_are_back()
 
 
-def test_the_partition_changes_under_load_and_no_token_is_lost(
-    client: Client, reference: transformers.PreTrainedModel
-) -> None:
+def test_the_partition_changes_under_load_and_no_token_is_lost(client: Client, reference: Any) -> None:
     prompt = prompt_of(20, seed=3)
     got: list[int] = []
     with client.stream(prompt, max_tokens=150, temperature=0.0, ignore_eos=True) as stream:
@@ -116,6 +113,7 @@ def test_the_policy_changes_under_load_and_no_request_is_dropped(client: Client)
         assert client.set_policy("static", {"prefill": "50", "decode": "50"}) == "adaptive"
         for _ in texts:
             pass
+    assert stream.usage is not None
     assert stream.usage.output_tokens == 100
     assert [p.name for p in client.policies() if p.active] == ["static"]
     client.set_policy("fcfs")

@@ -121,7 +121,8 @@ class Rig:
     def run(self, wishes: Iterable[Wish]) -> list[Answer]:
         """Runs every wish to its end: prefilled in chunks, all that are due in one pass, and decoded together."""
         wishes = list(wishes)
-        waiting, answers = dict(enumerate(wishes)), {}
+        waiting = dict(enumerate(wishes))
+        answers: dict[int, Answer] = {}
         step = 0
         while waiting or len(self.batch):
             due = [place for place, wish in waiting.items() if wish.joins_at <= step or not len(self.batch)]

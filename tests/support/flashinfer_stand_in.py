@@ -64,7 +64,7 @@ printf compiled > "$(dirname "$2")/$name.so"
 
 
 def install(site: Path) -> None:
-    """Into a folder of packages."""
+    """Writes the package into a folder of packages."""
     for name, text in {
         "flashinfer/__init__.py": "",
         "flashinfer/jit/__init__.py": "",
@@ -79,7 +79,7 @@ def install(site: Path) -> None:
 
 
 def install_tools(folder: Path) -> None:
-    """Programs for PATH."""
+    """Writes the programs into a folder for PATH."""
     for name, text in {"ninja": NINJA, "nvcc": "#!/bin/sh\n", "c++": "#!/bin/sh\n"}.items():
         path = folder / name
         path.write_text(text)

@@ -19,9 +19,8 @@ import torch
 
 from semipd.engine.attention import TokenSpan
 from semipd.engine.batch import CpuDecodeBatch
-from semipd.engine.decoder import Pulse
 from semipd.engine.engine import CpuEngine, PrefillItem, SequenceFailure, TokenOutcome
-from semipd.engine.pulse import SilentPulse
+from semipd.engine.pulse import Pulse, SilentPulse
 
 Outcomes = list[tuple[int, TokenOutcome]]
 

@@ -15,7 +15,7 @@ Script = Callable[[dict[str, Any]], list[bytes | dict[str, Any]]]
 
 
 def chunk(text: str = "x", completion_tokens: int | None = None) -> dict[str, Any]:
-    """With a choice; with usage where a number of tokens is given."""
+    """Makes an event with a choice, and with usage where a number of tokens is given."""
     usage = {} if completion_tokens is None else {"usage": {"prompt_tokens": 4, "completion_tokens": completion_tokens}}
     return {"object": "text_completion", "choices": [{"index": 0, "text": text, "finish_reason": None}], **usage}
 

@@ -12,7 +12,8 @@ import transformers
 
 def transformers_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """Loads a fresh model: dynamic RoPE keeps state from one request to the next."""
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    return model.to(device).eval()
 
 
 def forced(directory: Path, device: torch.device, dtype: torch.dtype, tokens: Sequence[Sequence[int]]) -> list[Any]:

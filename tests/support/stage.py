@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from semipd.coordinator.coordinator import Coordinator
 from semipd.coordinator.metrics import Metrics
@@ -58,12 +59,12 @@ class Stage:
         cpus: int = 1,
         partition: str = "",
         sms: int = 132,
-        **config: object,
+        **config: Any,
     ) -> None:
         self.clock = ManualClock(100.0)
         self.transport = Letters()
         partition = partition or ("cores" if cpus > 1 else "none")
-        asked = ServerConfig(partition=partition, **config)  # type: ignore[arg-type]
+        asked = ServerConfig(partition=partition, **config)
         settings = resolve(asked, "cuda" if partition in ("green", "mps") else "cpu")
         account = PageAccount.create(memoryview(bytearray(PageAccount.bytes_needed(pages, 80))), pages, 80)
         self.state = CoordinatorState(
@@ -100,13 +101,13 @@ class Stage:
 
     # --- the gateway's part -----------------------------------------------------------------------------------------
 
-    def submit(self, ticket: int, prompt: int = 20, max_tokens: int = 4, **request: object) -> None:
+    def submit(self, ticket: int, prompt: int = 20, max_tokens: int = 4, **request: Any) -> None:
         made = Request(
             request_id=f"r{ticket}",
             prompt=tuple(range(1, prompt + 1)),
             sampling=SamplingParams(temperature=0.0),
             stopping=StoppingParams(max_tokens),
-            **request,  # type: ignore[arg-type]
+            **request,
         )
         self.coordinator.on_gateway_message(GATEWAY, gw.FromGateway(submit=request_to_wire(ticket, made)))
         self.coordinator.act()
@@ -115,7 +116,7 @@ class Stage:
         self.coordinator.on_gateway_message(GATEWAY, message)
         self.coordinator.act()
 
-    def told(self, kind: str) -> list[object]:
+    def told(self, kind: str) -> list[Any]:
         """Returns what the gateway was told by messages of that kind."""
         return [getattr(m, kind) for m in self.transport.gateway if m.WhichOneof("message") == kind]
 
@@ -199,7 +200,7 @@ class Stage:
         self.coordinator.on_worker_message(self.decode, wk.FromWorker(step_done=done))
         self.coordinator.act()
 
-    def running(self, ticket: int, **request: object) -> int:
+    def running(self, ticket: int, **request: Any) -> int:
         """Submits a request, brings it into the decode batch with its first token, 7, and returns its lease."""
         self.submit(ticket, **request)
         self.prefill_all()

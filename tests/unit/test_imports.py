@@ -1,4 +1,4 @@
-"""Who may import what, as an interpreter sees it (lint-imports holds the same in the source)."""
+"""An interpreter has imported no more than a part may import (lint-imports holds the same in the source)."""
 
 from __future__ import annotations
 

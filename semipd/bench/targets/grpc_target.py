@@ -9,7 +9,7 @@ from itertools import cycle
 from typing import Any
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped, unused-ignore]
+from google.rpc import error_details_pb2, status_pb2
 
 from semipd.bench.errors import InputError, RunFailed
 from semipd.bench.scoring.target_info import TargetInfo
@@ -57,8 +57,8 @@ class GrpcTarget(Target):
             )
             for channel in self._channels
         )
-        self._admin: Any = admin_pb2_grpc.AdminServiceStub(self._channels[0])  # type: ignore[no-untyped-call]
-        self._models: Any = model_pb2_grpc.ModelServiceStub(self._channels[0])  # type: ignore[no-untyped-call]
+        self._admin: Any = admin_pb2_grpc.AdminServiceStub(self._channels[0])
+        self._models: Any = model_pb2_grpc.ModelServiceStub(self._channels[0])
 
     async def __aexit__(self, *_: object) -> None:
         for channel in self._channels:

@@ -80,9 +80,9 @@ async def serve(port: int, first_s: float, pace_s: float) -> None:
     """Serves until it is killed. It says on standard output when it is ready."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
     generation = SinkGeneration(first_s, pace_s)
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)  # type: ignore[no-untyped-call]
-    model_pb2_grpc.add_ModelServiceServicer_to_server(SinkModel(), server)  # type: ignore[no-untyped-call]
-    admin_pb2_grpc.add_AdminServiceServicer_to_server(SinkAdmin(generation), server)  # type: ignore[no-untyped-call]
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(SinkModel(), server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(SinkAdmin(generation), server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     sys.stdout.write("ready\n")

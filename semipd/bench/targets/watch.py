@@ -55,7 +55,7 @@ class LoadWatch:
                 ("grpc.keepalive_timeout_ms", 5_000),
             ],
         )
-        self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     def __enter__(self) -> LoadWatch:
         return self

@@ -31,8 +31,8 @@ def script(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_policies_are_swapped_in_one_server_a_failed_case_is_reported_and_the_same_command_goes_on(
     tmp_path: Path,
 ) -> None:
-    asked = ("--tiny", "--out", str(tmp_path), "--case", "none-such:chat:tight")
-    asked += ("--case", "static,mode=turns,chunk=64:chat:tight,loose", "--case", "chunked:long:tight")
+    cases = ("none-such:chat:tight", "static,mode=turns,chunk=64:chat:tight,loose", "chunked:long:tight")
+    asked = ["--tiny", "--out", str(tmp_path), *(word for case in cases for word in ("--case", case))]
     done = script(*asked)
     assert done.returncode == 1, done.stdout + done.stderr
     assert len(list(tmp_path.glob("server_*.log"))) == 1

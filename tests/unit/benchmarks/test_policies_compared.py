@@ -15,12 +15,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script it
 
 from figures.cases import BUILT_IN, Case, Contender  # noqa: E402
 from figures.changing_load import BIN_S, LOOK_S, Phase, follow, shifting  # noqa: E402
-from figures.policy_comparison import Plan, PolicyComparison, searched  # noqa: E402
+from figures.policy_comparison import NAME, Plan, PolicyComparison, searched  # noqa: E402
 from figures.policy_plots import draw_goodputs, draw_shift  # noqa: E402
 from figures.policy_text import page  # noqa: E402
 from figures.run_table import NAME as MEASURED  # noqa: E402
 from figures.run_table import Sheet  # noqa: E402
-from policies_compared import NAME, PAGE, RESULTS, TEMPLATE, rendered  # noqa: E402
+from policies_compared import PAGE, TEMPLATE, rendered  # noqa: E402
+from provenance import RESULTS  # noqa: E402
 
 from semipd.profiles.profile import SHIPPED, load_profile  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""What a GPU draws during a run: read from a stand-in for nvidia-smi."""
+"""The power that a GPU draws during a run is read, here from a stand-in for nvidia-smi."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark keeps of the log of the server that it started."""
+"""A benchmark keeps parts of the log of the server that it started."""
 
 from __future__ import annotations
 

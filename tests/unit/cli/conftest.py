@@ -11,7 +11,7 @@ from semipd_client._proto.semipd.v1 import admin_pb2, generation_pb2, model_pb2
 
 @pytest.fixture(params=[True])
 def chats(request: pytest.FixtureRequest) -> bool:
-    """Whether the served model has a chat template; for a test to parametrize."""
+    """Says whether the served model has a chat template; for a test to parametrize."""
     return bool(request.param)
 
 
@@ -33,7 +33,7 @@ def server(chats: bool) -> Iterator[FakeServer]:
 
 @pytest.fixture
 def generations(server: FakeServer) -> Callable[[], list[generation_pb2.Generation]]:
-    """What the server was asked to generate, in order."""
+    """Returns a function that returns what the server was asked to generate, in order."""
     return lambda: [q.generation for q in server.seen if isinstance(q, generation_pb2.GenerateStreamRequest)]
 
 

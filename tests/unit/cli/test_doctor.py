@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -75,7 +76,7 @@ def test_an_old_python_keeps_a_server_from_running() -> None:
     ("trouble", "name"),
     [({"memfd_problem": "Operation not permitted"}, "shared memory"), ({"mutex_problem": "no glibc"}, "robust mutex")],
 )
-def test_what_workers_share_must_work(trouble: dict[str, str], name: str) -> None:
+def test_what_workers_share_must_work(trouble: dict[str, Any], name: str) -> None:
     findings = judge(INSTALLED, NO_GPU, replace(MACHINE, **trouble))
     assert {f.name for f in findings if f.state is State.BAD} == {name}
     assert name in conclusion(findings).plain

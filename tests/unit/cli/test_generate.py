@@ -4,14 +4,17 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import grpc
 import pytest
-from fake_server import PATIENCE_S, FakeServer, accepted, refuse, silent, token, until_left
+from fake_server import PATIENCE_S, Events, FakeServer, accepted, refuse, silent, token, until_left, whole
 from typer.testing import CliRunner
 
 from semipd.cli.main import app
+from semipd_client._proto.semipd.v1 import generation_pb2
 
+Generations = Callable[[], list[generation_pb2.Generation]]
 WITHOUT_TEMPLATE = pytest.mark.parametrize("chats", [False], indirect=True)
 
 
@@ -28,19 +31,25 @@ def test_no_stats(runner: CliRunner, server: FakeServer) -> None:
     assert runner.invoke(app, ["generate", "p", "--target", server.address, "--no-stats"]).stderr == ""
 
 
-def test_a_model_with_a_template_is_asked_through_it(runner: CliRunner, server: FakeServer, generations) -> None:
+def test_a_model_with_a_template_is_asked_through_it(
+    runner: CliRunner, server: FakeServer, generations: Generations
+) -> None:
     runner.invoke(app, ["generate", "p", "--target", server.address])
     (generation,) = generations()
     assert [(m.role, m.content) for m in generation.chat.messages] == [("user", "p")]
 
 
 @WITHOUT_TEMPLATE
-def test_a_model_without_one_goes_on_from_the_text(runner: CliRunner, server: FakeServer, generations) -> None:
+def test_a_model_without_one_goes_on_from_the_text(
+    runner: CliRunner, server: FakeServer, generations: Generations
+) -> None:
     runner.invoke(app, ["generate", "p", "--target", server.address])
     assert generations()[0].text == "p"
 
 
-def test_raw_and_system_override_what_the_model_has(runner: CliRunner, server: FakeServer, generations) -> None:
+def test_raw_and_system_override_what_the_model_has(
+    runner: CliRunner, server: FakeServer, generations: Generations
+) -> None:
     runner.invoke(app, ["generate", "p", "--target", server.address, "--raw"])
     runner.invoke(app, ["generate", "p", "--target", server.address, "--system", "s"])
     raw, system = generations()
@@ -48,7 +57,9 @@ def test_raw_and_system_override_what_the_model_has(runner: CliRunner, server: F
     assert [(m.role, m.content) for m in system.chat.messages] == [("system", "s"), ("user", "p")]
 
 
-def test_options_arrive_and_what_is_not_given_is_not_set(runner: CliRunner, server: FakeServer, generations) -> None:
+def test_options_arrive_and_what_is_not_given_is_not_set(
+    runner: CliRunner, server: FakeServer, generations: Generations
+) -> None:
     given = "--max-tokens 5 --temperature 0 --top-p 0.9 --top-k 3 --min-p 0.1 --repetition-penalty 1.5 --seed 0"
     runner.invoke(app, ["generate", "p", "--target", server.address, *given.split(), "--stop", "a", "--stop", "b"])
     runner.invoke(app, ["generate", "p", "--target", server.address])
@@ -62,7 +73,7 @@ def test_options_arrive_and_what_is_not_given_is_not_set(runner: CliRunner, serv
     assert not bare.HasField("stopping")
 
 
-def test_a_dash_reads_standard_input(runner: CliRunner, server: FakeServer, generations) -> None:
+def test_a_dash_reads_standard_input(runner: CliRunner, server: FakeServer, generations: Generations) -> None:
     runner.invoke(app, ["generate", "-", "--raw", "--target", server.address], input="from a pipe")
     assert generations()[0].text == "from a pipe"
 
@@ -86,9 +97,9 @@ def test_no_server_there_is_one_sentence_that_says_how_to_start_one(runner: CliR
 
 
 def test_an_error_is_told_with_its_reason(runner: CliRunner, server: FakeServer) -> None:
-    def full(_generation, context):
+    def full(_generation: generation_pb2.Generation, context: grpc.ServicerContext) -> Events:
         refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_after_s=2)
-        yield
+        yield from whole("not reached")
 
     server.stream = full
     result = runner.invoke(app, ["generate", "p", "--target", server.address])
@@ -98,7 +109,7 @@ def test_an_error_is_told_with_its_reason(runner: CliRunner, server: FakeServer)
 
 
 def test_an_error_after_some_text_stands_on_a_line_of_its_own(runner: CliRunner, server: FakeServer) -> None:
-    def lost(_generation, context):
+    def lost(_generation: generation_pb2.Generation, context: grpc.ServicerContext) -> Events:
         yield accepted()
         yield token(1, "Once")
         refuse(context, grpc.StatusCode.UNAVAILABLE, "WORKER_LOST")

@@ -14,7 +14,7 @@ COMMANDS = ("serve", "generate", "chat", "demo", "doctor", "policies")
 
 
 def modules_after(*command: str) -> set[str]:
-    """What a fresh process has imported when the command is done."""
+    """Returns the modules that a fresh process has imported when the command is done."""
     code = "import sys; from semipd.cli.main import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())

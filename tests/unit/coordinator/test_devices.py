@@ -32,8 +32,11 @@ class FakeNvml(Nvml):
     def __init__(self) -> None: ...
 
     def call(self, name: str, *arguments: object) -> None:
-        numbers = {"nvmlSystemGetCudaDriverVersion_v2": (13000,), "nvmlDeviceGetCount_v2": (1,)}
-        numbers["nvmlDeviceGetCudaComputeCapability"] = (9, 0)
+        numbers: dict[str, tuple[int, ...]] = {
+            "nvmlSystemGetCudaDriverVersion_v2": (13000,),
+            "nvmlDeviceGetCount_v2": (1,),
+            "nvmlDeviceGetCudaComputeCapability": (9, 0),
+        }
         texts = {"nvmlSystemGetDriverVersion": "580.1", "nvmlDeviceGetName": "NVIDIA H200"}
         texts["nvmlDeviceGetUUID"] = "GPU-aaaa-1"
         targets = [a for a in arguments if not isinstance(a, int | ctypes.c_void_p)]

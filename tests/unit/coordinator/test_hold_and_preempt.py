@@ -231,7 +231,7 @@ def test_a_drain_waits_for_held_sequences_and_new_plans_let_them_go_on() -> None
     stage.hold()
     stage.step([(lease, 1, 8)], ends=[lease])
     (answer,) = stage.told("answer")
-    assert answer.drain.remaining == 0  # type: ignore[attr-defined]
+    assert answer.drain.remaining == 0
     assert stage.tokens(1) == [7, 8]
 
 

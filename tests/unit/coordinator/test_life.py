@@ -194,7 +194,7 @@ def test_draining_refuses_new_requests_and_answers_when_none_is_left() -> None:
     assert stage.told("answer") == []
     stage.step([(lease, 1, 8)], ends=[lease])
     (answer,) = stage.told("answer")
-    assert answer.drain.remaining == 0  # type: ignore[attr-defined]
+    assert answer.drain.remaining == 0
 
 
 def test_a_snapshot_stays_as_it_was_however_late_it_is_looked_at() -> None:

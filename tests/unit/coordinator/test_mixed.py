@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from semipd.core.partition import Mode, Phase
@@ -16,8 +18,8 @@ from support.stage import GATEWAY, Stage
 class MixedStage(Stage):
     """A stage under the policy `chunked`."""
 
-    def __init__(self, budget: int = 512, **config: object) -> None:
-        super().__init__(policy=Chunked(Chunked.Options(budget=budget)), **config)  # type: ignore[arg-type]
+    def __init__(self, budget: int = 512, **config: Any) -> None:
+        super().__init__(policy=Chunked(Chunked.Options(budget=budget)), **config)
 
     def mixed(self) -> list[wk.PrefillBatch]:
         return self.batches(self.decode)
@@ -35,7 +37,7 @@ class MixedStage(Stage):
         self.clock.advance(1.0)
         self.coordinator.act()
 
-    def begin(self, ticket: int, **request: object) -> int:
+    def begin(self, ticket: int, **request: Any) -> int:
         """Brings a request into the decode batch with its first token, 7, and returns its lease."""
         self.submit(ticket, **request)
         self.compute_all()

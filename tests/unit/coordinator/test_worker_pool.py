@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from semipd.coordinator.quarantine import OVER_S
@@ -13,7 +15,7 @@ from semipd.wire.process import EXIT_DEVICE_FAILED
 from support.worker_pool import PlayedMps, PoolStage
 
 
-def on_gpu(**config: object) -> PoolStage:
+def on_gpu(**config: Any) -> PoolStage:
     return PoolStage(partition="green", **config)
 
 
@@ -203,8 +205,9 @@ class Listener:
     def capturing(self, done: int, total: int) -> None:
         self.captured.append((done, total))
 
-    def __getattr__(self, name: str) -> object:
-        return lambda *_: None
+    def loading(self, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None: ...
+    def ready(self, address: str) -> None: ...
 
 
 def watched(stage: PoolStage) -> tuple[Supervisor, Listener]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from semipd.core.errors import CheckpointError
-from semipd.core.model import parse_model_config
+from semipd.core.model import ModelConfig, parse_model_config
 from semipd.core.rope import RopeKind
 
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 100,
     "hidden_size": 64,
@@ -23,7 +24,7 @@ LLAMA = {
 MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"]}
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"]}
 QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"]}
-LLAMA3_ROPE = {
+LLAMA3_ROPE: dict[str, Any] = {
     "rope_type": "llama3",
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -32,11 +33,11 @@ LLAMA3_ROPE = {
 }
 
 
-def parse(base=LLAMA, **changes):
+def parse(base: dict[str, Any] = LLAMA, /, **changes: Any) -> ModelConfig:
     return parse_model_config(base | changes)
 
 
-def test_a_bare_llama_has_transformers_defaults():
+def test_a_bare_llama_has_transformers_defaults() -> None:
     model = parse()
 
     assert (model.head_dim, model.kv_heads, model.rms_norm_eps) == (8, 2, 1e-6)
@@ -46,11 +47,11 @@ def test_a_bare_llama_has_transformers_defaults():
     assert (model.dtype, model.eos_token_ids) == ("float32", ())
 
 
-def test_an_old_llama_has_as_many_kv_heads_as_heads():
+def test_an_old_llama_has_as_many_kv_heads_as_heads() -> None:
     assert parse({k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}).kv_heads == 8
 
 
-def test_what_each_family_adds():
+def test_what_each_family_adds() -> None:
     biased = parse(attention_bias=True, mlp_bias=True)
     assert (biased.qkv_bias, biased.o_bias, biased.mlp_bias) == (True, True, True)
     qwen2 = parse(QWEN2)
@@ -80,7 +81,7 @@ def test_what_each_family_adds():
         ),
     ],
 )
-def test_sliding_windows(base, changes, windows):
+def test_sliding_windows(base: dict[str, Any], changes: dict[str, Any], windows: tuple[int | None, ...]) -> None:
     assert parse(base, **changes).windows == windows
 
 
@@ -92,7 +93,7 @@ def test_sliding_windows(base, changes, windows):
         {"rope_theta": 1.0, "rope_scaling": LLAMA3_ROPE | {"rope_theta": 5e5}, "rope_parameters": {"rope_type": "x"}},
     ],
 )
-def test_rope_in_the_old_and_the_new_layout(layout):
+def test_rope_in_the_old_and_the_new_layout(layout: dict[str, Any]) -> None:
     rope = parse(**layout).rope
 
     assert rope.kind is RopeKind.LLAMA3
@@ -100,7 +101,7 @@ def test_rope_in_the_old_and_the_new_layout(layout):
     assert (rope.low_freq_factor, rope.high_freq_factor) == (1.0, 4.0)
 
 
-def test_rope_kinds_by_their_old_name():
+def test_rope_kinds_by_their_old_name() -> None:
     assert parse(rope_scaling={"type": "linear", "factor": 4}).rope.kind is RopeKind.LINEAR
     assert parse(rope_scaling={"type": "dynamic", "factor": 4}).rope.kind is RopeKind.DYNAMIC
     yarn = parse(rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}).rope
@@ -123,28 +124,28 @@ def test_rope_kinds_by_their_old_name():
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
     ],
 )
-def test_the_context_includes_what_rope_scaling_adds(rope, context):
+def test_the_context_includes_what_rope_scaling_adds(rope: dict[str, Any], context: int) -> None:
     assert parse(rope_scaling=rope).max_context == context
 
 
 @pytest.mark.parametrize(("value", "expected"), [(3, (3,)), ([3, 5], (3, 5)), (None, ())])
-def test_end_of_sequence_tokens(value, expected):
+def test_end_of_sequence_tokens(value: Any, expected: tuple[int, ...]) -> None:
     assert parse(eos_token_id=value).eos_token_ids == expected
 
 
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
-def test_the_checkpoints_type(field):
+def test_the_checkpoints_type(field: str) -> None:
     assert parse(**{field: "bfloat16"}).dtype == "bfloat16"
 
 
-def test_parameters_are_counted():
+def test_parameters_are_counted() -> None:
     one_layer = 64 * (64 + 2 * 16) + 64 * 64 + 3 * 64 * 96 + 2 * 64
     assert parse().parameters == 3 * one_layer + 2 * 100 * 64 + 64
     assert parse(tie_word_embeddings=True).parameters == 3 * one_layer + 100 * 64 + 64
     assert parse(QWEN2).parameters == 3 * (one_layer + 64 + 2 * 16) + 2 * 100 * 64 + 64
 
 
-def test_fields_without_effect_are_no_matter():
+def test_fields_without_effect_are_no_matter() -> None:
     harmless = {
         "pretraining_tp": 1,
         "attention_dropout": 0.1,
@@ -199,6 +200,8 @@ def test_fields_without_effect_are_no_matter():
         (QWEN3, {"layer_types": ["linear_attention"] * 3}, "layer_types"),
     ],
 )
-def test_what_is_not_served_is_refused_by_field_value_and_choice(base, changes, message):
+def test_what_is_not_served_is_refused_by_field_value_and_choice(
+    base: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(CheckpointError, match=message):
         parse(base, **changes)

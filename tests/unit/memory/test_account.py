@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_an_exception_in_the_middle_leaves_the_old_state_or_the_new_and_the_lock
         lease = account.open(PREFILL)
         account.take(lease, 2, PREFILL)
         before = account.table(lease).tolist()
-        finished = runs_dry(lambda account=account, lease=lease: account.take(lease, 3, PREFILL), line)
+        finished = runs_dry(partial(account.take, lease, 3, PREFILL), line)
         account.check()
         after = account.table(lease).tolist()
         assert after[:2] == before

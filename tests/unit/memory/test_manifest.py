@@ -77,11 +77,12 @@ def test_it_travels_with_its_arenas(tmp_path: Path, arenas: list[SharedArena]) -
             ACCOUNT: 3,
             CONTROL: 4,
         }
-        assert isinstance(mapped[POOL], SharedArena)
-        assert isinstance(mapped[WEIGHTS], SharedArena)
+        pool, weights = mapped[POOL], mapped[WEIGHTS]
+        assert isinstance(pool, SharedArena)
+        assert isinstance(weights, SharedArena)
         arenas[1].buffer[8191] = 9
-        assert mapped[POOL].buffer[8191] == 9
-        assert mapped[WEIGHTS].buffer.readonly
+        assert pool.buffer[8191] == 9
+        assert weights.buffer.readonly
 
 
 def test_only_what_is_asked_for_stays_open(tmp_path: Path, arenas: list[SharedArena]) -> None:

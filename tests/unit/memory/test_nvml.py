@@ -1,4 +1,4 @@
-"""What is read from NVML, through a library that stands in for the driver's."""
+"""A GPU's data are read from NVML, here through a library that stands in for the driver's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUMBERS = {
     ("nvmlDeviceGetMaxClockInfo", CLOCK_MEMORY): 3201,
     ("nvmlDeviceGetMemoryBusWidth", None): 6144,
 }
-"""Of an H200, in NVML's units: cores, MHz, MHz, bits."""
+"""The numbers of an H200, in NVML's units: cores, MHz, MHz, bits."""
 
 
 class StandIn(Nvml):

@@ -42,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recorded_here(**changes: object) -> Profile:
-    """Twice as slow a decode as the one that ships."""
+    """Makes a profile whose decode is twice as slow as that of the one that ships."""
     tables = tuple(replace(t, points=tuple(replace(p, ms=2 * p.ms) for p in t.points)) for t in SHIP.decode)
     return replace(SHIP, decode=tables, **changes)  # type: ignore[arg-type]
 

@@ -11,11 +11,15 @@ from unit.sim.small import small_profile
 
 from semipd.core.latency import LatencyModel
 from semipd.profiles.latency import latency_model
-from semipd.profiles.profile import SHIPPED, Buckets, DecodeTable, PrefillTable, Profile, load_profile
+from semipd.profiles.profile import SHIPPED, Buckets, DecodePoint, DecodeTable, PrefillTable, Profile, load_profile
 from semipd.profiles.roofline import TILE
 
 SHIP = load_profile(SHIPPED)
 MODEL = latency_model(SHIP)
+
+
+def tables_of(profile: Profile) -> tuple[DecodeTable | PrefillTable, ...]:
+    return (*profile.decode, *profile.prefill)
 
 
 def whole(profile: Profile, table: DecodeTable | PrefillTable) -> bool:
@@ -23,10 +27,10 @@ def whole(profile: Profile, table: DecodeTable | PrefillTable) -> bool:
 
 
 def errors(profile: Profile, model: LatencyModel, table: DecodeTable | PrefillTable) -> Iterator[tuple[str, float]]:
-    """Each point, and fitted over measured time, less 1."""
+    """Yields each point of the table, and its fitted over its measured time, less 1."""
     share, other = (100 * sms / profile.gpu.sms for sms in (table.sms, table.other_sms))
     for p in table.points:
-        if isinstance(table, DecodeTable):
+        if isinstance(p, DecodePoint):
             fitted = model.decode_s(p.rows, p.rows * p.context, share=share, other=other)
         else:
             fitted = model.prefill_s(p.tokens, p.start + p.tokens, share=share, other=other)
@@ -34,7 +38,7 @@ def errors(profile: Profile, model: LatencyModel, table: DecodeTable | PrefillTa
 
 
 def test_every_point_alone_and_every_mixed_batch_is_met_within_15_percent() -> None:
-    found = [e for t in (*SHIP.decode, *SHIP.prefill) if whole(SHIP, t) for e in errors(SHIP, MODEL, t)]
+    found = [e for t in tables_of(SHIP) if whole(SHIP, t) for e in errors(SHIP, MODEL, t)]
     for p in SHIP.mixed:
         fitted = MODEL.mixed_s(p.tokens, p.start, p.rows, p.rows * p.context)
         found.append((f"mixed: {p}", 1000 * fitted / p.ms - 1))
@@ -45,14 +49,14 @@ def test_every_point_alone_and_every_mixed_batch_is_met_within_15_percent() -> N
 
 
 def test_on_fewer_sms_alone_every_point_is_met_within_10_percent() -> None:
-    tables = [t for t in (*SHIP.decode, *SHIP.prefill) if not t.other_sms and not whole(SHIP, t)]
+    tables = [t for t in tables_of(SHIP) if not t.other_sms and not whole(SHIP, t)]
     found = [e for t in tables for e in errors(SHIP, MODEL, t)]
     assert len(found) == 36
     assert [(point, error) for point, error in found if abs(error) > 0.10] == []
 
 
 def test_side_by_side_within_10_percent_where_each_phase_has_sms_of_its_own() -> None:
-    tables = [t for t in (*SHIP.decode, *SHIP.prefill) if t.other_sms]
+    tables = [t for t in tables_of(SHIP) if t.other_sms]
     apart = [e for t in tables if t.sms + t.other_sms <= SHIP.gpu.sms for e in errors(SHIP, MODEL, t)]
     assert len(apart) == 54
     assert [(point, error) for point, error in apart if abs(error) > 0.10] == []
@@ -60,7 +64,7 @@ def test_side_by_side_within_10_percent_where_each_phase_has_sms_of_its_own() ->
 
 def test_where_both_may_use_the_same_sms_nothing_takes_much_longer_than_the_model_says() -> None:
     """The hardware decides pass by pass who gets them, and times scatter: the model takes the worst."""
-    tables = [t for t in (*SHIP.decode, *SHIP.prefill) if t.sms + t.other_sms > SHIP.gpu.sms]
+    tables = [t for t in tables_of(SHIP) if t.sms + t.other_sms > SHIP.gpu.sms]
     found = [e for t in tables for e in errors(SHIP, MODEL, t)]
     assert len(found) == 18
     assert [(point, error) for point, error in found if error < -0.10] == []
@@ -79,7 +83,7 @@ def test_a_profile_of_few_points_gives_a_model_too() -> None:
     """One point of each split, no mixed batches, and no split that was measured alone and beside the other phase."""
     small = small_profile()
     model = latency_model(small)
-    found = [e for t in (*small.decode, *small.prefill) if whole(small, t) for e in errors(small, model, t)]
+    found = [e for t in tables_of(small) if whole(small, t) for e in errors(small, model, t)]
     assert [(point, error) for point, error in found if abs(error) > 0.15] == []
     assert model.mixed_batch_s == model.batch_s
     times = [model.decode_s(64, 65536, share=share, other=100 - share) for share in (12, 24, 36, 48)]

@@ -11,10 +11,11 @@ from unit.profiles.test_find import H200, LLAMA
 from semipd.core.latency import LatencyModel
 from semipd.memory.nvml import Gpu
 from semipd.profiles.hardware import ASSUMED_SMS, hardware_of_cpu, hardware_of_gpu
-from semipd.profiles.profile import SHIPPED, DecodeTable, load_profile
+from semipd.profiles.profile import SHIPPED, DecodePoint, DecodeTable, PrefillTable, load_profile
 from semipd.profiles.roofline import roofline
 
 SHIP = load_profile(SHIPPED)
+TABLES: tuple[DecodeTable | PrefillTable, ...] = (*SHIP.decode, *SHIP.prefill)
 CPUINFO = (
     "processor\t: 0\ncpu MHz\t\t: 2400.0\nflags\t\t: fpu sse2 avx2 avx512f\n\nprocessor\t: 1\ncpu MHz\t\t: 1200.0\n"
 )
@@ -25,12 +26,12 @@ def model() -> LatencyModel:
 
 
 def test_alone_it_is_within_a_third_of_what_an_h200_was_measured_to_do() -> None:
-    for table in (*SHIP.decode, *SHIP.prefill):
+    for table in TABLES:
         if table.other_sms:
             continue
         share = 100 * table.sms / SHIP.gpu.sms
         for p in table.points:
-            if isinstance(table, DecodeTable):
+            if isinstance(p, DecodePoint):
                 computed = model().decode_s(p.rows, p.rows * p.context, share=share)
             else:
                 computed = model().prefill_s(p.tokens, p.start + p.tokens, share=share)

@@ -32,7 +32,7 @@ STEPS = {
     (64, 68): [(64, 1024, 11.4), (64, 4096, 20.1)],
     (132, 132): [(64, 1024, 30.0)],
 }
-"""By SMs and the other's: rows, context of each, milliseconds."""
+"""The points of decode by its SMs and those of prefill: rows, context of each, milliseconds."""
 PASSES = {
     (132, 0): [
         *((64, 0, 5.0), (128, 0, 5.4), (256, 0, 7.3), (512, 0, 11.7), (512, 3500, 14.7)),
@@ -45,11 +45,11 @@ PASSES = {
     (68, 64): [(2048, 0, 94.5)],
     (132, 132): [(2048, 0, 60.0)],
 }
-"""By SMs and the other's: tokens, start, milliseconds."""
+"""The points of prefill by its SMs and those of decode: tokens, start, milliseconds."""
 
 
 def small_profile() -> Profile:
-    """Without mixed passes."""
+    """Makes the profile; it has no mixed passes."""
     return Profile(
         source=Source(recorded=False, how="Made up for tests.", sources=(), made=None),
         model=MODEL,

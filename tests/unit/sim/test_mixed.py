@@ -56,7 +56,7 @@ def test_a_batch_that_comes_after_the_next_step_was_launched_is_in_the_one_behin
 
 
 def test_a_long_prompt_alone_is_in_every_third_step() -> None:
-    """When a chunk is answered one step is on the device, and another is launched before the next plan is there."""
+    """One step is on the device when a chunk is answered, and another is launched before the next plan is there."""
     overheads = Overheads(0.0, turnaround_s=0.002, prepare_s=0.0, deliver_s=0.0, handover_s=0.0)
     times = Flat()
     done = run(mixed(), due((0.0, 100, 100), (0.205, 300, 1)), times, settings(overheads=overheads))
@@ -100,7 +100,7 @@ def test_what_a_step_takes_along(chunks: list[tuple[int, int]], expected: list[t
 
 
 class Changing(Plain):
-    """From one mode to another at a moment."""
+    """A policy that goes from one mode to another at a moment."""
 
     def __init__(self, before: Mode, at_s: float, after: Mode, chunk: int = 100) -> None:
         super().__init__(FULL, before, chunk)
@@ -162,7 +162,7 @@ def test_a_sequence_that_finds_no_page_leaves_the_steps_to_the_prompts() -> None
 
 
 def plan_ms(rows: int, context: int, tokens: int, start: int) -> float:
-    """As a machine could: the arithmetic of both, attention of each."""
+    """Returns a time as a machine could take it: the arithmetic of both, attention of each."""
     return 4 + 0.021 * (rows + tokens) + 29e-6 * rows * context + 1.7e-6 * tokens * (start + tokens / 2)
 
 

@@ -1,4 +1,4 @@
-"""What docs/simulate.md shows is run."""
+"""Runs what docs/simulate.md shows."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class Fickle(Plain):
         return super().plan(snapshot)
 
 
-POLICIES = {
+POLICIES: dict[str, Callable[[], Policy]] = {
     "fcfs": Fcfs,
     "turns": lambda: Static(Static.Options(mode="turns", chunk=256)),
     "split": lambda: Static(Static.Options(prefill=60, decode=40)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -26,7 +27,9 @@ except ZeroDivisionError:
 
 
 @pytest.fixture
-def logged():
+def logged() -> Callable[[str], str]:
+    """Returns a function that logs in a fresh process, in a format, and returns what came to standard error."""
+
     def run(form: str) -> str:
         command = [sys.executable, "-c", CODE.format(format=form)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -36,7 +39,7 @@ def logged():
     return run
 
 
-def test_json_is_one_object_a_line(logged):
+def test_json_is_one_object_a_line(logged: Callable[[str], str]) -> None:
     accepted, library, failed = map(json.loads, logged("json").splitlines())
     assert accepted["event"] == "accepted"
     assert (accepted["process"], accepted["level"], accepted["request_id"]) == ("gateway.7", "info", "r-1")
@@ -44,7 +47,7 @@ def test_json_is_one_object_a_line(logged):
     assert "ZeroDivisionError" in failed["exception"]
 
 
-def test_the_console_shows_the_same_without_local_variables(logged):
+def test_the_console_shows_the_same_without_local_variables(logged: Callable[[str], str]) -> None:
     text = logged("console")
     assert "accepted" in text
     assert "request_id=r-1" in text

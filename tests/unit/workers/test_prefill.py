@@ -34,8 +34,8 @@ class Stage:
         assert self.link.played
         self.account.check()
 
-    def answers(self) -> list[tuple[int, wk.ChunkOutcome.ValueType]]:
-        """Lease and outcome, in the order of the answers."""
+    def answers(self) -> list[tuple[int, wk.ChunkOutcome]]:
+        """Returns lease and outcome, in the order of the answers."""
         return [(chunk.lease, chunk.outcome) for done in self.link.prefilled() for chunk in done.chunks]
 
 

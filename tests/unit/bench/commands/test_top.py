@@ -187,7 +187,7 @@ def serving(admin: Admin | None, address: str = "127.0.0.1:0") -> Iterator[tuple
     """(address, stop at once); without a servicer, a gRPC server that knows no method."""
     server = grpc.server(futures.ThreadPoolExecutor(4))
     if admin is not None:
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     port = server.add_insecure_port(address)
     server.start()
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from semipd.bench.drawing.plots import (
-    ComparedMetric,
     Curve,
     GapCurve,
     RatePoint,
@@ -23,6 +22,7 @@ from semipd.bench.drawing.plots import (
     tail,
 )
 from semipd.bench.errors import InputError
+from semipd.bench.scoring.compare import ComparedMetric
 from semipd.bench.scoring.score import Distribution, distribution
 
 SEEN = Distribution(count=100, mean=0.06, p50=0.05, p90=0.1, p99=0.2, max=0.3)

@@ -66,7 +66,7 @@ def test_finds_the_goodput_of_a_queue_within_its_confidence(first_seed: int) -> 
 
 
 def test_noise_that_breaks_monotony_does_not_lead_the_search_astray() -> None:
-    """With 40 requests a run a rate's attainment is off by some percent; the answer still is near, for any seed."""
+    """A rate's attainment is off by some percent in a run of 40 requests; the answer still is near, for any seed."""
     broken = 0
     for seed in range(40):
         server = LogisticServer(8.0, requests=40)

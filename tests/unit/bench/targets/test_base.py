@@ -1,4 +1,4 @@
-"""How targets are named, and which prompts they are sent."""
+"""Targets are found by their names, and are sent prompts of the lengths that were asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many sequences are let into a batch whose steps are padded, and what is told of the traffic for that."""
+"""A batch whose steps are padded lets in as many sequences as is best, by what is told of the traffic."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class TestBestBatchSize:
 
 
 def traffic(ended: int, rows: int, steps: int, prompt: int = 200, step_ms: float = 18.0) -> Observed:
-    """In `steps` decode steps of so many sequences, so many ended, and as many came with prompts of that length."""
+    """Makes observations: in `steps` decode steps of `rows` sequences `ended` of these ended, and as many came, with
+    prompts of that length."""
     at = [100.0 + 0.03 * n for n in range(steps)]
     return Observed(
         steps=tuple(Step(Phase.DECODE, t, step_ms / 1000, rows, rows, rows * 300, FULL, Mode.TURNS) for t in at),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_an_engine_without_mixed_batches_gets_the_chunks_beside_decode() -> None
 
 
 @pytest.mark.parametrize("order", ["fcfs", "slack"])
-def test_everybody_is_served(order: str) -> None:
+def test_everybody_is_served(order: Literal["fcfs", "slack"]) -> None:
     arrivals = [Arrival(0.01 * n, 100 + 37 * n % 3000, 20, Slo(0.2, 0.04)) for n in range(200)]
     world = World(Chunked(Chunked.Options(order=order)), arrivals, Settings(limits=MIXED))
     assert all(life.end_s is not None for life in world.run())

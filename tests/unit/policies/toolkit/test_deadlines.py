@@ -1,4 +1,4 @@
-"""Who goes first: as many in time as can be, the short ones first among those, and nobody starves."""
+"""The order of waiting prompts: as many in time as can be, the short ones first among those, and nobody starves."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def step(phase: Phase, start: float, end: float) -> Step:
 
 
 def contended(window: StepWindow) -> dict[float, bool]:
-    """By the step's end."""
+    """Returns whether each step was contended, by the step's end."""
     return {each.step.end_s: each.contended for each in window.observed}
 
 
