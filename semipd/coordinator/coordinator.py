@@ -228,8 +228,8 @@ class Coordinator:
     def _known_limits(self) -> Limits:
         """Returns the limits. What a decode worker said of itself stays known while another one takes its place."""
         decode, limits, partition = self.state.ready_worker(Role.DECODE), self._limits, self.partition
-        if decode is not None and decode.step_rows != limits.step_rows:
-            self._limits = replace(limits, step_rows=decode.step_rows)
+        if decode is not None and decode.decode_capture_sizes != limits.decode_capture_sizes:
+            self._limits = replace(limits, decode_capture_sizes=decode.decode_capture_sizes)
         if partition.splits is not limits.splits or partition.sms != limits.sms:
             self._limits = replace(self._limits, splits=partition.splits, sms=partition.sms)
         return self._limits

@@ -58,7 +58,7 @@ class Worker:
     progress_s: float = 0.0
     """The time at which the worker last showed progress, or got work after it had none."""
     assigned_s: float = 0.0
-    step_rows: tuple[int, ...] = ()
+    decode_capture_sizes: tuple[int, ...] = ()
     """Sizes that its decode steps are padded to, as its Ready message names them."""
     percentage: int | None = None
     """Partition back end `mps`: percent of the multiprocessors, for the life of the process. None: another back end."""

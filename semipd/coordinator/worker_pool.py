@@ -112,7 +112,7 @@ class WorkerPool:
 
     def _on_ready(self, worker: Worker, message: wk.Ready) -> None:
         now = self._state.clock.now()
-        worker.ready, worker.progress_s, worker.step_rows = True, now, tuple(message.step_rows)
+        worker.ready, worker.progress_s, worker.decode_capture_sizes = True, now, tuple(message.step_rows)
         self._failed_starts = 0
         log.info(
             "worker ready",

@@ -165,7 +165,7 @@ class Limits:
     max_running: int
     """Sequences in the decode batch."""
     modes: frozenset[Mode] = frozenset({Mode.SPLIT})
-    step_rows: tuple[int, ...] = ()
+    decode_capture_sizes: tuple[int, ...] = ()
     """Sizes that a decode step is padded to, ascending: with 385 sequences it may cost as much as with 512. Empty: none
     are known."""
     latency: LatencyModel = NOMINAL

@@ -54,7 +54,7 @@ class SimConfig:
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
             modes=frozenset({Mode.SPLIT, Mode.TURNS} | ({Mode.MIXED} if profile.mixed else set())),
-            step_rows=profile.buckets.decode,
+            decode_capture_sizes=profile.buckets.decode,
             latency=latency_model(profile),
             splits=splits(profile.gpu.sms),
             sms=profile.gpu.sms,

@@ -98,7 +98,7 @@ def open_worker(
         from semipd.workers.backend_gpu import GpuBackend  # noqa: PLC0415  its packages are not installed without a GPU
 
         gpu = GpuBackend(link, config, model, me.role, attached, assignment, report_captured)
-        ready = wk.Ready(step_rows=gpu.step_rows())
+        ready = wk.Ready(step_rows=gpu.decode_capture_sizes())
         if me.role is Role.DECODE:
             return DecodeWorker(link, gpu.batch(), attached.account, me, gpu, gpu.step_limits), ready
         return PrefillWorker(link, gpu.engine, attached.account, me, gpu), ready

@@ -84,7 +84,7 @@ class GpuBackend:
         assert self._batch is not None, "a prefill worker has none"
         return self._batch
 
-    def step_rows(self) -> list[int]:
+    def decode_capture_sizes(self) -> list[int]:
         """Returns the sizes that decode steps are padded to; empty for a worker that makes none."""
         return [] if self._batch is None else self._batch.graphs.useful
 

@@ -259,14 +259,14 @@ def test_of_graphs_that_are_captured_after_the_server_has_served_nothing_is_told
 
 def test_policies_know_what_the_decode_worker_pads_its_steps_to_as_it_said_last() -> None:
     stage = on_gpu()
-    assert stage.coordinator.snapshot().limits.step_rows == ()
+    assert stage.coordinator.snapshot().limits.decode_capture_sizes == ()
     stage.ready(stage.prefill.incarnation, step_rows=[7])
     stage.ready(stage.decode.incarnation, step_rows=[64, 128])
-    assert stage.coordinator.snapshot().limits.step_rows == (64, 128)
+    assert stage.coordinator.snapshot().limits.decode_capture_sizes == (64, 128)
     stage.end(stage.decode)
     stage.round()
-    assert stage.coordinator.snapshot().limits.step_rows == (64, 128), "nobody says otherwise yet"
+    assert stage.coordinator.snapshot().limits.decode_capture_sizes == (64, 128), "nobody says otherwise yet"
     stage.hello()
     stage.round()
     stage.ready(stage.decode.incarnation, step_rows=[64, 96, 128])
-    assert stage.coordinator.snapshot().limits.step_rows == (64, 96, 128)
+    assert stage.coordinator.snapshot().limits.decode_capture_sizes == (64, 96, 128)

@@ -73,7 +73,7 @@ def test_mixed_batches_are_there_and_every_one_is_read_off_again(shipped: Profil
 
 
 def test_policies_know_what_steps_are_padded_to(shipped: Profile, times: ProfileTimes) -> None:
-    sizes = SimConfig("adaptive", {}, shipped).settings().limits.step_rows
+    sizes = SimConfig("adaptive", {}, shipped).settings().limits.decode_capture_sizes
     assert sizes[-1] == 512
     sms = shipped.gpu.sms
     for size, larger in pairwise(sizes):

@@ -19,7 +19,7 @@ class DecodeSample(RunningSample):
 
     def __init__(self, snapshot: Snapshot, forecaster: Forecaster, tuning: Tuning) -> None:
         super().__init__(snapshot)
-        self._sizes = snapshot.limits.step_rows
+        self._sizes = snapshot.limits.decode_capture_sizes
         self._forecaster = forecaster
         self._tuning = tuning
 
@@ -117,6 +117,6 @@ class Moment:
         """
         running, most = len(self.snapshot.running), self.snapshot.limits.max_running
         places = most + max(1, most // self.tuning.headroom)
-        if running and mode is Mode.TURNS and self.snapshot.limits.step_rows:
+        if running and mode is Mode.TURNS and self.snapshot.limits.decode_capture_sizes:
             places = min(places, self.sample.batch_cap or places)
         return max(0, places - running - len(self.joining))

@@ -111,6 +111,6 @@ class TestAdaptive:
         chat = traffic(ended=120, rows=380, steps=65, prompt=220)
         assert len(self.ask(380, limits, chat).prefill) == 4
         assert self.ask(384, limits, chat).prefill == ()
-        assert len(self.ask(384, replace(limits, step_rows=()), chat).prefill) > 4, "sizes are not known"
+        assert len(self.ask(384, replace(limits, decode_capture_sizes=()), chat).prefill) > 4, "sizes are not known"
         assert len(self.ask(384, limits, chat, tpot_s=0.2).prefill) > 4, "there is time"
         assert len(self.ask(384, limits).prefill) > 4, "nobody has ended, so how long they are is not known"
