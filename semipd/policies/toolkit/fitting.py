@@ -15,13 +15,21 @@ from semipd.core.latency import LatencyModel, Scales
 from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.snapshot import Step
 
-FITTED_TO = 48
-"""Steps of one kind, the latest, whose median ratio is a scale factor."""
-FEWEST = 4
-"""Steps of one kind below which its factor stays as it is."""
-BOUND = 300.0
-"""A factor stays within 1/300 and 300. That is room for a device or a model of another kind, and none for a clock that
-jumped."""
+
+@dataclass(frozen=True, slots=True)
+class FitTuning:
+    """The constants of a fit."""
+
+    steps: int = 48
+    """Steps of one kind, the latest, whose median ratio is a scale factor. A few outliers among them move nothing."""
+    fewest_steps: int = 4
+    """Steps of one kind below which its factor stays as it is: so few can all be outliers."""
+    bound: float = 300.0
+    """A factor stays within 1/300 and 300. That is room for a device or a model of another kind, and none for a clock
+    that jumped."""
+
+
+FIT = FitTuning()
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +132,9 @@ class Fit:
     as long as their launch tell how long a launch is, once larger ones tell how long the work is.
     """
 
-    def __init__(self, model: LatencyModel) -> None:
+    def __init__(self, model: LatencyModel, tuning: FitTuning = FIT) -> None:
         self.model = model
+        self._tuning = tuning
         self._plain = replace(model, scales=Scales())
         self._window = StepWindow()
 
@@ -144,25 +153,27 @@ class Fit:
                 (prefill if observed.step.phase is Phase.PREFILL else decode)[observed.contended].append(observed.ratio)
         before = self.model.scales
         launch = before.launch
-        if max(map(len, prefill)) >= FEWEST:
-            launch = _factor([ratio for _, ratio in launches], before.launch)
+        if max(map(len, prefill)) >= self._tuning.fewest_steps:
+            launch = self._factor([ratio for _, ratio in launches], before.launch)
         elif launch is None:  # there are none but small passes: they tell of all passes, since no others do
             for contended, ratio in launches:
                 prefill[contended].append(ratio)
         scales = Scales(
-            prefill_alone=_factor(prefill[False], before.prefill_alone),
-            prefill_shared=_factor(prefill[True], before.prefill_shared),
-            decode_alone=_factor(decode[False], before.decode_alone),
-            decode_shared=_factor(decode[True], before.decode_shared),
+            prefill_alone=self._factor(prefill[False], before.prefill_alone),
+            prefill_shared=self._factor(prefill[True], before.prefill_shared),
+            decode_alone=self._factor(decode[False], before.decode_alone),
+            decode_shared=self._factor(decode[True], before.decode_shared),
             launch=launch,
         )
         self.model = replace(self._plain, scales=scales)
         return self.model
 
-
-def _factor(ratios: Sequence[float], before: float | None) -> float | None:
-    """Returns the factor for these ratios, the latest first; `before` where they are too few."""
-    return min(BOUND, max(1 / BOUND, median(ratios[:FITTED_TO]))) if len(ratios) >= FEWEST else before
+    def _factor(self, ratios: Sequence[float], before: float | None) -> float | None:
+        """Returns the factor for these ratios, the latest first; `before` where they are too few."""
+        tuning = self._tuning
+        if len(ratios) < tuning.fewest_steps:
+            return before
+        return min(tuning.bound, max(1 / tuning.bound, median(ratios[: tuning.steps])))
 
 
 def refitted(model: LatencyModel, steps: Sequence[Step]) -> LatencyModel:

@@ -11,7 +11,7 @@ from semipd.core.latency import NOMINAL, LatencyModel
 from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.snapshot import Observed, Snapshot, WaitingSequence
 from semipd.policies.toolkit.deadlines import Work
-from semipd.policies.toolkit.fitting import Fit
+from semipd.policies.toolkit.fitting import FIT, Fit, FitTuning
 from semipd.policies.toolkit.running_batch import RunningSample, RunningSampler
 
 
@@ -36,6 +36,8 @@ class ForecastTuning:
     policy names no number."""
     probe_tokens: int = 1000
     """Tokens of the prompt whose mean time for a token is taken for that of any prompt's: some attention is in it."""
+    fit: FitTuning = FIT
+    """The constants of the fit."""
 
 
 FORECAST = ForecastTuning()
@@ -79,7 +81,7 @@ class Forecaster:
         self._answered_s = -math.inf  # when its last batch that was observed ended
 
     def _start(self, model: LatencyModel) -> None:
-        self._fit = Fit(model)
+        self._fit = Fit(model, self._tuning.fit)
         self.learned = Learned(-math.inf, model, self._tuning.first_prompt_tokens)
         """What was learned at the last fit."""
 

@@ -1,4 +1,4 @@
-"""Deadlines first: order, chunks and the use of the device chosen from a latency model that follows the server."""
+"""The policy `adaptive`: deadlines first, and a use of the device that is chosen from a latency model."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class AdaptiveOptions(PolicyOptions):
 
 
 class Adaptive(Policy):
-    """Deadline order, bounded chunks, and turns, mixed batches or a split, whatever brings first tokens soonest.
+    """Orders prompts by deadline, and takes time slices, mixed batches or a split: what brings first tokens soonest.
 
     *Admission.* It refuses only a request with a deadline that, it seems, not even the first token can meet.
 
@@ -79,12 +79,12 @@ class Adaptive(Policy):
 
     *Use of the device.* Of the ways that the engine has (modes.py) it takes the one under which a latency model that
     follows the server expects first tokens soonest, while the running batch keeps the TPOT of its SLOs with `margin`.
-    These are turns with as many prompt tokens to a decode step as the TPOT target allows; mixed batches where so much
-    arrives that they are needed; a split where decode can't wait for a turn to end. A sequence that is ahead of its SLO
+    These are time slices with as many prompt tokens as the TPOT target allows; mixed batches where so much arrives that
+    they are needed; a split where decode can't wait for a time slice to end. A sequence that is ahead of its SLO
     may be slower for a while (tpot_target.py). `dwell_ms` and a threshold for the gain keep the choice from flapping.
     While only one phase has work, shares and mode stay: the engine then gives it the whole device by itself.
 
-    tuning.py has all numbers, moment.py what is derived from a snapshot.
+    tuning.py has all numbers, moment.py what is derived from a snapshot, modes.py what is minimised, as a formula.
     """
 
     name: ClassVar[str] = "adaptive"

@@ -107,8 +107,11 @@ class Tuning:
     # --- what other policies use, too --------------------------------------------------------------------------------
 
     deadlines: DeadlineTuning = DEADLINES
+    """The order of prompts."""
     forecast: ForecastTuning = FORECAST
+    """What is learned from observations, and how the latency model is fitted."""
     sampling: SamplingTuning = SAMPLING
+    """How often the running batch is sampled."""
 
 
 TUNING = Tuning()

@@ -11,7 +11,7 @@ from semipd.core.latency import LatencyModel, Scales
 from semipd.core.partition import FULL, Mode, Phase
 from semipd.core.sms import split
 from semipd.core.snapshot import Step
-from semipd.policies.toolkit.fitting import BOUND, Fit, StepWindow, expected_s, refitted
+from semipd.policies.toolkit.fitting import FIT, Fit, StepWindow, expected_s, refitted
 from semipd.profiles.latency import shipped_model
 
 MODEL = shipped_model()
@@ -62,7 +62,7 @@ def test_phases_that_meet_as_turns_begin_say_nothing_of_a_split() -> None:
 def test_the_fit_is_bounded() -> None:
     absurd = [replace(s, duration_s=1e6) for s in history(MODEL)]
     fitted = refitted(MODEL, absurd).scales
-    assert max(v for v in (fitted.prefill_shared, fitted.decode_shared) if v) <= BOUND
+    assert max(v for v in (fitted.prefill_shared, fitted.decode_shared) if v) <= FIT.bound
 
 
 def test_faster_launches_are_learned_from_small_batches_and_the_work_from_large_ones() -> None:
