@@ -6,16 +6,24 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 # In which the tests of the GPU's kernels run on a CPU. A CUDA build of torch brings the version that it needs.
 TRITON ?= triton==3.6.0 ; platform_system == 'Linux' and platform_machine == 'x86_64'
+# Tests run in so many processes, a file in one of them.
+JOBS   ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-gpu check lint docs protos released install dev clean
+.PHONY: demo test test-all test-thorough test-gpu check lint docs protos released install dev clean
 .DEFAULT_GOAL := demo
 
 demo: install  ## starts a server with the bundled model, streams one answer, stops
 	@$(BIN)/semipd demo
 
 test: dev  ## the tests that need no GPU
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
+
+test-all: test test-thorough  ## every test that needs no GPU
+
+test-thorough: dev  ## more cases of what the quicker tests promise, too
+	@$(PYTEST) -m 'thorough and not gpu'
 
 test-gpu: dev  ## the tests of the GPU back end; needs a GPU, a CUDA build of torch and the extra `cuda` (docs/gpu.md)
 	@PYTHON=$(BIN)/python bash scripts/test_gpu.sh

@@ -71,6 +71,7 @@ def test_the_quick_sections_run_on_a_cpu_and_leave_their_results(tmp_path: Path)
     assert f"{pages['alone']['figures']['alone_tpot_ms']:.4g} ms" in again.stdout
 
 
+@pytest.mark.thorough
 def test_a_section_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     done = script(
         *("--tiny", "--only", "alone,mixed", "--out", str(tmp_path)),

@@ -147,10 +147,11 @@ def said(outcome: TokenOutcome) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("family", "captured"),
     [
-        ("llama, dynamic rope", 5),  # prompts that are rotated as a whole are launched kernel by kernel
-        ("mistral, sliding window", 0),
+        # Prompts that are rotated as a whole are launched kernel by kernel.
+        pytest.param("llama, dynamic rope", 5, marks=pytest.mark.thorough),
+        pytest.param("mistral, sliding window", 0, marks=pytest.mark.thorough),
         ("qwen2, tied, windows above the first layer", 8),
-        ("qwen3", 0),
+        pytest.param("qwen3", 0, marks=pytest.mark.thorough),
     ],
 )
 def test_every_answer_is_the_one_of_the_cpus_engine(family: str, captured: int, engines: Engines) -> None:
@@ -242,6 +243,7 @@ def test_neither_warming_nor_capturing_writes_to_the_pool_or_is_heard_of(gpu_eng
     assert (batch.flying, batch.prompt_outcomes()) == (0, [])
 
 
+@pytest.mark.thorough
 def test_what_earlier_passes_said_is_nothing_to_a_later_one(gpu_engine: GpuEngine) -> None:
     engine, pool = gpu_engine("llama")
     batch = engine.decode_batch(prompt_tokens=PROMPT_TOKENS)

@@ -145,6 +145,7 @@ def test_a_mixed_pass_has_its_rows_and_its_prompt_each_time(engine: CudaEngine, 
     assert all((rows, prompts) == (3, [(16, 24)]) for rows, _, prompts in launched)
 
 
+@pytest.mark.thorough
 def test_by_turns_there_is_one_step_and_one_pass(engine: CudaEngine, launched: Launched) -> None:
     asked = {"do": "turns", "rows": 3, "context": 100, "tokens": 40}
     assert answer(DecodeMeasurements(engine), asked) == {"step_ms": 2 * MARK_MS, "pass_ms": 2 * MARK_MS}
@@ -171,6 +172,7 @@ def test_what_is_not_finite_is_no_measurement_and_the_next_goes_on(engine: CudaE
     assert alone(DecodeMeasurements(engine), rows=2, context=30) > 0
 
 
+@pytest.mark.thorough
 def test_a_mixed_pass_is_measured_as_the_server_would_run_it(
     engine: CudaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +185,7 @@ def test_a_mixed_pass_is_measured_as_the_server_would_run_it(
     assert run == [96] * (PROBES + WARM + 1 + COUNTED)
 
 
+@pytest.mark.thorough
 def test_each_measurement_leaves_an_empty_batch_to_the_next(engine: CudaEngine, launched: Launched) -> None:
     phase = DecodeMeasurements(engine)
     for sizes in ({"tokens": 40, "start": 0}, {}, {"tokens": 8, "start": 30}):

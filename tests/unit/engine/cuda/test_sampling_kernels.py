@@ -51,7 +51,7 @@ def drawn(logits: torch.Tensor, params: list[SamplingParams], chance: torch.Tens
         SamplingParams(temperature=1.0, top_p=1e-6),
     ],
 )
-@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.thorough)])
 def test_draws_as_on_the_cpu(device: torch.device, params: SamplingParams, kind: torch.dtype) -> None:
     rows = 24
     generator = torch.Generator().manual_seed(3)
