@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from semipd.core.errors import CheckpointError, InvalidRequest
 from semipd.gateway.chat import ChatRenderer, ChatTemplate
 from semipd.v1 import generation_pb2 as pb
+from support.gateway_bench import GatewayBench, failure_of
 
 HELLO = [{"role": "user", "content": "hello"}]
 LLAMA3 = """{%- if not date_string is defined %}{%- set date_string = strftime_now("%Y") %}{%- endif -%}
@@ -23,7 +28,7 @@ LLAMA3 = """{%- if not date_string is defined %}{%- set date_string = strftime_n
 
 
 @asynccontextmanager
-async def renderer(source: str, **names: str):
+async def renderer(source: str, **names: str) -> AsyncIterator[ChatRenderer]:
     opened = ChatRenderer(ChatTemplate(source, names))
     try:
         await opened.start()
@@ -32,7 +37,7 @@ async def renderer(source: str, **names: str):
         await opened.close()
 
 
-async def test_a_template_renders_the_messages():
+async def test_a_template_renders_the_messages() -> None:
     async with renderer(LLAMA3, bos_token="<|begin|>") as chat:
         assert await chat.render(HELLO) == (
             "<|begin|><|start_header_id|>user<|end_header_id|>\n\nhello<|eot_id|>"
@@ -40,7 +45,7 @@ async def test_a_template_renders_the_messages():
         )
 
 
-async def test_templates_have_what_transformers_gives_them():
+async def test_templates_have_what_transformers_gives_them() -> None:
     source = (
         "{% generation %}{{ messages | tojson }}{% endgeneration %}{{ tools is none }}{{ documents is none }}\n"
         "  {% if true %}\n{{ add_generation_prompt }}{{ strftime_now('%d') | length }}{% endif %}"
@@ -50,7 +55,7 @@ async def test_templates_have_what_transformers_gives_them():
         assert await chat.render(messages) == json.dumps(messages, ensure_ascii=False) + "TrueTrue\nTrue2"
 
 
-async def test_a_templates_own_refusal_reaches_the_client():
+async def test_a_templates_own_refusal_reaches_the_client() -> None:
     async with renderer("{{ raise_exception('roles must alternate') }}") as chat:
         with pytest.raises(InvalidRequest, match="roles must alternate") as caught:
             await chat.render(HELLO)
@@ -58,7 +63,7 @@ async def test_a_templates_own_refusal_reaches_the_client():
 
 
 @pytest.mark.parametrize("source", ["{{ raise_exception(messages[0].content) }}", "{{ messages[0].content / 2 }}"])
-async def test_an_error_does_not_repeat_the_messages(source):
+async def test_an_error_does_not_repeat_the_messages(source: str) -> None:
     async with renderer(source) as chat:
         with pytest.raises(InvalidRequest) as caught:
             await chat.render([{"role": "user", "content": "my secret"}])
@@ -79,7 +84,7 @@ async def test_an_error_does_not_repeat_the_messages(source):
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
     ],
 )
-async def test_a_malicious_template_fails_its_own_request(source):
+async def test_a_malicious_template_fails_its_own_request(source: str) -> None:
     async with renderer("{% if messages | length > 1 %}" + source + "{% else %}fine{% endif %}") as chat:
         with pytest.raises(InvalidRequest):
             await chat.render(HELLO * 2)
@@ -93,7 +98,7 @@ async def test_a_malicious_template_fails_its_own_request(source):
         "{{ (messages | length) ** (9 ** 9) }}",
     ],
 )
-async def test_a_template_that_does_not_end_is_ended_while_the_loop_goes_on(source):
+async def test_a_template_that_does_not_end_is_ended_while_the_loop_goes_on(source: str) -> None:
     async with renderer("{% if messages | length > 1 %}" + source + "{% endif %}fine") as chat:
         rendering = asyncio.ensure_future(chat.render(HELLO * 2))
         turns = 0
@@ -106,7 +111,7 @@ async def test_a_template_that_does_not_end_is_ended_while_the_loop_goes_on(sour
         assert await chat.render(HELLO) == "fine"
 
 
-async def test_a_caller_that_leaves_does_not_spoil_the_next_answer():
+async def test_a_caller_that_leaves_does_not_spoil_the_next_answer() -> None:
     async with renderer("{% for i in range(99999) %}{% endfor %}{{ messages | length }}") as chat:
         leaving = asyncio.ensure_future(chat.render(HELLO))
         await asyncio.sleep(0)
@@ -114,7 +119,7 @@ async def test_a_caller_that_leaves_does_not_spoil_the_next_answer():
         assert await chat.render(HELLO * 3) == "3"
 
 
-async def test_a_template_that_is_none_is_refused_at_the_start():
+async def test_a_template_that_is_none_is_refused_at_the_start() -> None:
     with pytest.raises(CheckpointError, match="TemplateSyntaxError"):
         async with renderer("{% for %}"):
             pass
@@ -128,7 +133,7 @@ async def test_a_template_that_is_none_is_refused_at_the_start():
         (None, None),
     ],
 )
-def test_a_template_is_a_string_or_one_of_several(tmp_path, value, source):
+def test_a_template_is_a_string_or_one_of_several(tmp_path: Path, value: Any, source: str | None) -> None:
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": value, "bos_token": {"content": "<s>"}})
     )
@@ -137,7 +142,7 @@ def test_a_template_is_a_string_or_one_of_several(tmp_path, value, source):
     assert found is None or found.names == {"bos_token": "<s>"}
 
 
-def test_a_template_in_its_own_file_comes_first(tmp_path):
+def test_a_template_in_its_own_file_comes_first(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "old"}))
     (tmp_path / "chat_template.jinja").write_text("new")
     found = ChatTemplate.of_checkpoint(tmp_path)
@@ -145,7 +150,7 @@ def test_a_template_in_its_own_file_comes_first(tmp_path):
     assert found.source == "new"
 
 
-async def test_chat_messages_become_the_prompt_without_a_second_bos(bench, tokenizer):
+async def test_chat_messages_become_the_prompt_without_a_second_bos(bench: GatewayBench, tokenizer: Tokenizer) -> None:
     messages = [pb.ChatMessage(role="user", content=" hello ")]
     call = bench.stream(chat=pb.Chat(messages=messages))
     submit = await bench.coordinator.expect("submit")
@@ -154,6 +159,6 @@ async def test_chat_messages_become_the_prompt_without_a_second_bos(bench, token
     call.cancel()
 
 
-async def test_a_role_that_the_template_refuses_is_the_clients_mistake(bench, fails):
-    details = await fails(bench.generate(chat=pb.Chat(messages=[pb.ChatMessage(role="wizard", content="x")])))
+async def test_a_role_that_the_template_refuses_is_the_clients_mistake(bench: GatewayBench) -> None:
+    details = await failure_of(bench.generate(chat=pb.Chat(messages=[pb.ChatMessage(role="wizard", content="x")])))
     assert "wizard" in details.violations["chat.messages"]

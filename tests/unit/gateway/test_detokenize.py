@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from semipd.gateway.detokenize import DetokenizerFactory, WindowDetokenizer, encoding_of
+from semipd.gateway.detokenize import Detokenizer, DetokenizerFactory, WindowDetokenizer, encoding_of
 
 TEXT = "Grüße, 世界! hello  hello\n😀👍🏽 naïve"
 
@@ -43,7 +45,7 @@ def wordpiece_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def grown(detokenizer, tokens) -> str:
+def grown(detokenizer: Detokenizer, tokens: Sequence[int]) -> str:
     text = ""
     for token in tokens:
         text += detokenizer.push([token])
@@ -53,21 +55,21 @@ def grown(detokenizer, tokens) -> str:
 
 @pytest.mark.parametrize("make", [llama2_tokenizer, metaspace_tokenizer, wordpiece_tokenizer])
 @pytest.mark.parametrize("text", [TEXT, "hello", " hello", "hello hello", "世界"])
-def test_output_after_an_invisible_prompt_is_the_tokenizers_text(make, text):
+def test_output_after_an_invisible_prompt_is_the_tokenizers_text(make: Callable[[], Tokenizer], text: str) -> None:
     tokenizer = make()
     tokens = tokenizer.encode(text, add_special_tokens=False).ids
     assert grown(DetokenizerFactory(tokenizer).make([1]), tokens) == tokenizer.decode(tokens)
 
 
 @pytest.mark.parametrize("text", [TEXT, "hello", " hello"])
-def test_byte_level_output_is_the_tokenizers_text(tokenizer, text):
+def test_byte_level_output_is_the_tokenizers_text(tokenizer: Tokenizer, text: str) -> None:
     tokens = tokenizer.encode(text, add_special_tokens=False).ids
     for prompt in ([0], tokenizer.encode("hello").ids):
         assert grown(DetokenizerFactory(tokenizer).make(prompt), tokens) == text
 
 
 @pytest.mark.parametrize("make", [llama2_tokenizer, metaspace_tokenizer, wordpiece_tokenizer])
-def test_output_after_words_keeps_the_space_between(make):
+def test_output_after_words_keeps_the_space_between(make: Callable[[], Tokenizer]) -> None:
     tokenizer = make()
     prompt = tokenizer.encode("hello", add_special_tokens=False).ids
     whole = tokenizer.encode("hello hello", add_special_tokens=False).ids
@@ -75,19 +77,19 @@ def test_output_after_words_keeps_the_space_between(make):
     assert tokenizer.decode(prompt) + text == "hello hello"
 
 
-def test_several_tokens_at_once_read_like_one_after_another(tokenizer):
+def test_several_tokens_at_once_read_like_one_after_another(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode(TEXT, add_special_tokens=False).ids
     detokenizer = DetokenizerFactory(tokenizer).make([0])
     assert detokenizer.push(tokens) + detokenizer.flush() == TEXT
 
 
-def test_special_and_unknown_tokens_have_no_text(tokenizer):
+def test_special_and_unknown_tokens_have_no_text(tokenizer: Tokenizer) -> None:
     hello = tokenizer.encode("hello", add_special_tokens=False).ids
     assert grown(DetokenizerFactory(tokenizer).make([0]), [0, *hello, 319, 1]) == "hello"
 
 
 @pytest.mark.parametrize("window", [False, True])
-def test_invalid_bytes_don_t_hold_the_text_back(tokenizer, window):
+def test_invalid_bytes_don_t_hold_the_text_back(tokenizer: Tokenizer, window: bool) -> None:
     """A run of bytes that never becomes a character is told as it comes, in a bounded number of tokens."""
     [_, second, *_] = tokenizer.encode("é", add_special_tokens=False).ids
     detokenizer = WindowDetokenizer(tokenizer, [0]) if window else DetokenizerFactory(tokenizer).make([0])
@@ -95,19 +97,19 @@ def test_invalid_bytes_don_t_hold_the_text_back(tokenizer, window):
     assert sum(len(text) for text in told) >= 36
 
 
-def test_incomplete_bytes_at_the_end_become_a_replacement_character(tokenizer):
+def test_incomplete_bytes_at_the_end_become_a_replacement_character(tokenizer: Tokenizer) -> None:
     first = tokenizer.encode("é", add_special_tokens=False).ids[:1]
     detokenizer = DetokenizerFactory(tokenizer).make([0])
     assert (detokenizer.push(first), detokenizer.flush()) == ("", "\N{REPLACEMENT CHARACTER}")
 
 
-def test_added_tokens_are_written_as_they_are(tokenizer):
+def test_added_tokens_are_written_as_they_are(tokenizer: Tokenizer) -> None:
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.add_tokens([AddedToken("<think> ü", special=False)])
     tokens = copy.encode("hello<think> ühello", add_special_tokens=False).ids
     assert grown(DetokenizerFactory(copy).make([0]), tokens) == copy.decode(tokens) == "hello<think> ühello"
 
 
-def test_a_decoder_that_is_not_known_is_left_to_the_window():
+def test_a_decoder_that_is_not_known_is_left_to_the_window() -> None:
     assert encoding_of({"type": "WordPiece", "prefix": "##", "cleanup": True}) is None
     assert encoding_of({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "CTC"}]}) is None

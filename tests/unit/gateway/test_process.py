@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -18,6 +19,7 @@ from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.wire.sockets import RunDir, bind_router
 
 PATIENCE_S = 90.0
+PATIENCE_MS = 90_000
 
 
 @contextmanager
@@ -40,15 +42,21 @@ def gateway_process(run_dir: RunDir, config: ServerConfig) -> Iterator[subproces
             process.kill()
 
 
-def test_it_says_where_it_listens_to_both_sides_and_ends_on_sigterm(checkpoint: Path, tmp_path: Path):
+def first_line(process: subprocess.Popen[bytes]) -> Any:
+    """Reads the next line that the process prints: JSON."""
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def test_it_says_where_it_listens_to_both_sides_and_ends_on_sigterm(checkpoint: Path, tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         router = bind_router(context, run_dir.gateway_endpoint)
         with gateway_process(run_dir, ServerConfig(model=str(checkpoint), port=0)) as process:
-            said = json.loads(process.stdout.readline())
+            said = first_line(process)
             assert said["event"] == "listening"
-            assert router.poll(PATIENCE_S * 1000)
+            assert router.poll(PATIENCE_MS)
             identity, frame = router.recv_multipart()
             assert identity == b"gateway.0"
             assert gw.FromGateway.FromString(frame).hello == gw.GatewayHello(pid=process.pid, port=said["port"])
@@ -59,15 +67,15 @@ def test_it_says_where_it_listens_to_both_sides_and_ends_on_sigterm(checkpoint: 
         context.destroy(linger=0)
 
 
-def test_what_can_t_start_says_why(tmp_path: Path):
+def test_what_can_t_start_says_why(tmp_path: Path) -> None:
     with gateway_process(RunDir(tmp_path), ServerConfig(model=str(tmp_path / "nowhere"))) as process:
-        said = json.loads(process.stdout.readline())
+        said = first_line(process)
         assert said["event"] == "failed"
         assert "nowhere" in said["error"]
         assert process.wait(PATIENCE_S) == 1
 
 
-def test_it_does_not_outlive_its_parent(checkpoint: Path, tmp_path: Path):
+def test_it_does_not_outlive_its_parent(checkpoint: Path, tmp_path: Path) -> None:
     RunDir(tmp_path).config.write_text(ServerConfig(model=str(checkpoint), port=0).to_json())
     command = [
         sys.executable,
@@ -87,17 +95,17 @@ def test_it_does_not_outlive_its_parent(checkpoint: Path, tmp_path: Path):
         "sys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        fd = os.pidfd_open(int(process.stdout.readline()))
+        fd = os.pidfd_open(first_line(process))
         try:
             process.kill()
             poller = zmq.Poller()
             poller.register(fd, zmq.POLLIN)
-            assert poller.poll(PATIENCE_S * 1000), "the gateway is still there"
+            assert poller.poll(PATIENCE_MS), "the gateway is still there"
         finally:
             os.close(fd)
 
 
-def test_it_never_imports_torch_or_transformers():
+def test_it_never_imports_torch_or_transformers() -> None:
     code = (
         "import sys, semipd.gateway.__main__, semipd.gateway.renderer\n"
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy'}))"

@@ -35,11 +35,11 @@ def held_by_definition(stops: list[str], text: str) -> int:
         (["x"], "abc", None),
     ],
 )
-def test_the_first_complete_stop_is_found(stops, text, match):
+def test_the_first_complete_stop_is_found(stops: list[str], text: str, match: StopMatch | None) -> None:
     assert StopScanner(StopStrings(stops)).push(text) == match
 
 
-def test_any_cut_of_any_text_gives_the_same_match_and_holds_no_more_than_needed():
+def test_any_cut_of_any_text_gives_the_same_match_and_holds_no_more_than_needed() -> None:
     rng = random.Random(5)
     for _ in range(500):
         stops = ["".join(rng.choices("ab", k=rng.randint(1, 4))) + rng.choice(["", "c"]) for _ in range(3)]

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 import pytest
+from tokenizers import Tokenizer
 
 from semipd.internal.v1 import gateway_pb2 as gw
 from semipd.internal.v1 import sequence_pb2 as seq
 from semipd.v1 import generation_pb2 as pb
+from support.gateway_bench import GatewayBench, OpenBench, failure_of, make_delta
+
+Encode = Callable[[str], list[int]]
 
 LENGTH = seq.END_REASON_LENGTH
 
 
-async def rest(call) -> list[pb.GenerateStreamResponse]:
+async def rest(call: Any) -> list[pb.GenerateStreamResponse]:
     """Reads the events that are still to come, to the end."""
     events = []
     while (event := await call.read()) is not grpc.aio.EOF:
@@ -22,26 +28,29 @@ async def rest(call) -> list[pb.GenerateStreamResponse]:
     return events
 
 
-def text_of(events, index=0) -> str:
+def text_of(events: Sequence[pb.GenerateStreamResponse], index: int = 0) -> str:
     return "".join(e.token.text for e in events if e.HasField("token") and e.token.index == index)
 
 
-def tokens_of(events, index=0) -> list[int]:
+def tokens_of(events: Sequence[pb.GenerateStreamResponse], index: int = 0) -> list[int]:
     return [i for e in events if e.HasField("token") and e.token.index == index for i in e.token.token_ids]
 
 
 @pytest.fixture
-def ids(tokenizer):
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+def ids(tokenizer: Tokenizer) -> Encode:
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 @pytest.fixture
-def letters(tokenizer):
-    """A token a letter, however the tokenizer would have put them together."""
-    return lambda text: [tokenizer.token_to_id(letter.replace(" ", "Ġ")) for letter in text]
+def letters(tokenizer: Tokenizer) -> Encode:
+    """Makes a token of each letter, however the tokenizer would have put them together."""
+    vocabulary = tokenizer.get_vocab()
+    return lambda text: [vocabulary[letter.replace(" ", "Ġ")] for letter in text]
 
 
-async def test_a_stream_is_accepted_tokens_finished_summary(bench, tokenizer, ids, make_delta):
+async def test_a_stream_is_accepted_tokens_finished_summary(
+    bench: GatewayBench, tokenizer: Tokenizer, ids: Encode
+) -> None:
     call = bench.stream(text="hello", request_id="r-1")
     submit = await bench.coordinator.admit()
     assert list(submit.prompt) == tokenizer.encode("hello").ids
@@ -60,7 +69,7 @@ async def test_a_stream_is_accepted_tokens_finished_summary(bench, tokenizer, id
     assert events[-1].summary.timings.decode == 0.4
 
 
-async def test_a_request_carries_what_was_asked(bench):
+async def test_a_request_carries_what_was_asked(bench: GatewayBench) -> None:
     call = bench.stream(
         token_ids=pb.TokenIds(ids=[5, 6]),
         sampling=pb.SamplingParams(temperature=0.5, seed=7, n=2, logit_bias={3: -100}),
@@ -79,11 +88,11 @@ async def test_a_request_carries_what_was_asked(bench):
     call.cancel()
 
 
-async def test_nothing_is_sent_before_the_coordinator_says_yes(bench, fails):
+async def test_nothing_is_sent_before_the_coordinator_says_yes(bench: GatewayBench) -> None:
     call = bench.stream(text="hello", request_id="r-2")
     submit = await bench.coordinator.expect("submit")
     await bench.coordinator.refuse(submit.ticket, "QUEUE_FULL", retry_after_s=2.5)
-    details = await fails(call.read())
+    details = await failure_of(call.read())
     assert details.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details.info.reason == "QUEUE_FULL"
     assert details.info.metadata["request_id"] == "r-2"
@@ -91,7 +100,7 @@ async def test_nothing_is_sent_before_the_coordinator_says_yes(bench, fails):
     assert details.trailers["grpc-retry-pushback-ms"] == "2500"
 
 
-async def test_leaving_the_stream_cancels_the_request(bench, ids, make_delta):
+async def test_leaving_the_stream_cancels_the_request(bench: GatewayBench, ids: Encode) -> None:
     call = bench.stream(text="hello")
     submit = await bench.coordinator.admit()
     await bench.coordinator.deltas(make_delta(submit.ticket, 0, ids("h")))
@@ -101,14 +110,14 @@ async def test_leaving_the_stream_cancels_the_request(bench, ids, make_delta):
     assert (cancel.ticket, cancel.cause) == (submit.ticket, gw.CANCEL_CAUSE_CLIENT_GONE)
 
 
-async def test_a_client_that_leaves_while_it_waits_for_a_whole_answer_cancels_it(bench):
+async def test_a_client_that_leaves_while_it_waits_for_a_whole_answer_cancels_it(bench: GatewayBench) -> None:
     call = bench.generate(text="hello")
     submit = await bench.coordinator.admit()
     call.cancel()
     assert (await bench.coordinator.expect("cancel")).ticket == submit.ticket
 
 
-async def test_a_deadline_that_passes_cancels_the_request(bench):
+async def test_a_deadline_that_passes_cancels_the_request(bench: GatewayBench) -> None:
     call = bench.stream(text="hello", timeout=2.0)
     submit = await bench.coordinator.admit()
     assert submit.deadline_s <= 2.0
@@ -119,25 +128,25 @@ async def test_a_deadline_that_passes_cancels_the_request(bench):
     assert (await bench.coordinator.expect("cancel")).ticket == submit.ticket
 
 
-async def test_a_failure_in_mid_stream_ends_it_with_its_reason(bench, ids, make_delta, fails):
+async def test_a_failure_in_mid_stream_ends_it_with_its_reason(bench: GatewayBench, ids: Encode) -> None:
     call = bench.stream(text="hello")
     submit = await bench.coordinator.admit()
     await bench.coordinator.deltas(make_delta(submit.ticket, 0, ids("h")))
     assert (await call.read()).HasField("accepted")
     assert (await call.read()).token.text == "h"
     await bench.coordinator.refuse(submit.ticket, "WORKER_LOST")
-    details = await fails(call.read())
+    details = await failure_of(call.read())
     assert (details.code, details.info.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKER_LOST")
 
 
-async def test_a_reason_that_nobody_knows_is_internal(bench, fails):
+async def test_a_reason_that_nobody_knows_is_internal(bench: GatewayBench) -> None:
     call = bench.generate(text="hello")
     submit = await bench.coordinator.admit()
     await bench.coordinator.refuse(submit.ticket, "WHO_KNOWS")
-    assert (await fails(call)).info.reason == "INTERNAL"
+    assert (await failure_of(call)).info.reason == "INTERNAL"
 
 
-async def test_known_tokens_that_come_again_are_dropped(bench, ids, make_delta):
+async def test_known_tokens_that_come_again_are_dropped(bench: GatewayBench, ids: Encode) -> None:
     call = bench.generate(text="x")
     submit = await bench.coordinator.admit()
     tokens = ids("hello there world")
@@ -152,17 +161,17 @@ async def test_known_tokens_that_come_again_are_dropped(bench, ids, make_delta):
     assert sample.text == "hello there world"
 
 
-async def test_missing_tokens_fail_the_request_as_a_bug(bench, ids, make_delta, fails):
+async def test_missing_tokens_fail_the_request_as_a_bug(bench: GatewayBench, ids: Encode) -> None:
     call = bench.generate(text="x", request_id="gap")
     submit = await bench.coordinator.admit()
     await bench.coordinator.deltas(make_delta(submit.ticket, 1, ids("h")))
-    details = await fails(call)
+    details = await failure_of(call)
     assert (details.code, details.info.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert details.info.metadata["request_id"] == "gap"
     assert (await bench.coordinator.expect("cancel")).ticket == submit.ticket
 
 
-async def test_samples_end_one_by_one_and_the_summary_comes_last(bench, ids, make_delta):
+async def test_samples_end_one_by_one_and_the_summary_comes_last(bench: GatewayBench, ids: Encode) -> None:
     call = bench.stream(text="x", sampling=pb.SamplingParams(n=2))
     submit = await bench.coordinator.admit()
     assert submit.samples == 2
@@ -180,7 +189,9 @@ async def test_samples_end_one_by_one_and_the_summary_comes_last(bench, ids, mak
 
 
 @pytest.mark.parametrize(("include_stop", "told"), [(False, [104, 105]), (True, [104, 105, 106])])
-async def test_a_stop_token_is_in_the_answer_only_if_asked(bench, make_delta, include_stop, told):
+async def test_a_stop_token_is_in_the_answer_only_if_asked(
+    bench: GatewayBench, include_stop: bool, told: list[int]
+) -> None:
     call = bench.generate(text="x", stopping=pb.StoppingParams(stop_token_ids=[106], include_stop=include_stop))
     submit = await bench.coordinator.admit()
     await bench.coordinator.deltas(make_delta(submit.ticket, 0, [104, 105, 106], end=seq.END_REASON_STOP_TOKEN))
@@ -189,7 +200,7 @@ async def test_a_stop_token_is_in_the_answer_only_if_asked(bench, make_delta, in
     assert answer.usage.output_tokens == 3
 
 
-async def test_a_slow_reader_gets_merged_deltas_and_misses_none(open_bench, ids, make_delta):
+async def test_a_slow_reader_gets_merged_deltas_and_misses_none(open_bench: OpenBench, ids: Encode) -> None:
     async with open_bench(options=[("grpc.http2.lookahead_bytes", 1024)]) as bench:
         call = bench.stream(text="x", stopping=pb.StoppingParams(max_tokens=100))
         submit = await bench.coordinator.admit()
@@ -213,7 +224,7 @@ async def test_a_slow_reader_gets_merged_deltas_and_misses_none(open_bench, ids,
         assert sum(e.HasField("token") for e in events) < 100
 
 
-async def test_half_a_character_is_never_told(bench, tokenizer, make_delta):
+async def test_half_a_character_is_never_told(bench: GatewayBench, tokenizer: Tokenizer) -> None:
     call = bench.stream(text="x", response=pb.ResponseParams(token_ids=False))
     submit = await bench.coordinator.admit()
     tokens = tokenizer.encode("a😀", add_special_tokens=False).ids
@@ -228,7 +239,7 @@ async def test_half_a_character_is_never_told(bench, tokenizer, make_delta):
     assert text_of(await rest(call)) == "\N{REPLACEMENT CHARACTER}"
 
 
-async def test_what_is_not_wanted_is_left_out(bench, ids, make_delta):
+async def test_what_is_not_wanted_is_left_out(bench: GatewayBench, ids: Encode) -> None:
     call = bench.generate(text="x", response=pb.ResponseParams(text=False, timings=False, logprobs=True))
     submit = await bench.coordinator.admit()
     assert submit.sampling.logprobs
@@ -243,7 +254,9 @@ async def test_what_is_not_wanted_is_left_out(bench, ids, make_delta):
 class TestStopStrings:
     """The gateway finds them, ends the sample for the client, and tells the coordinator."""
 
-    async def _stopped(self, bench, letters, make_delta, **stopping):
+    async def _stopped(
+        self, bench: GatewayBench, letters: Encode, **stopping: Any
+    ) -> tuple[list[pb.GenerateStreamResponse], gw.StopMatched, list[int]]:
         """Streams "hello there world", a token a delta, and returns the events and what was told to stop."""
         call = bench.stream(text="x", stopping=pb.StoppingParams(**stopping))
         submit = await bench.coordinator.admit()
@@ -255,8 +268,10 @@ class TestStopStrings:
         await bench.coordinator.deltas(end)
         return await rest(call), matched, tokens
 
-    async def test_across_token_borders_the_text_ends_before_the_stop(self, bench, letters, make_delta):
-        events, matched, tokens = await self._stopped(bench, letters, make_delta, stop=["re wo"])
+    async def test_across_token_borders_the_text_ends_before_the_stop(
+        self, bench: GatewayBench, letters: Encode
+    ) -> None:
+        events, matched, tokens = await self._stopped(bench, letters, stop=["re wo"])
         assert text_of(events) == "hello the"
         assert matched.index == 0
         assert matched.output_tokens < len(tokens)
@@ -266,17 +281,19 @@ class TestStopStrings:
         assert events[-1].summary.usage.output_tokens == matched.output_tokens
         assert events[-1].summary.timings.decode == 0.4
 
-    async def test_the_stop_stays_where_it_is_asked_for(self, bench, letters, make_delta):
-        events, matched, tokens = await self._stopped(bench, letters, make_delta, stop=["re wo"], include_stop=True)
+    async def test_the_stop_stays_where_it_is_asked_for(self, bench: GatewayBench, letters: Encode) -> None:
+        events, matched, tokens = await self._stopped(bench, letters, stop=["re wo"], include_stop=True)
         assert text_of(events) == "hello there wo"
         assert tokens_of(events) == tokens[: matched.output_tokens]
 
-    async def test_min_tokens_come_before_any_stop(self, bench, letters, make_delta):
-        events, matched, _tokens = await self._stopped(bench, letters, make_delta, stop=["h", "ld"], min_tokens=8)
+    async def test_min_tokens_come_before_any_stop(self, bench: GatewayBench, letters: Encode) -> None:
+        events, matched, _tokens = await self._stopped(bench, letters, stop=["h", "ld"], min_tokens=8)
         assert matched.output_tokens == 8
         assert text_of(events) == "hello t"
 
-    async def test_the_client_hears_of_the_end_before_the_coordinator_agrees(self, bench, letters, make_delta):
+    async def test_the_client_hears_of_the_end_before_the_coordinator_agrees(
+        self, bench: GatewayBench, letters: Encode
+    ) -> None:
         call = bench.stream(text="x", stopping=pb.StoppingParams(stop=["lo"]))
         submit = await bench.coordinator.admit()
         await bench.coordinator.deltas(make_delta(submit.ticket, 0, letters("hello world")))
@@ -288,7 +305,7 @@ class TestStopStrings:
         await bench.coordinator.deltas(make_delta(submit.ticket, 11, [4], end=LENGTH))
         assert (await call.read()).summary.usage.output_tokens == 5
 
-    async def test_text_held_back_is_told_at_another_end(self, bench, letters, make_delta):
+    async def test_text_held_back_is_told_at_another_end(self, bench: GatewayBench, letters: Encode) -> None:
         call = bench.generate(text="x", stopping=pb.StoppingParams(stop=["world!"]))
         submit = await bench.coordinator.admit()
         tokens = letters("hello world")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
 
 from semipd.gateway.telemetry import generator_of
+from semipd.internal.v1 import sequence_pb2 as seq
+from support.gateway_bench import OpenBench, make_delta
 
 
 class RecordedContext:
@@ -22,36 +25,38 @@ class RecordedContext:
         self.callbacks.append(callback)
 
 
-async def test_what_a_handler_writes_is_what_its_generator_yields():
-    async def behaviour(request, context):
+async def test_what_a_handler_writes_is_what_its_generator_yields() -> None:
+    async def behaviour(request: Any, context: Any) -> None:
         for number in range(request):
             await context.write(number)
 
-    assert [item async for item in generator_of(behaviour)(5, RecordedContext())] == [0, 1, 2, 3, 4]
+    context: Any = RecordedContext()
+    assert [item async for item in generator_of(behaviour)(5, context)] == [0, 1, 2, 3, 4]
 
 
-async def test_an_error_comes_after_what_was_written_before_it():
-    async def behaviour(_request, context):
+async def test_an_error_comes_after_what_was_written_before_it() -> None:
+    async def behaviour(_request: Any, context: Any) -> None:
         await context.write("first")
         raise LookupError
 
-    answers = generator_of(behaviour)(None, RecordedContext())
+    context: Any = RecordedContext()
+    answers = generator_of(behaviour)(None, context)
     assert await anext(answers) == "first"
     with pytest.raises(LookupError):
         await anext(answers)
 
 
-async def test_a_handler_ends_with_its_rpc_even_between_two_messages():
+async def test_a_handler_ends_with_its_rpc_even_between_two_messages() -> None:
     ended = asyncio.Event()
 
-    async def behaviour(_request, context):
+    async def behaviour(_request: Any, context: Any) -> None:
         try:
             for _ in range(3):
                 await context.write("more")
         finally:
             ended.set()
 
-    context = RecordedContext()
+    context: Any = RecordedContext()
     answers = generator_of(behaviour)(None, context)
     await anext(answers)
     for callback in context.callbacks:
@@ -60,13 +65,13 @@ async def test_a_handler_ends_with_its_rpc_even_between_two_messages():
         await ended.wait()
 
 
-async def test_spans_reach_the_collector(open_bench, make_delta):
+async def test_spans_reach_the_collector(open_bench: OpenBench) -> None:
     pytest.importorskip("opentelemetry.instrumentation.grpc")
     pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
     exported: list[str] = []
 
     class Collector(grpc.GenericRpcHandler):
-        def service(self, details):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
             exported.append(details.method)
             return grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"")
 
@@ -78,7 +83,7 @@ async def test_spans_reach_the_collector(open_bench, make_delta):
         async with open_bench(otlp_endpoint=f"http://127.0.0.1:{port}") as bench:
             call = bench.stream(text="x")
             submit = await bench.coordinator.admit()
-            await bench.coordinator.deltas(make_delta(submit.ticket, 0, [40], end=2))
+            await bench.coordinator.deltas(make_delta(submit.ticket, 0, [40], end=seq.END_REASON_LENGTH))
             while (event := await call.read()) is not grpc.aio.EOF:
                 last = event
             assert last.HasField("summary")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -13,28 +14,29 @@ from semipd.core.errors import InvalidRequest, NotFound, PromptTooLong, Unsuppor
 from semipd.gateway.served_model import ServedModel
 from semipd.gateway.validate import CheckpointFeatures, check
 from semipd.v1 import generation_pb2 as pb
+from support.gateway_bench import GatewayBench, failure_of
 
 MODEL = ServedModel("tiny", Path("tiny"), "LlamaForCausalLM", "float32", 1000, 320, 128, (1,))
 ALL = CheckpointFeatures(text=True, chat=True)
 
 
-def generation(**fields) -> pb.Generation:
+def generation(**fields: Any) -> pb.Generation:
     return pb.Generation(**({"text": "hello"} | fields))
 
 
-def sampling(**fields) -> pb.Generation:
+def sampling(**fields: Any) -> pb.Generation:
     return generation(sampling=pb.SamplingParams(**fields))
 
 
-def stopping(**fields) -> pb.Generation:
+def stopping(**fields: Any) -> pb.Generation:
     return generation(stopping=pb.StoppingParams(**fields))
 
 
-def response(**fields) -> pb.Generation:
+def response(**fields: Any) -> pb.Generation:
     return generation(response=pb.ResponseParams(**fields))
 
 
-def scheduling(**fields) -> pb.Generation:
+def scheduling(**fields: Any) -> pb.Generation:
     return generation(scheduling=pb.SchedulingParams(**fields))
 
 
@@ -97,7 +99,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("bad", "field"), BAD, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_bad_field_is_named(bad, field):
+def test_a_bad_field_is_named(bad: pb.Generation, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         check(bad, MODEL, ALL)
     assert [violation.field for violation in caught.value.violations] == [field]
@@ -118,11 +120,11 @@ EDGES = [
 
 
 @pytest.mark.parametrize("good", EDGES)
-def test_what_is_just_allowed_passes(good):
+def test_what_is_just_allowed_passes(good: pb.Generation) -> None:
     check(good, MODEL, ALL)
 
 
-def test_all_bad_fields_are_named_at_once():
+def test_all_bad_fields_are_named_at_once() -> None:
     bad = pb.Generation(
         request_id="?",
         sampling=pb.SamplingParams(temperature=-1, n=99),
@@ -136,7 +138,7 @@ def test_all_bad_fields_are_named_at_once():
     }  # fmt: skip
 
 
-def test_unset_fields_take_the_documented_defaults():
+def test_unset_fields_take_the_documented_defaults() -> None:
     request = check(generation(), MODEL, ALL).request([5] * 100, "text", MODEL, None)
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.repetition_penalty) == (1.0, 1.0, 0, 1.0)
@@ -145,16 +147,16 @@ def test_unset_fields_take_the_documented_defaults():
     assert request.stopping.stop_token_ids == {1}
 
 
-def test_seeds_differ_where_none_is_asked_for():
+def test_seeds_differ_where_none_is_asked_for() -> None:
     assert len({check(generation(), MODEL, ALL).sampling.seed for _ in range(8)}) == 8
 
 
-def test_ignore_eos_leaves_the_requests_own_stop_tokens():
+def test_ignore_eos_leaves_the_requests_own_stop_tokens() -> None:
     checked = check(stopping(ignore_eos=True, stop_token_ids=[7]), MODEL, ALL)
     assert checked.stop_token_ids == {7}
 
 
-def test_a_prompt_that_fills_the_context_is_too_long():
+def test_a_prompt_that_fills_the_context_is_too_long() -> None:
     checked = check(generation(), MODEL, ALL)
     assert checked.request([5] * 127, "text", MODEL, None).stopping.max_tokens == 1
     with pytest.raises(PromptTooLong) as caught:
@@ -162,7 +164,7 @@ def test_a_prompt_that_fills_the_context_is_too_long():
     assert (caught.value.prompt_tokens, caught.value.max_context) == (128, 128)
 
 
-def test_max_tokens_beyond_the_context_names_both_numbers():
+def test_max_tokens_beyond_the_context_names_both_numbers() -> None:
     with pytest.raises(InvalidRequest) as caught:
         check(stopping(max_tokens=30), MODEL, ALL).request([5] * 100, "text", MODEL, None)
     [violation] = caught.value.violations
@@ -171,19 +173,19 @@ def test_max_tokens_beyond_the_context_names_both_numbers():
     assert "30" in violation.description
 
 
-def test_min_tokens_beyond_what_is_left_is_refused():
+def test_min_tokens_beyond_what_is_left_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         check(stopping(min_tokens=29), MODEL, ALL).request([5] * 100, "text", MODEL, None)
     assert caught.value.violations[0].field == "stopping.min_tokens"
 
 
-def test_tokens_that_the_model_has_no_row_for_are_refused():
+def test_tokens_that_the_model_has_no_row_for_are_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         check(generation(), MODEL, ALL).request([5, 320], "text", MODEL, None)
     assert caught.value.violations[0].field == "text"
 
 
-def test_an_unknown_model_is_not_found():
+def test_an_unknown_model_is_not_found() -> None:
     with pytest.raises(NotFound):
         check(generation(model="other"), MODEL, ALL)
 
@@ -203,18 +205,18 @@ def test_an_unknown_model_is_not_found():
         ),
     ],
 )
-def test_what_the_checkpoint_lacks_is_unsupported(asked, features):
+def test_what_the_checkpoint_lacks_is_unsupported(asked: pb.Generation, features: CheckpointFeatures) -> None:
     with pytest.raises(Unsupported):
         check(asked, MODEL, features)
 
 
-def test_without_a_tokenizer_token_ids_go_in_and_out():
+def test_without_a_tokenizer_token_ids_go_in_and_out() -> None:
     checked = check(ids(1, 2), MODEL, CheckpointFeatures(text=False, chat=False))
     assert not checked.text
     assert checked.token_ids
 
 
-def test_a_field_from_the_future_is_refused_not_ignored():
+def test_a_field_from_the_future_is_refused_not_ignored() -> None:
     future = pb.Generation.FromString(generation().SerializeToString() + b"\xf8\x06\x01")
     with pytest.raises(Unsupported, match="the request"):
         check(future, MODEL, ALL)
@@ -224,8 +226,10 @@ def test_a_field_from_the_future_is_refused_not_ignored():
         check(nested, MODEL, ALL)
 
 
-async def test_a_refusal_at_the_door_is_counted_and_never_submitted(bench, fails):
-    details = await fails(bench.generate(text="hello", sampling=pb.SamplingParams(temperature=-1), request_id="bad"))
+async def test_a_refusal_at_the_door_is_counted_and_never_submitted(bench: GatewayBench) -> None:
+    details = await failure_of(
+        bench.generate(text="hello", sampling=pb.SamplingParams(temperature=-1), request_id="bad")
+    )
     assert details.code is grpc.StatusCode.INVALID_ARGUMENT
     assert details.info.reason == "INVALID_ARGUMENT"
     assert details.info.metadata["request_id"] == "bad"
@@ -233,26 +237,26 @@ async def test_a_refusal_at_the_door_is_counted_and_never_submitted(bench, fails
     assert (await bench.coordinator.expect("door_refusal")).reason == "INVALID_ARGUMENT"
 
 
-async def test_a_prompt_too_long_tells_both_numbers(bench, fails):
-    details = await fails(bench.generate(token_ids=pb.TokenIds(ids=[5] * 200)))
+async def test_a_prompt_too_long_tells_both_numbers(bench: GatewayBench) -> None:
+    details = await failure_of(bench.generate(token_ids=pb.TokenIds(ids=[5] * 200)))
     assert (details.code, details.info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_TOO_LONG")
     assert dict(details.info.metadata) | {"request_id": ""} == {
         "prompt_tokens": "200", "max_context": "128", "request_id": "",
     }  # fmt: skip
 
 
-async def test_a_prompt_never_comes_back_in_an_error(bench, fails):
-    details = await fails(bench.generate(text="very secret " * 50))
+async def test_a_prompt_never_comes_back_in_an_error(bench: GatewayBench) -> None:
+    details = await failure_of(bench.generate(text="very secret " * 50))
     assert "secret" not in str(details.status)
 
 
-async def test_bytes_that_are_no_message_are_a_bad_argument(bench, fails):
-    call = bench.channel.unary_unary("/semipd.v1.GenerationService/Generate")
-    assert (await fails(call(b"\x0a\xff\xff"))).code is grpc.StatusCode.INVALID_ARGUMENT
+async def test_bytes_that_are_no_message_are_a_bad_argument(bench: GatewayBench) -> None:
+    call: Any = bench.channel.unary_unary("/semipd.v1.GenerationService/Generate")
+    assert (await failure_of(call(b"\x0a\xff\xff"))).code is grpc.StatusCode.INVALID_ARGUMENT
     # A Generation whose text is not UTF-8.
-    assert (await fails(call(b"\x0a\x04\x1a\x02\xff\xfe"))).info.reason == "INVALID_ARGUMENT"
+    assert (await failure_of(call(b"\x0a\x04\x1a\x02\xff\xfe"))).info.reason == "INVALID_ARGUMENT"
 
 
-def test_the_context_may_be_limited_below_the_models():
+def test_the_context_may_be_limited_below_the_models() -> None:
     with pytest.raises(PromptTooLong):
         check(generation(), MODEL, ALL).request([5] * 16, "text", replace(MODEL, max_context=16), None)
