@@ -1,4 +1,4 @@
-"""The cases of a comparison in simulated time."""
+"""Runs the cases of a comparison in simulated time."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class SimulationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
+    """The result of a search for the goodput."""
+
     goodput: Crossing
     likely: tuple[float, float] | None
     """95 % interval by the noise between and within runs; see semipd.bench.runs.search."""
@@ -39,7 +41,7 @@ class Searched:
 
 
 def run_simulated(case: Case, rate: float, seed: int, asked: SimulationSettings) -> RunReport:
-    """Raises InputError or RunFailed."""
+    """Simulates one run. Raises InputError or RunFailed."""
     who = case.contender
     config = SimConfig(who.policy, dict(who.options), asked.profile, pages=asked.pages)
     trace = trace_for(case.trace, case.slo, asked.folder)
@@ -47,7 +49,10 @@ def run_simulated(case: Case, rate: float, seed: int, asked: SimulationSettings)
 
 
 def inside(case: Case, rate: float, seed: int, asked: SimulationSettings) -> tuple[int, int]:
-    """(requests inside the SLO that they carry, requests). Raises RunFailed where the policy had to be replaced."""
+    """Returns how many requests were inside the SLO that they carry, and how many there were.
+
+    Raises RunFailed where the policy had to be replaced.
+    """
     report = run_simulated(case, rate, seed, asked)
     if not report.valid:
         raise RunFailed("; ".join(report.problems))

@@ -1,4 +1,4 @@
-"""`semipd simulate`: a policy under a trace, in simulated time."""
+"""The command `semipd simulate`: a policy under a trace, in simulated time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Policy: TypeAlias = Annotated[str, typer.Option(help="As `semipd policies` lists
 PolicyOption: TypeAlias = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the policy. May be given several times.")
 ]
-Trace: TypeAlias = Annotated[str, typer.Option(help="chat, mixed, long, or a file.")]
+Trace: TypeAlias = Annotated[str, typer.Option(help="chat, mixed, long, or a file of JSON lines.")]
 ProfileFile: TypeAlias = Annotated[
     str, typer.Option(help="What `semipd profile` recorded: a file, or one that ships, by its name.")
 ]

@@ -1,4 +1,4 @@
-"""What clients would have seen, kept without an object for each token."""
+"""Latencies and tokens as clients would have seen them, kept without an object for each token."""
 
 from __future__ import annotations
 

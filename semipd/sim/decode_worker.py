@@ -26,7 +26,11 @@ from semipd.sim.step import SimLoad, SimStep, loads_of
 
 
 class SimDecodeWorker:
-    """Launches decode steps of the sequences that are handed over to it."""
+    """Launches decode steps of the sequences that are handed over to it.
+
+    The batch is those sequences; its members are the ones that the next step takes, which are all but the ones that
+    are held back.
+    """
 
     def __init__(self, device: SimDevice, owner: DecodeOwner, most_tokens: int = MIXED_TOKENS) -> None:
         """`most_tokens`: the most prompt tokens that a step takes along."""
@@ -40,7 +44,7 @@ class SimDecodeWorker:
         """Prefill batches, given out and not answered."""
         self._unheard: deque[SimBatch] = deque()
         self._loads: deque[SimLoad] = deque()
-        """For the next steps, one each."""
+        """Parts of prefill batches that the next steps take along, one each."""
         self._most_tokens = most_tokens
         self.flying: deque[SimStep] = deque()
         """Steps that were launched and are not answered for; the first is on the device."""
@@ -146,27 +150,27 @@ class SimDecodeWorker:
             self._loads.extend(loads_of(self._unheard.popleft(), self._most_tokens))
 
     def _join(self, sequence: SimSequence, number: int) -> None:
-        """It is in the batch from step `number` on."""
+        """Puts a sequence into the batch, from step `number` on."""
         sequence.joined = number
         self._joining.append(sequence)
         self._enter(sequence, number)
         self._owner.joined(sequence)
 
     def _enter(self, sequence: SimSequence, number: int) -> None:
-        """It is in all steps from `number` on."""
+        """Makes a sequence a member, from step `number` on."""
         self._members[sequence.number] = sequence
         self._context += sequence.computed + number - sequence.joined
         self._growing[(sequence.joined - sequence.computed) % PAGE_SIZE] += 1
         self._ending.setdefault(sequence.last_step, []).append(sequence)
 
     def _leave(self, sequence: SimSequence, number: int) -> None:
-        """It is in no step from `number` on."""
+        """Ends a membership; step `number` is the first without the sequence."""
         del self._members[sequence.number]
         self._context -= sequence.computed + number - sequence.joined
         self._growing[(sequence.joined - sequence.computed) % PAGE_SIZE] -= 1
 
     def _hold_back(self, number: int) -> None:
-        """Follows `hold` from step `number` on."""
+        """Follows `hold` from step `number` on: pauses members, and lets paused sequences go on."""
         for sequence in [s for n, s in self._paused.items() if n not in self.hold]:
             del self._paused[sequence.number]
             unanswered = next((step for step in self.flying if sequence in step.leavers), None)

@@ -1,4 +1,4 @@
-"""What the two workers share in simulated time: the device, a pass on it, and the prefill batches that they are given.
+"""The device that the two workers share in simulated time, a pass on it, and the prefill batches that they are given.
 
 A pass that is under way goes faster or slower when the other phase begins or ends one: what is left of it is rescaled.
 """
@@ -36,7 +36,7 @@ class DevicePass:
 
 @dataclass(slots=True)
 class SimDevice:
-    """What both workers see of each other."""
+    """The device, with what each worker sees of the other."""
 
     times: Times
     sms: int

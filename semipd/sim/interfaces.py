@@ -1,4 +1,4 @@
-"""What the parts of a simulated server need of each other, and of the policy."""
+"""The interfaces between the parts of a simulated server, and between the server and the policy."""
 
 from __future__ import annotations
 

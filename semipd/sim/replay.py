@@ -27,15 +27,15 @@ WINDOW_SAMPLES = 60
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay has found."""
+    """The result of a replay."""
 
     requests: list[SimRequest]
-    """By arrival."""
+    """All requests, by arrival."""
     server: SimServer
     timeline: tuple[LoadSample, ...]
     end_s: float
     failures: list[str]
-    """Why the policy was replaced; empty: it was not."""
+    """The reasons why the policy was replaced; empty: it was not."""
 
     @property
     def sequences(self) -> list[SimSequence]:

@@ -70,9 +70,9 @@ class SimRequest:
         self.sequences = [SimSequence(self, first + index, index) for index in range(samples)]
         self.refused = False
         self.reason = ""
-        """Why it was refused, or ended before it was complete: a `semipd.core.errors.Reason`. Empty: neither."""
+        """The `semipd.core.errors.Reason` for which it was refused, or ended before it was complete. Empty: neither."""
         self.why = ""
-        """What the policy said where it refused it."""
+        """The policy's own reason, where it refused the request."""
         self.stopped_s: float | None = None
         """The moment at which it was ended before it was complete; None: it was not."""
 
@@ -121,7 +121,7 @@ class SimSequence:
         self.request = request
         self.number = number
         self.index = index
-        """Of the sample within the request."""
+        """The number of the sample within the request, from 0."""
         self.prompt_len = request.prompt_len
         self.output_len = request.output_len
         self.stage: Stage | None = None
@@ -145,7 +145,7 @@ class SimSequence:
         """The longest time between two of its tokens so far, without those of the steps since it joined the batch."""
         self.preemptions = 0
         self.seen: WaitingSequence | None = None
-        """What was shown of it last; None: it has changed since."""
+        """The last value that policies were shown of it; None: it has changed since."""
 
     @property
     def to_compute(self) -> int:
@@ -199,7 +199,10 @@ class SimSequence:
 
 
 class RunningView:
-    """What stays the same of a sequence while it is ready, or while it is in the decode batch. It is never changed."""
+    """The fields of a sequence that stay the same while it is ready, or while it is in the decode batch.
+
+    A view is never changed: a snapshot that was taken with it can be looked at at any later time.
+    """
 
     __slots__ = (
         "arrival_s",

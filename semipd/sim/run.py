@@ -1,4 +1,4 @@
-"""A simulated run, reported as `semipd bench run` reports a real one."""
+"""Simulates a run, and reports it as `semipd bench run` reports a real one."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ TARGET = "simulated time"
 
 @dataclass(frozen=True, slots=True)
 class SimConfig:
-    """What is simulated: a policy on a server on a GPU."""
+    """A policy on a server on a GPU, which is simulated."""
 
     policy: str
     policy_options: Mapping[str, str]
     profile: Profile
     pages: int = 0
-    """0: what fits beside the weights."""
+    """Pages in the pool; 0: what fits beside the weights."""
     max_batch_tokens: int = 8192
     max_running: int = 512
     max_waiting: int = 512
@@ -49,6 +49,7 @@ class SimConfig:
         object.__setattr__(self, "times", ProfileTimes(self.profile))
 
     def settings(self) -> SimSettings:
+        """Returns the settings of the simulated server."""
         profile = self.profile
         limits = Limits(
             max_batch_tokens=self.max_batch_tokens,
@@ -62,6 +63,7 @@ class SimConfig:
         return SimSettings(self.pages or fitting_pages(profile), limits, profile.overheads, self.max_waiting)
 
     def target(self) -> TargetInfo:
+        """Returns what the report says about the simulated server."""
         profile = self.profile
         options = " ".join(f"{name}={value}" for name, value in self.policy_options.items())
         return TargetInfo(
@@ -79,12 +81,15 @@ class SimConfig:
 
 
 def fitting_pages(profile: Profile) -> int:
+    """Returns the pages of the largest pool that fits beside the weights."""
     left = profile.gpu.memory_bytes - profile.model.weight_bytes - GPU_RESERVE_BYTES
     return max(0, left) // (PAGE_SIZE * profile.model.kv_token_bytes)
 
 
 def simulate(config: SimConfig, asked: RunSettings, progress: Callable[[float], None] | None = None) -> RunReport:
-    """A fresh policy under `asked.trace` at `asked.rate`. `progress` is told the simulated seconds now and then.
+    """Simulates a fresh policy under `asked.trace` at `asked.rate`.
+
+    `progress` is told the simulated seconds now and then.
 
     Raises InputError where trace, rate, duration, scale, policy, an option or the pool can't be simulated, and
     RunFailed where not one request was done. A run whose policy was replaced by the fallback is invalid.
@@ -127,6 +132,7 @@ def check_fit(trace: list[TraceEntry], profile: Profile, settings: SimSettings) 
 
 
 def report(config: SimConfig, asked: RunSettings, done: Replayed) -> RunReport:
+    """Returns the report of a replay. Raises RunFailed where not one request was done."""
     deliver_s = config.profile.overheads.deliver_s
     records = tuple(record(request, deliver_s, asked) for request in done.requests)
     if not any(r.outcome is Outcome.DONE for r in records):

@@ -20,7 +20,7 @@ class SequenceTable:
         self.waiting: dict[SequenceId, SimSequence] = {}
         """Sequences whose next token needs a prefill pass, by arrival."""
         self.idle = 0
-        """How many of `waiting` have nothing with a worker."""
+        """Number of those in `waiting` that have nothing with a worker."""
         self.ready: list[SimSequence] = []
         """Sequences that are ready for the decode batch."""
         self._numbers: list[SequenceId] = []
@@ -35,11 +35,13 @@ class SequenceTable:
     # --- what is shown ----------------------------------------------------------------------------------------------
 
     def shown_waiting(self) -> tuple[WaitingSequence, ...]:
+        """Returns what policies see of the sequences that wait, by arrival."""
         if self._seen_waiting is None:
             self._seen_waiting = tuple([s.seen or s.as_waiting() for s in self.waiting.values()])
         return self._seen_waiting
 
     def views(self) -> tuple[RunningView, ...]:
+        """Returns the views of the sequences that run, by arrival."""
         if self._seen_views is None:
             self._seen_views = tuple(self._views)
         return self._seen_views
@@ -51,7 +53,7 @@ class SequenceTable:
     # --- what changes -----------------------------------------------------------------------------------------------
 
     def changed(self) -> None:
-        """Must be called after something that is shown of a waiting sequence has changed in another way."""
+        """Forgets what was shown of waiting sequences. To be called after one has changed in another way."""
         self._seen_waiting = None
 
     def add(self, sequence: SimSequence) -> None:
@@ -62,14 +64,14 @@ class SequenceTable:
         self._seen_waiting = None
 
     def give_out(self, sequences: Iterable[SimSequence]) -> None:
-        """A chunk of each of these waiting sequences is with a worker from now on."""
+        """Marks waiting sequences of which a chunk is with a worker from now on."""
         for sequence in sequences:
             sequence.stage = Stage.PREFILLING
             self.idle -= 1
         self._seen_waiting = None
 
     def back(self, sequence: SimSequence) -> None:
-        """The worker has answered for a chunk, and the prompt has more of them."""
+        """Marks a sequence whose chunk was answered for, and whose prompt has more of them."""
         sequence.stage = Stage.WAITING
         self.idle += 1
         self._seen_waiting = None
@@ -92,7 +94,7 @@ class SequenceTable:
         self._seen_views = None
 
     def show_anew(self, sequence: SimSequence) -> None:
-        """Must be called after a running sequence has joined the decode batch, or has left it for a while."""
+        """Renews the view of a running sequence, which has joined the decode batch or is held back."""
         self._views[bisect_left(self._numbers, sequence.number)] = RunningView(sequence)
         self._seen_views = None
 

@@ -44,7 +44,7 @@ class SimServer:
         self.gaps = TokenGaps()
         self.tokens = TokenCounts(count_until_s)
         self.plans = 0
-        """How often the policy was asked for a plan."""
+        """Number of plans that the policy was asked for."""
         limits, overheads = settings.limits, settings.overheads
         first = split_sms(settings.shares, limits.sms)
         self.device = SimDevice(times, limits.sms, overheads.prepare_s, overheads.handover_s, first)
@@ -156,7 +156,7 @@ class SimServer:
             self._table.stop_running(sequence)
 
     def _left_batch(self, sequence: SimSequence) -> None:
-        """The decode worker has taken a sequence out, and has said what it has."""
+        """Records the latest token of a sequence that the decode worker has taken out, and lets it run no longer."""
         if sequence.joined <= self.decode.done:
             sequence.last_token_s = self._told_s
             sequence.largest_gap_s = max(sequence.largest_gap_s, self.gaps.longest_since(sequence.joined + 1))
@@ -164,7 +164,7 @@ class SimServer:
         self._table.stop_running(sequence)
 
     def batch_done(self) -> None:
-        """The prefill pass on the device has ended."""
+        """Takes the results of the prefill pass on the device, which has ended."""
         self._answered(self.prefill.finish(self.now_s))
 
     def _answered(self, batch: SimBatch) -> None:
@@ -185,7 +185,7 @@ class SimServer:
             self._observe(Phase.PREFILL, batch.seconds, len(batch.chunks), tokens, batch.context_tokens, batch.mode)
 
     def _sampled(self, sequence: SimSequence) -> None:
-        """The pass over a prompt has sampled the next token: the first, or the one after a preemption."""
+        """Takes the token that the pass over a prompt has sampled: the first, or the one after a preemption."""
         now, request = self.now_s, sequence.request
         sequence.output += 1
         self.tokens.output(now + self.settings.overheads.deliver_s, 1)
@@ -203,7 +203,7 @@ class SimServer:
             self._table.make_ready(sequence)
 
     def step_done(self) -> None:
-        """The decode step on the device has ended."""
+        """Takes the results of the decode step on the device, which has ended."""
         step, now = self.decode.finish(self.now_s), self.now_s
         if step.load is not None and step.load.last:
             self._answered(step.load.batch)
@@ -325,9 +325,11 @@ class SimServer:
     # --- for the decode worker --------------------------------------------------------------------------------------
 
     def joined(self, sequence: SimSequence) -> None:
+        """See `DecodeOwner`."""
         self._table.show_anew(sequence)
 
     def paused(self, sequence: SimSequence, steps: int) -> None:
+        """See `DecodeOwner`."""
         if steps:
             sequence.largest_gap_s = max(sequence.largest_gap_s, self.gaps.longest_since(sequence.joined + 1))
             sequence.last_token_s = self._told_s
@@ -338,12 +340,14 @@ class SimServer:
         self._table.show_anew(sequence)
 
     def preempted(self, sequence: SimSequence) -> None:
+        """See `DecodeOwner`."""
         self._left_batch(sequence)
         self._start_over(sequence)
 
     # --- pages ------------------------------------------------------------------------------------------------------
 
     def take_pages(self, count: int) -> bool:
+        """See `DecodeOwner`."""
         if count > self.free_pages:
             return False
         self.free_pages -= count

@@ -11,14 +11,14 @@ from semipd.profiles.profile import Overheads
 
 @dataclass(frozen=True, slots=True)
 class SimSettings:
-    """The settings of a simulated server, as the options of `semipd serve`."""
+    """The settings of a simulated server; they mean what the options of `semipd serve` of the same names mean."""
 
     pages: int
     """Pages in the pool."""
     limits: Limits
-    """What its engine can take; policies see it."""
+    """The limits of its engine, as policies see them."""
     overheads: Overheads
-    """What a token pays beside the device."""
+    """Seconds that a token pays beside the device."""
     max_waiting: int = 512
     """Sequences in the queue; beyond, requests are refused."""
     shares: Shares = FULL

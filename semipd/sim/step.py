@@ -13,7 +13,7 @@ from semipd.sim.request import SimSequence
 
 @dataclass(slots=True)
 class SimLoad:
-    """What one decode step takes along of a prefill batch."""
+    """The part of a prefill batch that one decode step takes along."""
 
     batch: SimBatch
     tokens: int

@@ -21,7 +21,7 @@ MakePolicy = Callable[[], Policy]
 BUDGET_S = 0.01
 """CPU seconds for a plan with 500 waiting and 500 running sequences; a server ends a call after 0.05 s by default."""
 TRIES = 20
-"""How often a call is timed before it counts as too long."""
+"""Number of times that a call is timed before it counts as too long."""
 PATIENCE = 60
 """A request must go on within this multiple of the time that it takes alone."""
 ALL_MODES = frozenset(Mode)

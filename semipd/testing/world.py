@@ -57,7 +57,7 @@ class Settings:
     pages: int = 8192
     limits: Limits = field(default_factory=lambda: Limits(max_batch_tokens=8192, max_running=256))
     model: LatencyModel = field(default_factory=shipped_model)
-    """What steps and passes take on its device; policies see it as `limits.latency`."""
+    """The times of steps and passes on its device; policies see it as `limits.latency`."""
     sms: int = 132
     """Multiprocessors of its device; policies see them, and how they can be divided, as `limits.sms` and
     `limits.splits`."""
@@ -67,8 +67,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """What became of a request. Times in seconds; None: it did not come to that. Of several samples, TTFT and TPOT are
-    those of the slowest, and `output` counts the tokens of all."""
+    """The fate of a request. Times are in seconds; None: it did not come to that.
+
+    Where it has several samples, TTFT and TPOT are those of the slowest, and `output` counts the tokens of all.
+    """
 
     arrival: Arrival
     refused: str
@@ -117,7 +119,7 @@ class World:
 
     @property
     def lives(self) -> list[Life]:
-        """What has become of the requests by now, by arrival."""
+        """The fate of the requests by now, by arrival."""
         done = self._server.decode.done
         return [life_of(a, r, done) for a, r in zip(self._arrivals, self._requests, strict=True)]
 
@@ -177,6 +179,7 @@ class StrictAsker:
 
 
 def requests_of(arrivals: Sequence[Arrival]) -> list[SimRequest]:
+    """Returns the requests of these arrivals, which are in their order."""
     requests: list[SimRequest] = []
     first = 0
     for index, a in enumerate(arrivals):

@@ -129,7 +129,7 @@ class DrawsItsMode(Flawed):
 
 
 class HoldsForEver(Flawed):
-    """What has missed its TPOT is not worth a step."""
+    """Thinks that a sequence which names a TPOT is not worth more than five tokens."""
 
     def plan(self, snapshot: Snapshot) -> Plan:
         late = [r.sequence for r in snapshot.running if r.slo.tpot_s is not None and r.output_tokens > 5]
