@@ -36,6 +36,7 @@ lint:
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file clients/python/pyproject.toml clients/python/semipd_client
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/docstrings.py
 	$(BIN)/python scripts/protos.py --check
 	$(BIN)/python scripts/api_page.py --check
 	bash scripts/buf.sh lint

@@ -103,7 +103,7 @@ def signal_before(instruction: int, number: signal.Signals) -> None:
 
 
 def lives_through(scene: Scene, operation: Callable[[Scene], object], instruction: int) -> bool:
-    """Whether the operation was over before that instruction came."""
+    """Returns whether the operation was over before that instruction came."""
     child = os.fork()
     if child == 0:
         signal_before(instruction, signal.SIGKILL)
@@ -117,7 +117,7 @@ def lives_through(scene: Scene, operation: Callable[[Scene], object], instructio
 
 
 def wrong_with(scene: Scene, before: list[State], after: list[State]) -> str | None:
-    """What contradicts "the old state or the new one", in words."""
+    """Says in words what contradicts "the old state or the new one"."""
     account = scene.account
     try:
         account.check()

@@ -19,7 +19,7 @@ from semipd.memory.errors import AccountBusy
 PLAYERS = 4
 ROUNDS = 8
 OPERATIONS = 1_000_000 // (2 * ROUNDS)
-"""Of each player; two of four live to finish theirs, so a million are done whatever the others manage."""
+"""Operations of each player; two of four live to finish theirs, so a million are done whatever the others manage."""
 PAGES, LEASES = 96, 24
 PLAYER = Path(__file__).parent / "account_player.py"
 DEATHS = Path(__file__).parent / "account_deaths.py"
@@ -46,7 +46,7 @@ def sums(account: PageAccount) -> None:
 
 @pytest.mark.timeout(600)
 def test_free_and_owned_are_always_all_and_nobody_blocks(arena: SharedArena) -> None:
-    """In each round four processes play; two are killed, at a moment of the test's random choice, and two finish."""
+    """Four processes play in each round; two are killed, at a moment of the test's random choice, and two finish."""
     account = PageAccount.attach(arena.buffer)
     draw = random.Random(1)
     incarnation = 0

@@ -16,7 +16,7 @@ from support.server import RunningServer, until
 PROMPT = list(range(20, 80))
 TOKENS = 200
 LONG = 900
-"""For streams that a fault is to end: still running when it strikes."""
+"""Tokens of streams that a fault is to end: still running when it strikes."""
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def mps(folder: Path) -> Iterator[OwnMps]:
 
 
 def pids(folder: Path) -> tuple[int, int]:
-    """Of the daemon and of its server."""
+    """Returns the pids of the daemon and of its server."""
     daemon, server = (int((folder / "mps" / name).read_text()) for name in ("daemon.pid", "server.pid"))
     return daemon, server
 

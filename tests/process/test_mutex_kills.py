@@ -21,7 +21,7 @@ PLAYER = Path(__file__).parent / "mutex_player.py"
 FUTEX = {"x86_64": 202, "aarch64": 98}[platform.machine()]
 FUTEX_WAKE = 1
 FUTEX_WAITERS = 1 << 31
-"""In the first word of the mutex, as the kernel's robust futexes have it."""
+"""Bit in the first word of the mutex, as the kernel's robust futexes have it."""
 
 
 @contextmanager

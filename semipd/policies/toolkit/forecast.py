@@ -1,4 +1,4 @@
-"""What a policy expects of the server: a latency model that follows it, what arrives, and when the prefill worker will
+"""The server as a policy expects it: a latency model that follows it, what arrives, and when the prefill worker will
 be free."""
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ FORECAST = ForecastTuning()
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What the observations said at the last fit. It holds until the next one."""
+    """The findings of the last fit. It holds until the next one."""
 
     at_s: float
     model: LatencyModel
     prompt_tokens: int
     """Mean prompt tokens of a request."""
     observed: Observed | None = None
-    """What it was learned from; None: nothing yet."""
+    """The observations that it was learned from; None: nothing yet."""
     served_tokens: int = 0
     """Prompt tokens of the latest requests that got their first token ..."""
     served_s: float = 0.0
@@ -83,7 +83,7 @@ class Forecaster:
     def _start(self, model: LatencyModel) -> None:
         self._fit = Fit(model, self._tuning.fit)
         self.learned = Learned(-math.inf, model, self._tuning.first_prompt_tokens)
-        """What was learned at the last fit."""
+        """The findings of the last fit."""
 
     def see(self, snapshot: Snapshot, step_tokens: int | None = None) -> Forecast:
         """Returns the forecast for a snapshot. Call it with each one, once or more often.
@@ -126,7 +126,7 @@ class Forecaster:
 
 
 class Forecast:
-    """What is expected at the moment of one snapshot."""
+    """The expectations at the moment of one snapshot."""
 
     def __init__(
         self,

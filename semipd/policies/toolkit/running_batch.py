@@ -20,7 +20,7 @@ class RunningSample:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.at_s = snapshot.now_s
-        """When it was taken, on the snapshot's clock."""
+        """The moment at which it was taken, on the snapshot's clock."""
         self.running: Sequence[RunningSequence] = snapshot.running
 
     @cached_property

@@ -1,4 +1,4 @@
-"""How many sequences are best in the decode batch, where a step costs as much as the size that it is padded to.
+"""Finds how many sequences are best in the decode batch, where a step costs as much as the size that it is padded to.
 
 Time-sliced, a turn is one decode step and the prefill between two steps. With n sequences in a step, n tokens are
 sampled in a turn. For each of them c prompt tokens (`prompt_per_token`) must be computed, so that as many sequences
@@ -22,7 +22,7 @@ from semipd.policies.builtin.adaptive.tuning import TUNING, Tuning
 
 @dataclass(frozen=True, slots=True)
 class DecodeTraffic:
-    """What is served, on average."""
+    """The traffic that is served, on average."""
 
     context_tokens: float
     """Tokens that a sequence attends to."""

@@ -1,4 +1,4 @@
-"""Which way to use the device brings first tokens soonest while decode keeps its TPOT target.
+"""Finds the way to use the device that brings first tokens soonest while decode keeps its TPOT target.
 
 The ways m are a time slice of k prompt tokens between two decode steps, a split of the device with shares (x, y), and a
 mixed batch of k prompt tokens in a decode step. Of these, `best_of`
@@ -35,7 +35,7 @@ from semipd.policies.builtin.adaptive.tuning import TUNING, Tuning
 
 @dataclass(frozen=True, slots=True)
 class ServingLoad:
-    """What is to be served."""
+    """The load that is to be served."""
 
     decode_rows: int
     """Sequences in the decode batch."""
@@ -59,7 +59,7 @@ class ServingLoad:
 
 
 DeviceUse = tuple[Shares, Mode]
-"""What the device is set to. A change of it has a cost; a change of the tokens in a batch or step has none."""
+"""The setting of the device. A change of it has a cost; a change of the tokens in a batch or step has none."""
 
 
 class ModeCandidate(NamedTuple):
@@ -76,11 +76,11 @@ class ModeCandidate(NamedTuple):
     chunk_tokens: int
     """Prompt tokens in a batch, at most."""
     step_tokens: int | None = None
-    """As `Plan.step_tokens`."""
+    """The same as `Plan.step_tokens`."""
 
     @property
     def use(self) -> DeviceUse:
-        """What the device is set to."""
+        """The setting of the device."""
         return self.shares, self.mode
 
 

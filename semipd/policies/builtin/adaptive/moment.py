@@ -1,4 +1,5 @@
-"""What `adaptive` derives from one sample of the running batch, and from one snapshot: each value is computed once."""
+"""The values that `adaptive` derives from one sample of the running batch, and from one snapshot: each value is
+computed once."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class DecodeSample(RunningSample):
 
     @cached_property
     def tpot_target(self) -> TpotTarget:
-        """How soon the next tokens must come. At least one sequence runs."""
+        """The TPOT that the next tokens must keep. At least one sequence runs."""
         return tpot_target(self.running, self._tuning)
 
     @cached_property
@@ -43,7 +44,7 @@ class DecodeSample(RunningSample):
 
 
 class Moment:
-    """What follows from one snapshot. A value is computed when it is first asked for, and then stays."""
+    """The values that follow from one snapshot. A value is computed when it is first asked for, and then stays."""
 
     def __init__(
         self, snapshot: Snapshot, forecast: Forecast, running: RunningSampler[DecodeSample], tuning: Tuning
@@ -93,7 +94,7 @@ class Moment:
 
     @cached_property
     def load(self) -> ServingLoad:
-        """What is to be served: the running batch with the sequences that join it, and prompts, of which one waits."""
+        """The load to be served: the running batch with the sequences that join it, and prompts, of which one waits."""
         snapshot, forecast = self.snapshot, self.forecast
         rows = len(snapshot.running)
         context = round(rows * self.sample.mean_context_tokens) + sum([w.prompt_tokens for w in self.joining])

@@ -26,9 +26,9 @@ class TpotTarget:
     """Seconds between two tokens of a sequence, at most."""
 
     now_s: float
-    """For the next tokens: the lags and leads of the running sequences are in it."""
+    """The target of the next tokens: the lags and leads of the running sequences are in it."""
     lasting_s: float
-    """In the long run: the tightest TPOT of an SLO, less the margin."""
+    """The target in the long run: the tightest TPOT of an SLO, less the margin."""
 
 
 def tpot_target(running: Sequence[RunningSequence], tuning: Tuning) -> TpotTarget:

@@ -109,9 +109,9 @@ class Tuning:
     deadlines: DeadlineTuning = DEADLINES
     """The order of prompts."""
     forecast: ForecastTuning = FORECAST
-    """What is learned from observations, and how the latency model is fitted."""
+    """Constants of what is learned from observations, and how the latency model is fitted."""
     sampling: SamplingTuning = SAMPLING
-    """How often the running batch is sampled."""
+    """Constants of how often the running batch is sampled."""
 
 
 TUNING = Tuning()
