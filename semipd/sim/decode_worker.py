@@ -201,21 +201,31 @@ class SimDecodeWorker:
             if not alternates or device.turn is Phase.DECODE:
                 self._take_turn(now)
         elif alternates:
-            if not self.flying:  # launched when nobody else was there: answered for before anything else is launched
-                self._hear(now)
-                if device.turn is Phase.DECODE:
-                    self._take_turn(now)
-                else:
-                    self._prepared = bool(self._members or self._loads)
+            self._alternate(now)
         elif not (self.flying and self.flying[-1].own_turn):
-            while len(self.flying) < (1 if device.turns else 2):
-                self._hear(now)
-                if not self._launch(now):
-                    break
+            self._launch_ahead(now)
         if self.flying and self.flying[0].run.other_sms < 0:
             self.flying[0].run.start_s = now
         device.decode_busy = bool(self._members or self.flying or self._loads)
         device.stepping = bool(self.flying)
+
+    def _launch_ahead(self, now: float) -> None:
+        """Launches steps until as many as may be are on the device, or there is nothing for another one."""
+        most = 1 if self._device.turns else 2
+        while len(self.flying) < most:
+            self._hear(now)
+            if not self._launch(now):
+                return
+
+    def _alternate(self, now: float) -> None:
+        """Settles the next step, while prefill has work, and launches it if it is decode's time slice."""
+        if self.flying:
+            return  # launched when nobody else was there: answered for before anything else is launched
+        self._hear(now)
+        if self._device.turn is Phase.DECODE:
+            self._take_turn(now)
+        else:
+            self._prepared = bool(self._members or self._loads)
 
     def _take_turn(self, now: float) -> None:
         """Launches one step, which is answered for before anything else is launched."""

@@ -310,7 +310,8 @@ class SimServer:
         if room <= 0:
             return
         ready, hold = self._table.ready, self.decode.hold
-        ready.sort(key=lambda sequence: sequence.rank)
+        if len(ready) > 1:
+            ready.sort(key=lambda sequence: sequence.rank)
         going = [s for s in ready if s.number not in hold][:room] if hold else ready[:room]
         heard = self.now_s + self.settings.overheads.turnaround_s
         for sequence in going:
