@@ -34,7 +34,7 @@ lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file clients/python/pyproject.toml clients/python/semipd_client
+	$(BIN)/mypy --config-file clients/python/pyproject.toml clients/python/semipd_client clients/python/tests
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/docstrings.py
 	$(BIN)/python scripts/protos.py --check

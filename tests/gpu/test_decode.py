@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 
 from semipd.core.request import StoppingParams
+from support.device_rig import Rig
 from support.reference import error, random_tokens
 from support.wish import GREEDY
 
@@ -17,10 +20,10 @@ FAMILIES = ("llama", "llama, head_dim 128", "llama, biases and explicit head_dim
 TYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16, id="bfloat16")]
 
 
-def decoded(made, contexts):
+def decoded(made: Rig, contexts: Sequence[int]) -> tuple[list[list[int]], list[torch.Tensor]]:
     """Sequences of these lengths decoded together for STEPS steps: their tokens, and the logits of each step."""
     leases = [made.adopt(random_tokens(n, seed), seed, GREEDY, StoppingParams(100)) for seed, n in enumerate(contexts)]
-    logits = {lease: [] for lease in leases}
+    logits: dict[int, list[torch.Tensor]] = {lease: [] for lease in leases}
     for _ in range(STEPS):
         order = made.batch.leases()
         made.step()
@@ -35,7 +38,7 @@ def decoded(made, contexts):
     return sequences, [torch.stack(logits[lease]) for lease in leases]
 
 
-def check(made, exact, contexts, dtype):
+def check(made: Rig, exact: Rig, contexts: Sequence[int], dtype: torch.dtype) -> None:
     """Compares in float32 to rounding; in bfloat16, decoding is as near to float32 as prefill is."""
     sequences, steps = decoded(made, contexts)
     prefilled = [rows[-STEPS:] for rows in made.forced(sequences)]
@@ -51,7 +54,9 @@ def check(made, exact, contexts, dtype):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_prefill_at_every_batch_size_and_around_the_borders_of_pages(family, dtype, rig):
+def test_equals_prefill_at_every_batch_size_and_around_the_borders_of_pages(
+    family: str, dtype: torch.dtype, rig: Callable[..., Rig]
+) -> None:
     options = {"pages": 700, "capture": True}
     made = rig(family, dtype, **options)
     exact = made if dtype is torch.float32 else rig(family, **options)
@@ -63,7 +68,9 @@ def test_equals_prefill_at_every_batch_size_and_around_the_borders_of_pages(fami
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("family", ["llama", "llama, head_dim 128", "mistral, sliding window"])
-def test_equals_prefill_in_a_long_context_beside_short_ones(family, dtype, rig):
+def test_equals_prefill_in_a_long_context_beside_short_ones(
+    family: str, dtype: torch.dtype, rig: Callable[..., Rig]
+) -> None:
     options = {
         "pages": 500,
         "changes": {"max_position_embeddings": 4096},
@@ -77,7 +84,7 @@ def test_equals_prefill_in_a_long_context_beside_short_ones(family, dtype, rig):
     check(made, exact, [3000, 1, 31, 2047, 16], dtype)
 
 
-def test_a_sequence_without_a_page_waits_and_the_others_go_on(rig):
+def test_a_sequence_without_a_page_waits_and_the_others_go_on(rig: Callable[..., Rig]) -> None:
     made = rig()
     waiting = made.adopt(random_tokens(16), 7, GREEDY, StoppingParams(50))
     going = made.adopt(random_tokens(17), 8, GREEDY, StoppingParams(50))
@@ -91,7 +98,7 @@ def test_a_sequence_without_a_page_waits_and_the_others_go_on(rig):
     assert made.batch.wanting_pages() == [waiting]
 
 
-def test_one_that_leaves_before_its_first_step_leaves_no_trace(rig):
+def test_one_that_leaves_before_its_first_step_leaves_no_trace(rig: Callable[..., Rig]) -> None:
     made = rig()
     for number in range(30):
         made.leave(made.adopt(random_tokens(40, number), number, GREEDY, StoppingParams(50)))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
 
 from semipd.core.request import StoppingParams
 from semipd.engine.cuda import graphs
+from support.device_rig import Rig
 from support.reference import error, forced, generate, random_tokens
 from support.wish import Wish
 
@@ -18,7 +21,9 @@ LENGTHS = (1, 5, 16, 33, 70, 130)
 CUTS = ((10_000,), (7,), (16, 1, 33))
 
 
-def test_bfloat16_logits_are_as_near_to_float32_as_those_of_transformers(family, checkpoint, rig, device):
+def test_bfloat16_logits_are_as_near_to_float32_as_those_of_transformers(
+    family: str, checkpoint: Callable[..., Path], rig: Callable[..., Rig], device: torch.device
+) -> None:
     """Whole prompts and chunks of odd sizes, several sequences to a pass; at most half as far again as transformers."""
     sequences = [random_tokens(length) for length in LENGTHS]
     directory = checkpoint(family)
@@ -31,7 +36,9 @@ def test_bfloat16_logits_are_as_near_to_float32_as_those_of_transformers(family,
     assert all(found <= allowed for found in errors.values()), f"{errors}, allowed {allowed}"
 
 
-def test_float32_logits_equal_those_of_transformers(family, checkpoint, rig, device):
+def test_float32_logits_equal_those_of_transformers(
+    family: str, checkpoint: Callable[..., Path], rig: Callable[..., Rig], device: torch.device
+) -> None:
     sequences = [random_tokens(length) for length in LENGTHS]
     exact = forced(checkpoint(family), device, torch.float32, sequences)
     made = rig(family)
@@ -40,7 +47,9 @@ def test_float32_logits_equal_those_of_transformers(family, checkpoint, rig, dev
         assert error(made.forced(sequences, cuts), exact) < 1e-4
 
 
-def test_greedy_tokens_equal_those_of_transformers_in_a_batch_that_changes(family, checkpoint, rig, device):
+def test_greedy_tokens_equal_those_of_transformers_in_a_batch_that_changes(
+    family: str, checkpoint: Callable[..., Path], rig: Callable[..., Rig], device: torch.device
+) -> None:
     """Mixed lengths, chunks of odd sizes, sequences that join and leave midway, pages that others used before."""
     wishes = [
         Wish(random_tokens(5), stopping=StoppingParams(96)),
@@ -56,7 +65,9 @@ def test_greedy_tokens_equal_those_of_transformers_in_a_batch_that_changes(famil
         assert answer.tokens == generate(checkpoint(family), device, wish.prompt, wish.stopping.max_tokens)
 
 
-def test_greedy_tokens_are_the_same_in_larger_buckets_than_need_be(checkpoint, rig, device, monkeypatch):
+def test_greedy_tokens_are_the_same_in_larger_buckets_than_need_be(
+    checkpoint: Callable[..., Path], rig: Callable[..., Rig], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The smallest bucket that holds a pass is slower than a larger one here."""
     if device.type != "cuda":
         pytest.skip("a CPU captures nothing")
@@ -70,7 +81,7 @@ def test_greedy_tokens_are_the_same_in_larger_buckets_than_need_be(checkpoint, r
         assert answer.tokens == generate(checkpoint("llama"), device, wish.prompt, wish.stopping.max_tokens)
 
 
-def test_a_preempted_sequence_goes_on_as_if_nothing_had_been(family, rig):
+def test_a_preempted_sequence_goes_on_as_if_nothing_had_been(family: str, rig: Callable[..., Rig]) -> None:
     wish = Wish(random_tokens(45), stopping=StoppingParams(60))
     whole = rig(family).run([wish])[0].tokens
     again = Wish(wish.prompt, stopping=wish.stopping, output=tuple(whole[:31]), chunks=(20,))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from semipd.core.config import PAGE_SIZE
 from semipd.core.request import StoppingParams
+from support.device_rig import Rig
 from support.reference import error, random_tokens
 from support.wish import GREEDY, Wish
 
@@ -20,7 +22,7 @@ LENGTHS = (1, 15, 16, 17, 33, 90)
 CUTS = (16, 1, 33, 7)
 
 
-def seen(made):
+def seen(made: Rig) -> list[torch.Tensor]:
     """Logits of chunked prefill, then of three steps of a batch."""
     sequences = [random_tokens(n) for n in LENGTHS]
     rows = made.forced(sequences, CUTS)
@@ -34,7 +36,7 @@ def seen(made):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_lies_in_the_pool_before_changes_nothing(family, dtype, rig):
+def test_what_lies_in_the_pool_before_changes_nothing(family: str, dtype: torch.dtype, rig: Callable[..., Rig]) -> None:
     clean = seen(rig(family, dtype, fill=0.0))
 
     for poison in (math.nan, math.inf, -3e4):
@@ -43,7 +45,7 @@ def test_what_lies_in_the_pool_before_changes_nothing(family, dtype, rig):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_is_written_into_the_pages_of_others(family, dtype, rig):
+def test_nothing_is_written_into_the_pages_of_others(family: str, dtype: torch.dtype, rig: Callable[..., Rig]) -> None:
     """Neither chunks nor the rows with which a batch may be padded write there. Its own tokens' places are all
     written."""
     blank = 7.0
@@ -67,7 +69,7 @@ def test_nothing_is_written_into_the_pages_of_others(family, dtype, rig):
     assert not untouched[own].all(-1).any()
 
 
-def test_pages_come_back_only_when_nothing_touches_them(rig):
+def test_pages_come_back_only_when_nothing_touches_them(rig: Callable[..., Rig]) -> None:
     """A sequence that leaves in the middle of a step is named by `quiet` when that step is over, once."""
     made = rig()
     made.admit([Wish(random_tokens(n)) for n in (3, 20)])

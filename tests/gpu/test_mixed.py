@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
 from semipd.core.request import SamplingParams, StoppingParams
-from semipd.engine.engine import CpuEngine, PrefillItem, SamplingInput, SequenceFailure
-from support.device_rig import CAPTURE_S, Answer
+from semipd.engine.engine import CpuEngine, PrefillItem, SamplingInput, TokenOutcome
+from support.device_rig import CAPTURE_S, Answer, Rig
+from support.outcomes import sampled
 from support.reference import random_tokens
 from support.wish import GREEDY, Wish
 
@@ -32,35 +34,35 @@ SEEDED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, seed=11)
 class Mixed:
     """Sequences over a rig's memory whose prompts are computed inside the steps of the others."""
 
-    def __init__(self, made, *, captured=False):
+    def __init__(self, made: Rig, *, captured: bool = False) -> None:
         self.made = made
         engine = made.engine
         if made.device.type != "cuda":
             engine = CpuEngine(made.model, made.weights, made.pool)
         self.batch = engine.decode_batch(prompt_tokens=PROMPT_TOKENS)
-        self.replayed = []
+        self.replayed: list[int] = []
         """Buckets of the steps with prompts that ran as graphs."""
         if captured and made.device.type == "cuda":
             self._capture()
         self.answers: dict[int, Answer] = {}
-        self.chunks = {}
+        self.chunks: dict[int, list[int]] = {}
         """Sequences that are not in the batch: the places where their chunks begin, and the end."""
         self.alone = self.together = 0
 
-    def _capture(self):
+    def _capture(self) -> None:
         capture, graphs = self.batch.capture, self.batch.mixed.graphs
         capture.run(CAPTURE_S)
         assert capture.captured == capture.total
         run = graphs.run
 
-        def noted(bucket):
+        def noted(bucket: int) -> None:
             assert graphs.is_captured(bucket)
             self.replayed.append(bucket)
             run(bucket)
 
         graphs.run = noted
 
-    def begin(self, wish):
+    def begin(self, wish: Wish) -> int:
         lease = self.made.lease()
         self.answers[lease] = Answer(wish)
         tokens, at, turn = len(wish.prompt) + len(wish.output), [0], 0
@@ -70,7 +72,7 @@ class Mixed:
         self.chunks[lease] = at
         return lease
 
-    def step(self, *, ahead=True):
+    def step(self, *, ahead: bool = True) -> None:
         batch, made = self.batch, self.made
         for lease in batch.wanting_pages():
             held = len(made._held[lease])
@@ -80,15 +82,15 @@ class Mixed:
         self.alone += bool(prompts) and not len(batch)
         self._note(batch.step(made.pulse, ahead=ahead, prompts=prompts))
 
-    def settle(self):
+    def settle(self) -> None:
         self._note(self.batch.drain(self.made.pulse))
 
-    def leave(self, lease):
+    def leave(self, lease: int) -> Wish:
         self.batch.remove(lease)
         self.answers[lease].left = True
         return self.answers[lease].rest()
 
-    def run(self, wishes):
+    def run(self, wishes: Sequence[Wish]) -> list[Answer]:
         """Every wish to its end; each begins at its own step."""
         waiting, leases, number = dict(enumerate(wishes)), {}, 0
         while waiting or self.chunks or len(self.batch) or self.batch.flying:
@@ -101,7 +103,7 @@ class Mixed:
         self.settle()
         return [self.answers[leases[place]] for place in range(len(wishes))]
 
-    def _prompts(self):
+    def _prompts(self) -> list[PrefillItem]:
         """The next chunk of each that has one, as many as fit. A sequence's next chunk needs no answer to the last."""
         items, room = [], PROMPT_TOKENS
         for lease, at in self.chunks.items():
@@ -111,7 +113,7 @@ class Mixed:
                 del at[0]
         return items
 
-    def _item(self, lease, start, end):
+    def _item(self, lease: int, start: int, end: int) -> PrefillItem:
         wish = self.answers[lease].wish
         tokens = [*wish.prompt, *wish.output]
         sampling_input = (
@@ -121,7 +123,7 @@ class Mixed:
             lease, tokens[start:end], start, self.made.take(lease, end), sampling_input, len(wish.prompt)
         )
 
-    def _note(self, outcomes):
+    def _note(self, outcomes: Sequence[tuple[int, TokenOutcome]]) -> None:
         for lease, outcome in outcomes:
             if not self.answers[lease].left:
                 self._write(lease, outcome)
@@ -133,26 +135,27 @@ class Mixed:
         for lease in self.batch.quiet():
             self.made.release(lease)
 
-    def _join(self, item, outcome):
+    def _join(self, item: PrefillItem, outcome: TokenOutcome | None) -> None:
         del self.chunks[item.lease]
         self._write(item.lease, outcome)
         if self.answers[item.lease].ended:
             self.made.release(item.lease)
             return
         context = item.start + len(item.tokens)
-        sampling_input = replace(item.sampling, output=(*item.sampling.output, outcome.token))
+        assert item.sampling is not None
+        sampling_input = replace(item.sampling, output=(*item.sampling.output, sampled(outcome).token))
         self.batch.add(item.lease, context, self.made.take(item.lease, context), sampling_input)
 
-    def _write(self, lease, outcome):
+    def _write(self, lease: int, outcome: TokenOutcome | None) -> None:
         answer = self.answers[lease]
         assert not answer.ended
-        answer.steps.append(outcome)
-        assert not isinstance(outcome, SequenceFailure)
-        assert outcome.position == len(answer.wish.output) + len(answer.tokens)
-        answer.tokens.append(outcome.token)
+        token = sampled(outcome)
+        answer.steps.append(token)
+        assert token.position == len(answer.wish.output) + len(answer.tokens)
+        answer.tokens.append(token.token)
 
 
-def wishes(sampling=(GREEDY,)):
+def wishes(sampling: Sequence[SamplingParams] = (GREEDY,)) -> list[Wish]:
     lengths = (5, 16, 17, 100, 33, 1, 250, 64, 40, 15, 180, 31)
     return [
         Wish(
@@ -171,7 +174,7 @@ CAPTURED = pytest.mark.parametrize("captured", [False, True], ids=["launched", "
 
 @CAPTURED
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_tokens_are_those_of_separate_passes(family, captured, rig):
+def test_greedy_tokens_are_those_of_separate_passes(family: str, captured: bool, rig: Callable[..., Rig]) -> None:
     wanted = wishes()
     expected = [answer.tokens for answer in rig(family).run(wanted)]
     mixed = Mixed(rig(family), captured=captured)
@@ -190,7 +193,7 @@ def test_greedy_tokens_are_those_of_separate_passes(family, captured, rig):
 
 
 @CAPTURED
-def test_penalties_logprobs_and_seeds_are_those_of_separate_passes(captured, rig):
+def test_penalties_logprobs_and_seeds_are_those_of_separate_passes(captured: bool, rig: Callable[..., Rig]) -> None:
     wanted = wishes((PENALISED, LOGPROBS, SEEDED))
     expected = rig().run(wanted)
 
@@ -198,13 +201,13 @@ def test_penalties_logprobs_and_seeds_are_those_of_separate_passes(captured, rig
 
     for one, other in zip(found, expected, strict=True):
         assert one.tokens == other.tokens
-        assert [bool(step.logprob) for step in one.steps] == [bool(step.logprob) for step in other.steps]
-        for a, b in zip(one.steps, other.steps, strict=True):
-            if a.logprob:
+        for a, b in zip(map(sampled, one.steps), map(sampled, other.steps), strict=True):
+            assert bool(a.logprob) == bool(b.logprob)
+            if a.logprob and b.logprob:
                 assert a.logprob.logprob == pytest.approx(b.logprob.logprob, abs=1e-3)
 
 
-def furthest_below(made, wanted, answers):
+def furthest_below(made: Rig, wanted: Sequence[Wish], answers: Sequence[Answer]) -> float:
     """Returns how far a token's logit lies below the highest of its row, at most, in standard deviations of the row. Of
     a token that comes of wrong KV it is whole ones."""
     rows = made.forced([[*wish.prompt, *answer.tokens[:-1]] for wish, answer in zip(wanted, answers, strict=True)])
@@ -218,7 +221,7 @@ def furthest_below(made, wanted, answers):
 
 
 @CAPTURED
-def test_in_bfloat16_every_greedy_token_is_nearly_the_likeliest(captured, rig):
+def test_in_bfloat16_every_greedy_token_is_nearly_the_likeliest(captured: bool, rig: Callable[..., Rig]) -> None:
     made = rig("llama, head_dim 128", torch.bfloat16)
     wanted = wishes()
 
@@ -228,7 +231,7 @@ def test_in_bfloat16_every_greedy_token_is_nearly_the_likeliest(captured, rig):
     assert made.pages_held == 0
 
 
-def test_captured_steps_and_those_with_a_long_context_follow_one_another(rig):
+def test_captured_steps_and_those_with_a_long_context_follow_one_another(rig: Callable[..., Rig]) -> None:
     """A chunk behind much of its prompt is launched, with FlashInfer's attention where there is its kernel."""
     options = {"changes": {"max_position_embeddings": 4096}, "max_context": 4096, "pages": 500}
     made = rig("llama, head_dim 128", torch.bfloat16, **options)
@@ -247,7 +250,7 @@ def test_captured_steps_and_those_with_a_long_context_follow_one_another(rig):
         assert 3 < len(mixed.replayed) < mixed.alone + mixed.together - 3
 
 
-def test_one_that_leaves_while_it_is_computed_is_taken_up_again_inside_a_step(rig):
+def test_one_that_leaves_while_it_is_computed_is_taken_up_again_inside_a_step(rig: Callable[..., Rig]) -> None:
     wish = Wish(random_tokens(40), stopping=StoppingParams(30))
     [expected] = [answer.tokens for answer in rig().run([wish])]
     mixed = Mixed(rig())
@@ -267,7 +270,7 @@ def test_one_that_leaves_while_it_is_computed_is_taken_up_again_inside_a_step(ri
     assert mixed.made.pages_held == 0
 
 
-def test_neither_warming_nor_capturing_touches_a_sequence(rig, device):
+def test_neither_warming_nor_capturing_touches_a_sequence(rig: Callable[..., Rig], device: torch.device) -> None:
     """Their launches read page 0 and write nowhere."""
     if device.type != "cuda":
         pytest.skip("a CPU's batch has nothing to warm")
@@ -283,7 +286,9 @@ def test_neither_warming_nor_capturing_touches_a_sequence(rig, device):
     assert torch.equal(made.pool.view(torch.int32), before.view(torch.int32))
 
 
-def test_a_captured_step_writes_to_the_places_of_its_tokens_and_nowhere_else(rig, device):
+def test_a_captured_step_writes_to_the_places_of_its_tokens_and_nowhere_else(
+    rig: Callable[..., Rig], device: torch.device
+) -> None:
     if device.type != "cuda":
         pytest.skip("a CPU captures nothing")
     made = rig()

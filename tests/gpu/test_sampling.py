@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ import torch
 from semipd.core.request import EndReason, SamplingParams, StoppingParams
 from semipd.engine.engine import SampledToken, SequenceFailure
 from semipd.engine.sampling import SequenceSampler, choose_tokens
+from support.device_rig import Rig
+from support.outcomes import end_of, logprob_of, sampled
 from support.reference import random_tokens
 from support.wish import Wish
 
@@ -19,7 +23,7 @@ TYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16,
 PROMPT = random_tokens(5)
 STEPS = 40
 STOP_LATE = StoppingParams(100)
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "plain": {},
     "cool": {"temperature": 0.4},
@@ -45,11 +49,11 @@ KINDS = {
 ROWS_OF_A_KIND = 4
 
 
-def params(kind, seed):
+def params(kind: str, seed: int) -> SamplingParams:
     return SamplingParams(seed=seed * 0x9E3779B97F4A7C15 % 2**64, **KINDS[kind])
 
 
-def banned_at_first(row):
+def banned_at_first(row: int) -> StoppingParams:
     """Some rows must not stop for a while, at tokens that they would like."""
     if row % 3:
         return StoppingParams(STEPS + 10)
@@ -57,7 +61,7 @@ def banned_at_first(row):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_draws_as_the_cpu_does_from_the_same_logits(dtype, rig):
+def test_draws_as_the_cpu_does_from_the_same_logits(dtype: torch.dtype, rig: Callable[..., Rig]) -> None:
     made = rig(dtype=dtype, pages=400, capture=True)
     kinds = {}
     for row, kind in enumerate(kind for kind in KINDS for _ in range(ROWS_OF_A_KIND)):
@@ -70,7 +74,7 @@ def test_draws_as_the_cpu_does_from_the_same_logits(dtype, rig):
         seen.append((order, made.batch.last_logits().float().cpu()))
     made.settle()
 
-    agreed = {kind: [] for kind in KINDS}
+    agreed: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for step, (order, logits) in enumerate(seen):
         samplers = []
         for lease in order:
@@ -86,7 +90,7 @@ def test_draws_as_the_cpu_does_from_the_same_logits(dtype, rig):
 
 
 @pytest.mark.parametrize("kind", ["plain", "cool", "top-k", "top-p", "min-p", "all filters"])
-def test_first_tokens_follow_the_distribution(kind, rig):
+def test_first_tokens_follow_the_distribution(kind: str, rig: Callable[..., Rig]) -> None:
     """Pearson's chi-squared over a small vocabulary, against the formulas; and never a token that is filtered out."""
     made = rig(changes={"vocab_size": 48}, pages=256)
     prompt = random_tokens(4, vocab=48)
@@ -109,7 +113,9 @@ def test_first_tokens_follow_the_distribution(kind, rig):
     assert made.pages_held == 0
 
 
-def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+def distribution(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> torch.Tensor:
     """Returns a row's distribution. Each filter is a threshold on the logits that the one before left."""
     scaled = logits / temperature
     if top_k:
@@ -125,7 +131,9 @@ def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
 
 
 @pytest.mark.parametrize("kind", ["plain", "all filters", "repetition", "everything"])
-def test_a_seeded_request_gives_the_same_tokens_alone_in_a_batch_and_resumed(kind, rig):
+def test_a_seeded_request_gives_the_same_tokens_alone_in_a_batch_and_resumed(
+    kind: str, rig: Callable[..., Rig]
+) -> None:
     wish = Wish(PROMPT, params(kind, 77), StoppingParams(40))
     alone = rig().run([wish])[0].tokens
     others = [Wish(random_tokens(i), params("hot", i), StoppingParams(3 * i)) for i in range(1, 31)]
@@ -140,9 +148,10 @@ def test_a_seeded_request_gives_the_same_tokens_alone_in_a_batch_and_resumed(kin
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_logprobs_are_of_the_raw_distribution(dtype, rig):
+def test_logprobs_are_of_the_raw_distribution(dtype: torch.dtype, rig: Callable[..., Rig]) -> None:
     made = rig(dtype=dtype)
-    wants = [(0, {}), (1, {"temperature": 0.0}), (5, {"temperature": 0.6, "logit_bias": {11: 100.0}}), (20, {})]
+    wants: list[tuple[int, dict[str, Any]]] = [(0, {}), (1, {"temperature": 0.0}), (20, {})]
+    wants.append((5, {"temperature": 0.6, "logit_bias": {11: 100.0}}))
     leases = [
         made.adopt(random_tokens(9, n), n, SamplingParams(seed=n, logprobs=True, top_logprobs=n, **more), STOP_LATE)
         for n, more in wants
@@ -153,44 +162,46 @@ def test_logprobs_are_of_the_raw_distribution(dtype, rig):
     raw = dict(zip(order, made.batch.last_logits().float().cpu().log_softmax(-1), strict=False))
     made.settle()
 
-    assert made.answers[plain].steps[0].logprob is None
+    assert sampled(made.answers[plain].steps[0]).logprob is None
     for lease, (count, _) in zip(leases, wants, strict=True):
-        step = made.answers[lease].steps[0]
+        token = sampled(made.answers[lease].steps[0]).token
+        logprob = logprob_of(made.answers[lease].steps[0])
         wanted = raw[lease].topk(max(1, count)).values[:count]
-        assert step.logprob.token == step.token
-        assert step.logprob.logprob == pytest.approx(float(raw[lease][step.token]), abs=2e-3)
-        assert [value for _, value in step.logprob.top] == pytest.approx(wanted.tolist(), abs=2e-3)
-        for token, value in step.logprob.top:
-            assert value == pytest.approx(float(raw[lease][token]), abs=2e-3)
+        assert logprob.token == token
+        assert logprob.logprob == pytest.approx(float(raw[lease][token]), abs=2e-3)
+        assert [value for _, value in logprob.top] == pytest.approx(wanted.tolist(), abs=2e-3)
+        for other, value in logprob.top:
+            assert value == pytest.approx(float(raw[lease][other]), abs=2e-3)
 
 
-def test_first_tokens_have_logprobs_too(rig):
+def test_first_tokens_have_logprobs_too(rig: Callable[..., Rig]) -> None:
     made = rig()
     raw = made.forced([PROMPT])[0][-1].log_softmax(-1)
     wish = Wish(PROMPT, SamplingParams(temperature=0.0, logprobs=True, top_logprobs=2), StoppingParams(1))
 
     (step,) = made.admit([wish])[0].steps
 
-    assert step.token == step.logprob.token == step.logprob.top[0][0] == int(raw.argmax())
-    assert step.logprob.top[1][1] == pytest.approx(float(raw.topk(2).values[1]), abs=1e-3)
+    logprob = logprob_of(step)
+    assert sampled(step).token == logprob.token == logprob.top[0][0] == int(raw.argmax())
+    assert logprob.top[1][1] == pytest.approx(float(raw.topk(2).values[1]), abs=1e-3)
 
 
 # --- ends -----------------------------------------------------------------------------------------------------------
 
 
-def test_ends_after_max_tokens_and_nothing_is_said_after(rig):
+def test_ends_after_max_tokens_and_nothing_is_said_after(rig: Callable[..., Rig]) -> None:
     counts = (1, 2, 3, 5, 20)
     made = rig()
 
     answers = made.run([Wish(PROMPT, stopping=StoppingParams(count)) for count in counts])
 
     assert [len(answer.tokens) for answer in answers] == list(counts)
-    assert {answer.steps[-1].end.reason for answer in answers} == {EndReason.LENGTH}
+    assert {end_of(answer.steps[-1]).reason for answer in answers} == {EndReason.LENGTH}
     assert made.pages_held == 0
     assert len(made.batch) == 0
 
 
-def test_ends_at_a_stop_token_even_the_last_one_allowed(rig):
+def test_ends_at_a_stop_token_even_the_last_one_allowed(rig: Callable[..., Rig]) -> None:
     tokens = rig().run([Wish(PROMPT)])[0].tokens
     place = next(i for i, token in enumerate(tokens) if i > 2 and token not in tokens[:i])
     stop = frozenset({tokens[place], 100_000})
@@ -199,12 +210,12 @@ def test_ends_at_a_stop_token_even_the_last_one_allowed(rig):
 
     for answer in (exact, early):
         assert answer.tokens == tokens[: place + 1]
-        assert answer.steps[-1].end.reason is EndReason.STOP_TOKEN
-        assert answer.steps[-1].end.stop_token_id == tokens[place]
+        assert end_of(answer.steps[-1]).reason is EndReason.STOP_TOKEN
+        assert end_of(answer.steps[-1]).stop_token_id == tokens[place]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_banned_stop_token_is_drawn_as_soon_as_it_may_be(temperature, rig):
+def test_a_banned_stop_token_is_drawn_as_soon_as_it_may_be(temperature: float, rig: Callable[..., Rig]) -> None:
     sampling = SamplingParams(temperature=temperature, seed=3, logit_bias={17: 100.0})
     stopping = StoppingParams(30, min_tokens=6, stop_token_ids=frozenset({17, 18}))
 
@@ -212,7 +223,7 @@ def test_a_banned_stop_token_is_drawn_as_soon_as_it_may_be(temperature, rig):
 
     assert not {17, 18} & set(answer.tokens[:6])
     assert (len(answer.tokens), answer.tokens[6]) == (7, 17)
-    assert answer.steps[-1].end.reason is EndReason.STOP_TOKEN
+    assert end_of(answer.steps[-1]).reason is EndReason.STOP_TOKEN
 
 
 # --- rows that can't be computed ------------------------------------------------------------------------------------
@@ -222,10 +233,10 @@ POISON = 77
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("kind", ["greedy", "all filters", "everything"])
-def test_a_row_that_is_not_finite_fails_alone(kind, dtype, rig):
+def test_a_row_that_is_not_finite_fails_alone(kind: str, dtype: torch.dtype, rig: Callable[..., Rig]) -> None:
     """Its pages, full of NaN, serve the next sequence as any others do."""
 
-    def never_poison(seed):
+    def never_poison(seed: int) -> SamplingParams:
         sampling = params(kind, seed)
         bias = {**sampling.logit_bias, POISON: -100.0}
         return SamplingParams(seed=sampling.seed, **{**KINDS[kind], "logit_bias": bias})
@@ -243,8 +254,9 @@ def test_a_row_that_is_not_finite_fails_alone(kind, dtype, rig):
     made.settle()
 
     for failed in (made.answers[bad].steps, bad_prompt.steps):
-        assert [type(step) for step in failed] == [SequenceFailure]
-        assert "finite" in failed[0].error
+        [failure] = failed
+        assert isinstance(failure, SequenceFailure)
+        assert "finite" in failure.error
     assert all(isinstance(step, SampledToken) for answer in answers for step in answer.steps)
     if dtype is torch.float32:  # in bfloat16 another batch size may round a draw to the neighbour
         assert [answer.tokens for answer in answers] == expected
@@ -252,7 +264,7 @@ def test_a_row_that_is_not_finite_fails_alone(kind, dtype, rig):
     assert made.pages_held == 0
 
 
-def test_failures_among_many_prompts_of_one_pass(rig):
+def test_failures_among_many_prompts_of_one_pass(rig: Callable[..., Rig]) -> None:
     made = rig()
     made.weights["embed"][POISON] = math.nan
     prompts = [[token, POISON if token % 3 == 0 else token + 1] for token in range(12)]

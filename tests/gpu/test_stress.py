@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from semipd.core.request import StoppingParams
+from support.device_rig import Rig
 from support.reference import random_tokens
 from support.wish import Wish
 
@@ -24,7 +27,7 @@ SLACK = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 comes of wrong KV lies whole deviations below."""
 
 
-def wishes():
+def wishes() -> list[Wish]:
     chance = random.Random(11)
     made = []
     for number in range(SEQUENCES):
@@ -34,11 +37,14 @@ def wishes():
     return made
 
 
-def disturbed(made, wanted):
+def disturbed(made: Rig, wanted: Sequence[Wish]) -> tuple[list[list[int]], set[int]]:
     """Each wish's tokens, and the numbers of those that were cancelled."""
     chance = random.Random(5)
-    waiting, running, cancelled = list(enumerate(wanted)), {}, set()
-    tokens = [[] for _ in wanted]
+    waiting = list(enumerate(wanted))
+    running: dict[int, int] = {}
+    """The number of a wish by its lease."""
+    cancelled: set[int] = set()
+    tokens: list[list[int]] = [[] for _ in wanted]
     splits = made.engine.sms_choices() if hasattr(made.engine, "sms_choices") else ()
     while waiting or running:
         room = RUNNING - len(made.batch)
@@ -65,7 +71,7 @@ def disturbed(made, wanted):
     return tokens, cancelled
 
 
-def divided(rig, device, *arguments, **options):
+def divided(rig: Callable[..., Rig], device: torch.device, *arguments: Any, **options: Any) -> Rig:
     """Makes a rig. On a GPU whose driver has green contexts, it can be divided at every step."""
     if device.type == "cuda":
         try:
@@ -76,14 +82,14 @@ def divided(rig, device, *arguments, **options):
     return rig(*arguments, **options)
 
 
-def undisturbed(made, wanted):
+def undisturbed(made: Rig, wanted: Sequence[Wish]) -> list[list[int]]:
     tokens = []
     for first in range(0, len(wanted), RUNNING):
         tokens += [answer.tokens for answer in made.run(wanted[first : first + RUNNING])]
     return tokens
 
 
-def shortfalls(made, wanted, tokens):
+def shortfalls(made: Rig, wanted: Sequence[Wish], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
     """Returns how far each token lies below the highest logit, in a row's standard deviations, teacher-forced."""
     found = []
     for first in range(0, len(wanted), RUNNING):
@@ -105,7 +111,9 @@ def shortfalls(made, wanted, tokens):
         pytest.param("qwen2, tied, windows above the first layer", torch.bfloat16, id="bfloat16, windows"),
     ],
 )
-def test_what_is_disturbed_says_what_the_undisturbed_says(family, dtype, rig, device):
+def test_what_is_disturbed_says_what_the_undisturbed_says(
+    family: str, dtype: torch.dtype, rig: Callable[..., Rig], device: torch.device
+) -> None:
     wanted = wishes()
     made = divided(rig, device, family, dtype, pages=PAGES, capture=True)
 

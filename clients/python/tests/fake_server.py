@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import grpc
 from google.protobuf import duration_pb2
@@ -39,13 +39,14 @@ class FakeServer:
         self.answer: Callable[[Any, grpc.ServicerContext], Message] = lambda q, c: generation_pb2.GenerateResponse()
         self.health = _Health()
         self._server = grpc.server(ThreadPoolExecutor(8))
-        for servicer, add in (
+        services: list[tuple[Any, Callable[..., None]]] = [
             (_Generation(self), generation_pb2_grpc.add_GenerationServiceServicer_to_server),
             (_Models(self), model_pb2_grpc.add_ModelServiceServicer_to_server),
             (_Tokenizer(self), tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server),
             (_Admin(self), admin_pb2_grpc.add_AdminServiceServicer_to_server),
             (self.health, health_pb2_grpc.add_HealthServicer_to_server),
-        ):
+        ]
+        for servicer, add in services:
             add(servicer, self._server)
         here = "127.0.0.1:0"
         if credentials is None:
@@ -56,7 +57,7 @@ class FakeServer:
 
     def note(self, request: Any, context: grpc.ServicerContext) -> None:
         self.seen.append(request)
-        self.metadata.append(dict(context.invocation_metadata()))
+        self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
 
     def __enter__(self) -> Self:
         self._server.start()
@@ -181,7 +182,7 @@ def refuse(
     metadata: dict[str, str] | None = None,
     violations: dict[str, str] | None = None,
     retry_after_s: int | None = None,
-) -> None:
+) -> NoReturn:
     """Ends the RPC as a semipd server does: google.rpc.Status in the trailers."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain="semipd", metadata=metadata or {})]
     if violations:

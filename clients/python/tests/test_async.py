@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 import pytest_asyncio
-from fake_server import PATIENCE_S, FakeServer, refuse, silent, until_left
+from fake_server import PATIENCE_S, Events, FakeServer, refuse, silent, until_left
 from grpc_health.v1 import health_pb2
 
 from semipd_client import AsyncClient, Cancelled, DeadlineExceeded, Internal, QueueFull, Token, Unavailable
@@ -102,9 +102,9 @@ async def test_errors_carry_the_reason_and_the_delay(server: FakeServer, client:
 
 
 async def test_an_error_in_a_stream(server: FakeServer, client: AsyncClient) -> None:
-    def fails(_generation, context):
+    def fails(_generation: generation_pb2.Generation, context: grpc.ServicerContext) -> Events:
         refuse(context, grpc.StatusCode.INTERNAL, "INTERNAL", metadata={"request_id": "r1"})
-        yield
+        yield from ()
 
     server.stream = fails
     with pytest.raises(Internal) as caught:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from fake_server import PATIENCE_S, FakeServer
@@ -25,7 +26,7 @@ def test_generate_gives_the_whole_answer(server: FakeServer, client: Client) -> 
 
 @pytest.mark.parametrize("outcome", list(AbortOutcome))
 def test_abort_says_what_it_found(server: FakeServer, client: Client, outcome: AbortOutcome) -> None:
-    wire = generation_pb2.AbortOutcome.Value(f"ABORT_OUTCOME_{outcome.name}")
+    wire: Any = generation_pb2.AbortOutcome.Value(f"ABORT_OUTCOME_{outcome.name}")
     server.answer = lambda *_: generation_pb2.AbortResponse(outcome=wire)
     assert client.abort("r1") is outcome
     assert server.seen[-1].request_id == "r1"

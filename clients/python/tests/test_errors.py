@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from fake_server import FakeServer, refuse, silent
+from google.protobuf.message import Message
 
 import semipd_client as sc
 from semipd_client import Client
@@ -63,8 +66,8 @@ def test_the_pushback_header_stands_in_for_retry_info() -> None:
 
 
 def test_garbled_details_lose_neither_status_nor_message(server: FakeServer, client: Client) -> None:
-    def garbled(_question, context):
-        context.set_trailing_metadata([("grpc-status-details-bin", b"\xff\xff\xff")])
+    def garbled(_question: object, context: grpc.ServicerContext) -> Message:
+        context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff\xff"),))
         context.abort(grpc.StatusCode.NOT_FOUND, "no model of that name")
 
     server.answer = garbled
@@ -80,7 +83,7 @@ def test_nobody_there_is_unavailable_without_a_reason() -> None:
 
 
 def test_the_deadline_of_a_whole_answer(server: FakeServer, client: Client) -> None:
-    def late(question, context):
+    def late(question: Any, context: grpc.ServicerContext) -> Message:
         """Waits until the client is gone."""
         first, *_ = silent(question, context)
         return first

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from fake_server import FakeServer
+from google.protobuf.message import Message as ProtoMessage
 
 from semipd_client import Client, InvalidArgument, Message
 from semipd_client._proto.semipd.v1 import generation_pb2 as pb
@@ -9,21 +13,22 @@ from semipd_client.options import Options
 
 
 @pytest.fixture
-def sent(server: FakeServer, client: Client):
-    def send(prompt="p", **options) -> pb.Generation:
+def sent(server: FakeServer, client: Client) -> Callable[..., pb.Generation]:
+    def send(prompt: Any = "p", **options: Any) -> pb.Generation:
         client.generate(prompt, **options)
-        return server.seen[-1].generation
+        generation: pb.Generation = server.seen[-1].generation
+        return generation
 
     return send
 
 
-def test_what_is_not_given_is_not_set(sent) -> None:
+def test_what_is_not_given_is_not_set(sent: Callable[..., pb.Generation]) -> None:
     generation = sent()
     assert generation == pb.Generation(text="p")
     assert sent(temperature=None, stop=None) == generation
 
 
-def test_zero_and_false_are_values(sent) -> None:
+def test_zero_and_false_are_values(sent: Callable[..., pb.Generation]) -> None:
     generation = sent(temperature=0, top_k=0, seed=0, ignore_eos=False, priority=0, text=False)
     assert generation.sampling.HasField("temperature")
     assert generation.sampling.HasField("top_k")
@@ -35,12 +40,12 @@ def test_zero_and_false_are_values(sent) -> None:
 
 
 def test_every_field_of_the_api_is_an_option_and_the_other_way_round() -> None:
-    parts = [pb.SamplingParams, pb.StoppingParams, pb.ResponseParams, pb.SchedulingParams]
+    parts: list[type[ProtoMessage]] = [pb.SamplingParams, pb.StoppingParams, pb.ResponseParams, pb.SchedulingParams]
     api = {field.name for part in parts for field in part.DESCRIPTOR.fields}
     assert set(Options.__annotations__) == api | {"request_id", "model"}
 
 
-def test_every_option_arrives_in_its_field(sent) -> None:
+def test_every_option_arrives_in_its_field(sent: Callable[..., pb.Generation]) -> None:
     given = {
         "request_id": "r-1",
         "model": "tiny",
@@ -80,40 +85,40 @@ def test_every_option_arrives_in_its_field(sent) -> None:
         assert (dict(got) if name == "logit_bias" else list(got) if isinstance(value, list) else got) == value
 
 
-def test_one_stop_string_is_not_taken_for_its_characters(sent) -> None:
+def test_one_stop_string_is_not_taken_for_its_characters(sent: Callable[..., pb.Generation]) -> None:
     assert list(sent(stop="end").stopping.stop) == ["end"]
 
 
-def test_token_ids_as_the_prompt(sent) -> None:
+def test_token_ids_as_the_prompt(sent: Callable[..., pb.Generation]) -> None:
     assert list(sent([5, 6]).token_ids.ids) == [5, 6]
 
 
-def test_no_token_ids_are_still_token_ids(sent) -> None:
+def test_no_token_ids_are_still_token_ids(sent: Callable[..., pb.Generation]) -> None:
     """The server refuses them, not the client."""
     assert sent([]).WhichOneof("input") == "token_ids"
 
 
-def test_a_chat_as_the_prompt(sent) -> None:
+def test_a_chat_as_the_prompt(sent: Callable[..., pb.Generation]) -> None:
     generation = sent([Message("system", "s"), {"role": "user", "content": "u"}])
     assert [(m.role, m.content) for m in generation.chat.messages] == [("system", "s"), ("user", "u")]
 
 
 @pytest.mark.parametrize("prompt", [b"bytes", 5, [1, "a"], [{"role": "user"}], [object()]])
-def test_what_is_no_prompt_is_a_type_error(client: Client, prompt) -> None:
+def test_what_is_no_prompt_is_a_type_error(client: Client, prompt: Any) -> None:
     with pytest.raises(TypeError):
         client.generate(prompt)
 
 
 def test_an_unknown_option_is_a_type_error_that_names_it(client: Client) -> None:
     with pytest.raises(TypeError, match=r"max_token$"):
-        client.generate("p", max_token=5)
+        client.generate("p", max_token=5)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
     ("option", "value", "field"),
     [("max_tokens", -1, "stopping.max_tokens"), ("seed", 2**64, "sampling.seed"), ("stop", "\ud800", "stopping.stop")],
 )
-def test_what_cannot_be_sent_is_refused_by_its_field(client: Client, option: str, value, field: str) -> None:
+def test_what_cannot_be_sent_is_refused_by_its_field(client: Client, option: str, value: Any, field: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         client.generate("p", **{option: value})
     assert [v.field for v in caught.value.violations] == [field]

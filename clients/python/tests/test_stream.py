@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import grpc
 import pytest
-from fake_server import PATIENCE_S, FakeServer, accepted, event, refuse, silent, token, until_left, whole
+from fake_server import PATIENCE_S, Events, FakeServer, accepted, event, refuse, silent, token, until_left, whole
 
 from semipd_client import (
     Accepted,
@@ -48,7 +49,7 @@ def test_result_is_the_whole_answer(client: Client) -> None:
 
 
 def test_samples_are_kept_apart(server: FakeServer, client: Client) -> None:
-    def two(*_):
+    def two(*_: object) -> Events:
         yield accepted()
         yield token(1, "a", index=1)
         yield token(2, "b", index=0)
@@ -62,7 +63,7 @@ def test_samples_are_kept_apart(server: FakeServer, client: Client) -> None:
 
 
 def test_log_probabilities_come_along(server: FakeServer, client: Client) -> None:
-    def answer(*_):
+    def answer(*_: object) -> Events:
         yield accepted()
         top = [pb.TopLogprob(token_id=8, logprob=-0.1)]
         logprob = pb.Logprob(token_id=9, logprob=-0.5, top=top)
@@ -149,7 +150,7 @@ def test_the_clients_own_timeout_holds_where_the_call_has_none(server: FakeServe
 
 
 def test_an_error_in_mid_stream_keeps_what_came_and_is_not_tried_again(server: FakeServer, client: Client) -> None:
-    def lost(_generation, context):
+    def lost(_generation: pb.Generation, context: grpc.ServicerContext) -> Events:
         yield accepted()
         yield token(1, "Once")
         refuse(context, grpc.StatusCode.UNAVAILABLE, "WORKER_LOST")
@@ -168,7 +169,7 @@ def test_an_error_in_mid_stream_keeps_what_came_and_is_not_tried_again(server: F
     [[accepted(), token(2, "x")], [token(1, "x")], [accepted(), token(1, "x")]],
     ids=["a gap", "no beginning", "no end"],
 )
-def test_a_stream_with_something_missing_is_an_error(server: FakeServer, client: Client, events) -> None:
+def test_a_stream_with_something_missing_is_an_error(server: FakeServer, client: Client, events: Any) -> None:
     server.stream = lambda *_: iter(events)
     with pytest.raises(Internal) as caught:
         list(client.stream("p"))
@@ -176,7 +177,7 @@ def test_a_stream_with_something_missing_is_an_error(server: FakeServer, client:
 
 
 def test_an_event_of_a_newer_server_is_passed_over(server: FakeServer, client: Client) -> None:
-    def newer(*_):
+    def newer(*_: object) -> Events:
         events = list(whole("a"))
         events.insert(1, event(0))
         for sequence, e in enumerate(events):

@@ -16,7 +16,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A key and a certificate, its own authority, for semipd.test."""
     folder = tmp_path_factory.mktemp("tls")
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=semipd.test"
-    names = ["-addext", "subjectAltName=DNS:semipd.test", "-keyout", folder / "key.pem", "-out", folder / "ca.pem"]
+    names = ["-addext", "subjectAltName=DNS:semipd.test", "-keyout", f"{folder}/key.pem", "-out", f"{folder}/ca.pem"]
     try:
         subprocess.run([*command.split(), *names], capture_output=True, check=True)
     except FileNotFoundError:
