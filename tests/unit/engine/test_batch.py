@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ import pytest
 from semipd.core.request import EndReason, SamplingParams, StoppingParams
 from semipd.engine.engine import CpuEngine, PrefillItem, SampledToken, SamplingInput, SequenceFailure
 from semipd.engine.pulse import SilentPulse
+from support.engine_rig import EngineRig, MakeRig
+from support.outcomes import end_of, logprob_of, sampled
+from support.wish import Wish
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = (5, 9, 120, 33, 7)
@@ -18,17 +23,24 @@ PROMPT = (5, 9, 120, 33, 7)
 NO_PULSE = SilentPulse()
 
 
-def adopt(rig, lease, prompt=PROMPT, stopping=None, sampling=GREEDY, tokens_of_room=None):
+def adopt(
+    rig: EngineRig,
+    lease: int,
+    prompt: Sequence[int] = PROMPT,
+    stopping: StoppingParams | None = None,
+    sampling: SamplingParams = GREEDY,
+    tokens_of_room: int | None = None,
+) -> SampledToken:
     """Prefills a sequence and puts it into the batch, with pages for its prompt or for so many tokens."""
     stopping = stopping or StoppingParams(max_tokens=100)
     table = rig.take(lease, tokens_of_room or len(prompt))
     sampling_input = SamplingInput(sampling, stopping, tuple(prompt), ())
     (first,) = rig.engine.prefill([PrefillItem(lease, prompt, 0, table, sampling_input)], rig.pulse)
-    rig.batch.add(lease, len(prompt), table, SamplingInput(sampling, stopping, tuple(prompt), (first.token,)))
-    return first
+    rig.batch.add(lease, len(prompt), table, SamplingInput(sampling, stopping, tuple(prompt), (sampled(first).token,)))
+    return sampled(first)
 
 
-def test_an_empty_prefill_and_an_empty_step_do_nothing(rig):
+def test_an_empty_prefill_and_an_empty_step_do_nothing(rig: MakeRig) -> None:
     made = rig()
 
     assert made.engine.prefill([], made.pulse) == []
@@ -36,7 +48,7 @@ def test_an_empty_prefill_and_an_empty_step_do_nothing(rig):
     assert made.pulses == 0
 
 
-def test_pulses_once_a_layer(rig):
+def test_pulses_once_a_layer(rig: MakeRig) -> None:
     made = rig()
     adopt(made, 1)
     assert made.pulses == made.model.layers
@@ -46,31 +58,33 @@ def test_pulses_once_a_layer(rig):
     assert made.pulses == 2 * made.model.layers
 
 
-def test_a_chunk_that_does_not_end_the_prompt_samples_nothing(rig):
+def test_a_chunk_that_does_not_end_the_prompt_samples_nothing(rig: MakeRig) -> None:
     made = rig()
 
     assert made.engine.prefill([PrefillItem(1, PROMPT, 0, made.take(1, 5), None)], made.pulse) == [None]
 
 
-def test_a_sequence_without_a_page_for_its_next_token_waits_and_the_others_go_on(rig, wish):
+def test_a_sequence_without_a_page_for_its_next_token_waits_and_the_others_go_on(
+    rig: MakeRig, wish: type[Wish]
+) -> None:
     expected = [a.tokens for a in rig().run([wish(tuple(range(1, 17))), wish(PROMPT)])]
     made = rig()
     got = {1: [adopt(made, 1, tuple(range(1, 17))).token], 2: [adopt(made, 2).token]}
     assert made.batch.wanting_pages() == [1]
 
-    for lease, sampled in made.batch.step(NO_PULSE):
-        got[lease].append(sampled.token)
+    for lease, outcome in made.batch.step(NO_PULSE):
+        got[lease].append(sampled(outcome).token)
     assert [len(got[1]), len(got[2])] == [1, 2]
     made.batch.grow(1, made.take(1, 17)[1:])
     assert made.batch.wanting_pages() == []
     for _ in range(3):
-        for lease, sampled in made.batch.step(NO_PULSE):
-            got[lease].append(sampled.token)
+        for lease, outcome in made.batch.step(NO_PULSE):
+            got[lease].append(sampled(outcome).token)
 
     assert got == {1: expected[0][:4], 2: expected[1][:5]}
 
 
-def test_a_held_sequence_is_in_no_step_keeps_its_place_and_goes_on_from_there(rig, wish):
+def test_a_held_sequence_is_in_no_step_keeps_its_place_and_goes_on_from_there(rig: MakeRig, wish: type[Wish]) -> None:
     drawn = SamplingParams(temperature=0.8, seed=3, frequency_penalty=0.5, repetition_penalty=1.2)
     expected = rig().run([wish(PROMPT, sampling=drawn), wish((1, 2, 3))])
     made = rig()
@@ -81,13 +95,13 @@ def test_a_held_sequence_is_in_no_step_keeps_its_place_and_goes_on_from_there(ri
         made.batch.hold(held)
         answers = made.batch.step(NO_PULSE)
         assert {lease for lease, _ in answers} == {1, 2} - held
-        for lease, sampled in answers:
-            got[lease].append(sampled.token)
+        for lease, outcome in answers:
+            got[lease].append(sampled(outcome).token)
 
     assert got == {1: expected[0].tokens[:4], 2: expected[1].tokens[:6]}
 
 
-def test_a_held_sequence_wants_no_page_and_counts_no_tokens(rig):
+def test_a_held_sequence_wants_no_page_and_counts_no_tokens(rig: MakeRig) -> None:
     made = rig()
     adopt(made, 1, tuple(range(1, 17)))
     adopt(made, 2)
@@ -102,7 +116,7 @@ def test_a_held_sequence_wants_no_page_and_counts_no_tokens(rig):
     assert made.batch.context_tokens() == 16
 
 
-def test_counts_the_tokens_in_the_pool(rig):
+def test_counts_the_tokens_in_the_pool(rig: MakeRig) -> None:
     made = rig()
     adopt(made, 1)
     adopt(made, 2, (1, 2, 3))
@@ -114,13 +128,13 @@ def test_counts_the_tokens_in_the_pool(rig):
     assert made.batch.context_tokens() == 4
 
 
-def test_a_sequence_can_leave_and_come_back(rig, wish):
+def test_a_sequence_can_leave_and_come_back(rig: MakeRig, wish: type[Wish]) -> None:
     expected = rig().run([wish(PROMPT)])[0].tokens
     made = rig()
     tokens = [adopt(made, 7, tokens_of_room=32).token]
     adopt(made, 8)
     for _ in range(4):
-        tokens += [s.token for lease, s in made.batch.step(NO_PULSE) if lease == 7]
+        tokens += [sampled(s).token for lease, s in made.batch.step(NO_PULSE) if lease == 7]
     made.batch.remove(7)
     assert made.batch.leases() == [8]
     made.batch.step(NO_PULSE)
@@ -128,12 +142,12 @@ def test_a_sequence_can_leave_and_come_back(rig, wish):
     sampling_input = SamplingInput(GREEDY, StoppingParams(100), (), tuple(tokens))
     made.batch.add(7, len(PROMPT) + 4, made.take(7, 32), sampling_input)
     for _ in range(4):
-        tokens += [s.token for lease, s in made.batch.step(NO_PULSE) if lease == 7]
+        tokens += [sampled(s).token for lease, s in made.batch.step(NO_PULSE) if lease == 7]
 
     assert tokens == expected[:9]
 
 
-def test_more_sequences_than_the_first_columns_hold(rig, wish):
+def test_more_sequences_than_the_first_columns_hold(rig: MakeRig, wish: type[Wish]) -> None:
     prompts = [(token, 2 * token, 3) for token in range(1, 40)]
     wishes = [wish(prompt, stopping=StoppingParams(6)) for prompt in prompts]
 
@@ -142,7 +156,7 @@ def test_more_sequences_than_the_first_columns_hold(rig, wish):
     assert [a.tokens for a in together] == [rig().run([each])[0].tokens for each in wishes]
 
 
-def test_refuses_what_cannot_be(rig):
+def test_refuses_what_cannot_be(rig: MakeRig) -> None:
     made = rig()
     adopt(made, 1)
     sampling_input = SamplingInput(GREEDY, StoppingParams(9), (), (4,))
@@ -157,7 +171,7 @@ def test_refuses_what_cannot_be(rig):
         made.batch.remove(2)
 
 
-def test_refuses_a_pool_and_weights_of_another_shape(rig):
+def test_refuses_a_pool_and_weights_of_another_shape(rig: MakeRig) -> None:
     made = rig()
 
     with pytest.raises(ValueError, match="the pool's shape"):
@@ -169,16 +183,16 @@ def test_refuses_a_pool_and_weights_of_another_shape(rig):
 # --- ends -----------------------------------------------------------------------------------------------------------
 
 
-def test_ends_after_max_tokens(rig, wish):
+def test_ends_after_max_tokens(rig: MakeRig, wish: type[Wish]) -> None:
     for count in (1, 2, 5):
         answer = rig().run([wish(PROMPT, stopping=StoppingParams(count))])[0]
 
         assert len(answer.tokens) == count
-        assert [s.end for s in answer.steps[:-1]] == [None] * (count - 1)
-        assert answer.steps[-1].end.reason is EndReason.LENGTH
+        assert [sampled(s).end for s in answer.steps[:-1]] == [None] * (count - 1)
+        assert end_of(answer.steps[-1]).reason is EndReason.LENGTH
 
 
-def test_ends_at_a_stop_token_even_the_last_one_allowed(rig, wish):
+def test_ends_at_a_stop_token_even_the_last_one_allowed(rig: MakeRig, wish: type[Wish]) -> None:
     tokens = rig().run([wish(PROMPT)])[0].tokens
     place = next(i for i, token in enumerate(tokens) if i > 2 and token not in tokens[:i])
     stopping = StoppingParams(place + 1, stop_token_ids=frozenset({tokens[place], 1000}))
@@ -186,11 +200,11 @@ def test_ends_at_a_stop_token_even_the_last_one_allowed(rig, wish):
     answer = rig().run([wish(PROMPT, stopping=stopping)])[0]
 
     assert answer.tokens == tokens[: place + 1]
-    assert answer.steps[-1].end.reason is EndReason.STOP_TOKEN
-    assert answer.steps[-1].end.stop_token_id == tokens[place]
+    assert end_of(answer.steps[-1]).reason is EndReason.STOP_TOKEN
+    assert end_of(answer.steps[-1]).stop_token_id == tokens[place]
 
 
-def test_no_stop_token_before_min_tokens(rig, wish):
+def test_no_stop_token_before_min_tokens(rig: MakeRig, wish: type[Wish]) -> None:
     tokens = rig().run([wish(PROMPT)])[0].tokens
     stopping = StoppingParams(30, min_tokens=6, stop_token_ids=frozenset(tokens[:6]))
 
@@ -203,7 +217,7 @@ def test_no_stop_token_before_min_tokens(rig, wish):
 # --- isolation ------------------------------------------------------------------------------------------------------
 
 
-def test_a_sequence_that_is_not_finite_fails_alone_and_taints_no_page(rig, wish):
+def test_a_sequence_that_is_not_finite_fails_alone_and_taints_no_page(rig: MakeRig, wish: type[Wish]) -> None:
     """Its pages, full of NaN, serve the next sequence as any others do."""
     expected = [a.tokens for a in rig().run([wish(PROMPT), wish((8, 8, 1))])]
     made = rig(pages=4)
@@ -216,7 +230,7 @@ def test_a_sequence_that_is_not_finite_fails_alone_and_taints_no_page(rig, wish)
     outcomes = dict(made.batch.step(NO_PULSE))
     assert isinstance(outcomes[2], SequenceFailure)
     assert "finite" in outcomes[2].error
-    got.append(outcomes[1].token)
+    got.append(sampled(outcomes[1]).token)
     assert made.batch.leases() == [1]
     made.pool[:, page] = math.nan
     made.release(2)
@@ -225,13 +239,13 @@ def test_a_sequence_that_is_not_finite_fails_alone_and_taints_no_page(rig, wish)
     third = [adopt(made, 3, (8, 8, 1)).token]
     for _ in range(4):
         outcomes = dict(made.batch.step(NO_PULSE))
-        got.append(outcomes[1].token)
-        third.append(outcomes[3].token)
+        got.append(sampled(outcomes[1]).token)
+        third.append(sampled(outcomes[3]).token)
     assert got == expected[0][1:6]
     assert third == expected[1][:5]
 
 
-def test_a_prompt_that_is_not_finite_fails_alone(rig, wish):
+def test_a_prompt_that_is_not_finite_fails_alone(rig: MakeRig, wish: type[Wish]) -> None:
     expected = rig().run([wish(PROMPT)])[0].tokens
     made = rig()
     made.weights["embed"][77] = math.nan
@@ -249,7 +263,9 @@ def test_a_prompt_that_is_not_finite_fails_alone(rig, wish):
 
 
 @pytest.mark.parametrize("sampling", [{}, {"top_p": 0.9, "top_k": 40}, {"repetition_penalty": 1.2, "temperature": 1.5}])
-def test_a_seeded_request_gives_the_same_tokens_alone_in_a_batch_and_resumed(rig, wish, sampling):
+def test_a_seeded_request_gives_the_same_tokens_alone_in_a_batch_and_resumed(
+    rig: MakeRig, wish: type[Wish], sampling: dict[str, Any]
+) -> None:
     params = SamplingParams(seed=2**63 + 11, **sampling)
     alone = rig().run([wish(PROMPT, params)])[0].tokens
     others = [wish((i, i + 1, 3), SamplingParams(seed=i, top_k=i), StoppingParams(10 * i)) for i in range(1, 6)]
@@ -262,24 +278,25 @@ def test_a_seeded_request_gives_the_same_tokens_alone_in_a_batch_and_resumed(rig
     assert len(set(alone)) > 10
 
 
-def test_logprobs_come_with_the_tokens(rig, wish):
+def test_logprobs_come_with_the_tokens(rig: MakeRig, wish: type[Wish]) -> None:
     params = SamplingParams(temperature=0.0, logprobs=True, top_logprobs=2)
 
     answer = rig().run([wish(PROMPT, params, StoppingParams(4))])[0]
 
     for step in answer.steps:
-        assert step.logprob.token == step.token == step.logprob.top[0][0]
-        assert step.logprob.logprob == step.logprob.top[0][1] > step.logprob.top[1][1]
+        logprob = logprob_of(step)
+        assert logprob.token == sampled(step).token == logprob.top[0][0]
+        assert logprob.logprob == logprob.top[0][1] > logprob.top[1][1]
 
 
-def test_tables_may_be_longer_than_the_context(rig, wish):
+def test_tables_may_be_longer_than_the_context(rig: MakeRig, wish: type[Wish]) -> None:
     expected = rig().run([wish(PROMPT)])[0].tokens
     made = rig()
     table = np.concatenate((made.take(1, 5), made.take(2, 64)))
     sampling_input = SamplingInput(GREEDY, StoppingParams(100), (), ())
     (first,) = made.engine.prefill([PrefillItem(1, PROMPT, 0, table, sampling_input)], made.pulse)
-    made.batch.add(1, 5, table, SamplingInput(GREEDY, StoppingParams(100), (), (first.token,)))
+    made.batch.add(1, 5, table, SamplingInput(GREEDY, StoppingParams(100), (), (sampled(first).token,)))
 
-    tokens = [first.token] + [made.batch.step(NO_PULSE)[0][1].token for _ in range(20)]
+    tokens = [sampled(first).token] + [sampled(made.batch.step(NO_PULSE)[0][1]).token for _ in range(20)]
 
     assert tokens == expected[:21]

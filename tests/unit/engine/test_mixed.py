@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Sequence
 
 import pytest
 
 from semipd.core.request import SamplingParams, StoppingParams
-from semipd.engine.engine import PrefillItem, SampledToken, SamplingInput, SequenceFailure
+from semipd.engine.engine import PrefillItem, SampledToken, SamplingInput, SequenceFailure, TokenOutcome
+from support.engine_rig import EngineAnswer, EngineRig, MakeRig
+from support.outcomes import sampled
+from support.wish import Wish
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = (5, 9, 120, 33, 7)
@@ -21,10 +24,13 @@ PARAMS = (
 )
 
 
-def run_mixed(made, wishes):
+def run_mixed(made: EngineRig, wishes: Sequence[Wish]) -> list[EngineAnswer]:
     """Does what `Rig.run` does, but every chunk is part of a step."""
-    answers = [SimpleNamespace(tokens=[], steps=[]) for _ in wishes]
-    waiting, done, turn, step = dict(enumerate(wishes)), {}, {}, 0
+    answers = [EngineAnswer() for _ in wishes]
+    waiting = dict(enumerate(wishes))
+    done: dict[int, int] = {}
+    turn: dict[int, int] = {}
+    step = 0
     while waiting or done or len(made.batch):
         for lease in [lease for lease, wish in waiting.items() if wish.joins_at <= step]:
             del waiting[lease]
@@ -37,28 +43,30 @@ def run_mixed(made, wishes):
             made._note(lease, outcome, answers[lease])
         known = made.batch.prompt_outcomes()
         assert [given for given, _ in known] == ([items] if items else [])
-        for item, outcome in zip(items, known[0][1] if items else (), strict=True):
+        for item, first in zip(items, known[0][1] if items else (), strict=True):
             done[item.lease] += len(item.tokens)
             turn[item.lease] += 1
-            assert (outcome is None) == (item.sampling is None)
+            assert (first is None) == (item.sampling is None)
             if item.sampling is not None:
                 context = done.pop(item.lease)
-                made._note(item.lease, outcome, answers[item.lease])
-                if isinstance(outcome, SampledToken) and outcome.end is None:
+                assert first is not None
+                made._note(item.lease, first, answers[item.lease])
+                if isinstance(first, SampledToken) and first.end is None:
                     sampling_input = SamplingInput(
-                        item.sampling.params, item.sampling.stopping, item.sampling.prompt, (outcome.token,)
+                        item.sampling.params, item.sampling.stopping, item.sampling.prompt, (first.token,)
                     )
                     made.batch.add(item.lease, context, made.take(item.lease, context), sampling_input)
         step += 1
     return answers
 
 
-def said(step):
-    logprob = step.logprob and (step.logprob.token, pytest.approx(step.logprob.logprob, abs=1e-4))
-    return step.token, step.position, step.end, logprob
+def said(step: TokenOutcome) -> tuple[object, ...]:
+    token = sampled(step)
+    logprob = token.logprob and (token.logprob.token, pytest.approx(token.logprob.logprob, abs=1e-4))
+    return token.token, token.position, token.end, logprob
 
 
-def test_equal_to_separate_passes(family, rig, wish):
+def test_equal_to_separate_passes(family: str, rig: MakeRig, wish: type[Wish]) -> None:
     lengths = (5, 16, 33, 40, 17, 1, 90, 12)
     wishes = [
         wish(
@@ -77,13 +85,13 @@ def test_equal_to_separate_passes(family, rig, wish):
         assert [said(s) for s in one.steps] == [said(s) for s in other.steps], number
 
 
-def test_a_prompt_that_is_not_finite_fails_alone(rig, wish):
+def test_a_prompt_that_is_not_finite_fails_alone(rig: MakeRig, wish: type[Wish]) -> None:
     expected = rig().run([wish(PROMPT)])[0].tokens
     made = rig()
     sampling_input = SamplingInput(GREEDY, StoppingParams(9), (), ())
     made.batch.step(made.pulse, prompts=[PrefillItem(1, PROMPT, 0, made.take(1, 5), sampling_input)])
     [(_, [first])] = made.batch.prompt_outcomes()
-    made.batch.add(1, 5, made.take(1, 32), SamplingInput(GREEDY, StoppingParams(9), (), (first.token,)))
+    made.batch.add(1, 5, made.take(1, 32), SamplingInput(GREEDY, StoppingParams(9), (), (sampled(first).token,)))
     # The embedding of a token that only the bad prompt has.
     made.weights["embed"][77] = float("nan")
 
@@ -91,10 +99,10 @@ def test_a_prompt_that_is_not_finite_fails_alone(rig, wish):
 
     [(_, [bad])] = made.batch.prompt_outcomes()
     assert isinstance(bad, SequenceFailure)
-    assert [first.token, *(s.token for _, s in answers)] == expected[:2]
+    assert [sampled(first).token, *(sampled(s).token for _, s in answers)] == expected[:2]
 
 
-def test_pulses_once_a_layer_and_prompts_are_told_of_once(rig):
+def test_pulses_once_a_layer_and_prompts_are_told_of_once(rig: MakeRig) -> None:
     made = rig()
 
     assert made.batch.step(made.pulse, prompts=[PrefillItem(1, PROMPT, 0, made.take(1, 5))]) == []
@@ -105,7 +113,7 @@ def test_pulses_once_a_layer_and_prompts_are_told_of_once(rig):
     assert made.batch.flying == 0
 
 
-def test_a_lease_of_the_batch_is_no_prompt(rig):
+def test_a_lease_of_the_batch_is_no_prompt(rig: MakeRig) -> None:
     made = rig()
     table = made.take(1, 32)
     made.engine.prefill([PrefillItem(1, PROMPT, 0, table)], made.pulse)

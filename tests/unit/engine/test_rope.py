@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -10,9 +13,12 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from semipd.core.model import parse_model_config
 from semipd.engine.rope import Rotary, rotate
 
+Tables = Sequence[torch.Tensor]
+"""Cosines, and sines."""
+
 DIM = 32
 POSITIONS = 64
-SCALINGS = {
+SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"factor": 3.0},
     "dynamic": {"factor": 2.5},
@@ -24,7 +30,7 @@ SCALINGS = {
     },
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
 }
-YARNS = [
+YARNS: list[dict[str, Any]] = [
     {},
     {"attention_factor": 1.7},
     {"beta_fast": 16.0, "beta_slow": 2.0},
@@ -33,7 +39,7 @@ YARNS = [
 ]
 
 
-def theirs_and_ours(kind, **extra):
+def theirs_and_ours(kind: str, **extra: Any) -> tuple[LlamaRotaryEmbedding, Rotary]:
     config = LlamaConfig(
         vocab_size=16,
         hidden_size=4 * DIM,
@@ -49,11 +55,11 @@ def theirs_and_ours(kind, **extra):
     return LlamaRotaryEmbedding(config), ours
 
 
-def their_tables(module, positions):
+def their_tables(module: LlamaRotaryEmbedding, positions: torch.Tensor) -> Tables:
     return [table[0] for table in module(torch.empty(1), positions[None])]
 
 
-def check(theirs, ours, atol=2e-6):
+def check(theirs: Tables, ours: Tables, atol: float = 2e-6) -> None:
     (their_cos, their_sin), (cos, sin) = theirs, ours
     torch.testing.assert_close(cos, their_cos, rtol=0, atol=atol)
     half = DIM // 2
@@ -61,7 +67,7 @@ def check(theirs, ours, atol=2e-6):
 
 
 @pytest.mark.parametrize("kind", list(SCALINGS))
-def test_tables_within_the_models_positions(kind):
+def test_tables_within_the_models_positions(kind: str) -> None:
     theirs, ours = theirs_and_ours(kind)
     positions = torch.tensor([0, 1, 5, 31, 17, 62])
 
@@ -69,7 +75,7 @@ def test_tables_within_the_models_positions(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SCALINGS if kind != "dynamic"])
-def test_tables_grow_beyond_them(kind):
+def test_tables_grow_beyond_them(kind: str) -> None:
     theirs, ours = theirs_and_ours(kind)
     positions = torch.tensor([3, 700])
     ours.at(torch.tensor([3]), 3)
@@ -78,14 +84,14 @@ def test_tables_grow_beyond_them(kind):
 
 
 @pytest.mark.parametrize("options", YARNS)
-def test_yarn_options(options):
+def test_yarn_options(options: dict[str, Any]) -> None:
     theirs, ours = theirs_and_ours("yarn", **options)
     positions = torch.arange(60)
 
     check(their_tables(theirs, positions), ours.at(positions, 59))
 
 
-def test_dynamic_scaling_follows_the_sequence_as_it_grows():
+def test_dynamic_scaling_follows_the_sequence_as_it_grows() -> None:
     theirs, ours = theirs_and_ours("dynamic")
 
     for position in (10, 63, 64, 65, 100, 300):
@@ -94,16 +100,18 @@ def test_dynamic_scaling_follows_the_sequence_as_it_grows():
         check(their_tables(theirs, at), ours.at(at, position), atol=3e-5)
 
 
-def test_dynamic_scaling_rotates_a_long_prompt_as_a_whole():
+def test_dynamic_scaling_rotates_a_long_prompt_as_a_whole() -> None:
     theirs, ours = theirs_and_ours("dynamic")
     cos, sin = their_tables(theirs, torch.arange(90))
 
     for start, end in ((0, 20), (20, 90)):
-        check((cos[start:end], sin[start:end]), ours.long_prompt(start, end, 90))
+        found = ours.long_prompt(start, end, 90)
+        assert found is not None
+        check((cos[start:end], sin[start:end]), found)
     assert ours.long_prompt(0, 64, 64) is None
 
 
-def test_rotation_is_transformers():
+def test_rotation_is_transformers() -> None:
     theirs, ours = theirs_and_ours("default")
     positions = torch.tensor([4, 9, 33])
     heads = torch.randn(3, 5, DIM)

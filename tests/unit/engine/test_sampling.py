@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,42 +18,44 @@ VOCAB = 50
 DRAWS = 4000
 
 
-def logits_of(rows=1, seed=0):
+def logits_of(rows: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def sampler(prompt=(), output=(), stopping=None, **params):
+def sampler(
+    prompt: tuple[int, ...] = (), output: tuple[int, ...] = (), stopping: StoppingParams | None = None, **params: Any
+) -> SequenceSampler:
     return SequenceSampler(SamplingParams(**params), stopping or StoppingParams(100), prompt, output, VOCAB)
 
 
-def frequencies(row, **params):
+def frequencies(row: torch.Tensor, **params: Any) -> torch.Tensor:
     """Returns how often each token is drawn at evenly spread points: the distribution, to within 1 / DRAWS."""
     chance = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     tokens = draw(row.expand(DRAWS, -1), [SamplingParams(**params)] * DRAWS, chance)
     return torch.bincount(tokens, minlength=VOCAB) / DRAWS
 
 
-def assert_close(got, wanted):
+def assert_close(got: torch.Tensor, wanted: Sequence[float]) -> None:
     assert (got - torch.tensor(wanted)).abs().max() < 2 / DRAWS
 
 
-def softmax(values):
+def softmax(values: Sequence[float]) -> list[float]:
     top = max(values)
     exps = [math.exp(v - top) for v in values]
     return [e / sum(exps) for e in exps]
 
 
-def renormalise(probabilities, keep):
+def renormalise(probabilities: Sequence[float], keep: Sequence[int]) -> list[float]:
     kept = [p if i in keep else 0.0 for i, p in enumerate(probabilities)]
     return [p / sum(kept) for p in kept]
 
 
-def by_probability(probabilities):
+def by_probability(probabilities: Sequence[float]) -> list[int]:
     return sorted(range(VOCAB), key=lambda i: -probabilities[i])
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-def test_temperature_divides_the_logits(temperature):
+def test_temperature_divides_the_logits(temperature: float) -> None:
     row = logits_of()
 
     got = frequencies(row, temperature=temperature)
@@ -60,7 +64,7 @@ def test_temperature_divides_the_logits(temperature):
 
 
 @pytest.mark.parametrize("top_k", [1, 5, VOCAB, 2 * VOCAB])
-def test_top_k_keeps_the_likeliest(top_k):
+def test_top_k_keeps_the_likeliest(top_k: int) -> None:
     row = logits_of()
     probabilities = softmax(row[0].tolist())
 
@@ -70,7 +74,7 @@ def test_top_k_keeps_the_likeliest(top_k):
 
 
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9])
-def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p):
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float) -> None:
     row = logits_of()
     probabilities = softmax(row[0].tolist())
     keep, reached = [], 0.0
@@ -83,7 +87,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p):
     assert_close(frequencies(row, top_p=top_p), renormalise(probabilities, keep))
 
 
-def test_min_p_is_relative_to_the_likeliest():
+def test_min_p_is_relative_to_the_likeliest() -> None:
     row = logits_of(seed=4)
     probabilities = softmax(row[0].tolist())
     keep = [i for i, p in enumerate(probabilities) if p >= 0.1 * max(probabilities)]
@@ -92,7 +96,7 @@ def test_min_p_is_relative_to_the_likeliest():
     assert_close(frequencies(row, min_p=0.1), renormalise(probabilities, keep))
 
 
-def test_a_nucleus_wider_than_the_first_candidates_is_found_whole():
+def test_a_nucleus_wider_than_the_first_candidates_is_found_whole() -> None:
     flat = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0)) * 0.01
     params = [SamplingParams(top_p=0.5), SamplingParams(top_p=0.001)]
     chance = torch.tensor([0.25, 0.25], dtype=torch.float64)
@@ -107,7 +111,7 @@ def test_a_nucleus_wider_than_the_first_candidates_is_found_whole():
     assert flat[1][tokens[1]] >= flat[1].sort(descending=True).values[5]
 
 
-def test_filters_apply_in_order_each_to_what_the_one_before_left():
+def test_filters_apply_in_order_each_to_what_the_one_before_left() -> None:
     row = logits_of(seed=4)
     probabilities = softmax([v / 1.5 for v in row[0].tolist()])
     order = by_probability(probabilities)[:10]
@@ -125,7 +129,7 @@ def test_filters_apply_in_order_each_to_what_the_one_before_left():
     assert_close(got, renormalise(probabilities, keep))
 
 
-def test_rows_with_different_filters_do_not_mix():
+def test_rows_with_different_filters_do_not_mix() -> None:
     rows = logits_of(4)
     params = [
         SamplingParams(top_k=3),
@@ -142,7 +146,7 @@ def test_rows_with_different_filters_do_not_mix():
 
 
 @pytest.mark.parametrize("chance", [0.0, 1.0 - 2**-53])
-def test_the_ends_of_chance_never_draw_an_impossible_token(chance):
+def test_the_ends_of_chance_never_draw_an_impossible_token(chance: float) -> None:
     row = logits_of()
     row[0, [0, VOCAB - 1]] = -torch.inf
 
@@ -151,10 +155,10 @@ def test_the_ends_of_chance_never_draw_an_impossible_token(chance):
     assert 0 < token < VOCAB - 1
 
 
-def test_penalties_follow_their_formulas():
+def test_penalties_follow_their_formulas() -> None:
     row = logits_of(seed=2)
     prompt, output = (1, 2, 3), (3, 3, 4)
-    params = {
+    params: dict[str, Any] = {
         "repetition_penalty": 1.3,
         "frequency_penalty": 0.4,
         "presence_penalty": 0.7,
@@ -174,19 +178,20 @@ def test_penalties_follow_their_formulas():
     torch.testing.assert_close(got, wanted)
 
 
-def test_penalties_know_the_tokens_sampled_since():
+def test_penalties_know_the_tokens_sampled_since() -> None:
     sequence = sampler(output=(5,), temperature=0.0, presence_penalty=1.0)
     row = torch.zeros(1, VOCAB)
     row[0, 7], row[0, 8] = 0.9, 0.5
 
     first = choose_tokens(row, [sequence], [1])[0].token
+    assert first is not None
     sequence.took(first)
     second = choose_tokens(row, [sequence], [2])[0].token
 
     assert (first, second) == (7, 8)
 
 
-def test_greedy_takes_the_likeliest_after_bias():
+def test_greedy_takes_the_likeliest_after_bias() -> None:
     row = logits_of()
 
     chosen = choose_tokens(
@@ -196,17 +201,18 @@ def test_greedy_takes_the_likeliest_after_bias():
     assert [c.token for c in chosen] == [int(row.argmax()), 3]
 
 
-def test_stop_tokens_cannot_be_drawn_before_min_tokens():
+def test_stop_tokens_cannot_be_drawn_before_min_tokens() -> None:
     row = torch.zeros(1, VOCAB)
     row[0, 6] = 20.0
     stopping = StoppingParams(100, min_tokens=3, stop_token_ids=frozenset({6}))
 
-    for params in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 5}):
+    cases: tuple[dict[str, Any], ...] = ({"temperature": 0.0}, {"temperature": 1.0, "seed": 5})
+    for params in cases:
         tokens = [choose_tokens(row, [sampler(stopping=stopping, **params)], [at])[0].token for at in range(4)]
         assert [token == 6 for token in tokens] == [False, False, False, True]
 
 
-def test_logprobs_are_of_the_raw_distribution():
+def test_logprobs_are_of_the_raw_distribution() -> None:
     row = logits_of(seed=3)
     raw = row[0].log_softmax(-1)
     wants = sampler(temperature=0.5, logit_bias={11: 100.0}, logprobs=True, top_logprobs=3)
@@ -215,6 +221,7 @@ def test_logprobs_are_of_the_raw_distribution():
     got, none = choose_tokens(row.repeat(2, 1), [wants, plain], [0, 0])
 
     assert none.logprob is None
+    assert got.logprob is not None
     assert got.logprob.token == got.token == 11
     assert got.logprob.logprob == pytest.approx(float(raw[11]), abs=1e-5)
     assert [token for token, _ in got.logprob.top] == raw.topk(3).indices.tolist()
@@ -223,9 +230,9 @@ def test_logprobs_are_of_the_raw_distribution():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_that_is_not_finite_fails_alone(bad, temperature):
+def test_a_row_that_is_not_finite_fails_alone(bad: float, temperature: float) -> None:
     rows = logits_of(3)
-    params = {"temperature": temperature, "seed": 1, "top_p": 0.9}
+    params: dict[str, Any] = {"temperature": temperature, "seed": 1, "top_p": 0.9}
     alone = [choose_tokens(rows[i : i + 1], [sampler(**params)], [0])[0].token for i in (0, 2)]
     rows[1, 17] = bad
 
@@ -235,7 +242,7 @@ def test_a_row_that_is_not_finite_fails_alone(bad, temperature):
     assert [chosen[0].token, chosen[2].token] == alone
 
 
-def test_a_seeded_draw_depends_on_seed_and_position_alone():
+def test_a_seeded_draw_depends_on_seed_and_position_alone() -> None:
     row = logits_of(seed=8)
     alone = [choose_tokens(row, [sampler(seed=99)], [at])[0].token for at in range(20)]
     others = [sampler(seed=s, top_k=s + 1) for s in range(5)]
@@ -249,13 +256,13 @@ def test_a_seeded_draw_depends_on_seed_and_position_alone():
     assert len(set(alone)) > 5
 
 
-def test_the_tiniest_temperature_is_greedy():
+def test_the_tiniest_temperature_is_greedy() -> None:
     row = logits_of()
 
     assert choose_tokens(row, [sampler(temperature=1e-300)], [0])[0].token == int(row.argmax())
 
 
-def test_uniforms_are_uniform_over_seeds_and_over_positions():
+def test_uniforms_are_uniform_over_seeds_and_over_positions() -> None:
     count = 100_000
     over_positions = uniforms(np.zeros(count, np.uint64), np.arange(count))
     over_seeds = uniforms(np.arange(count).astype(np.uint64), np.zeros(count, np.int64))
@@ -269,7 +276,7 @@ def test_uniforms_are_uniform_over_seeds_and_over_positions():
         assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.01
 
 
-def test_uniforms_stay_what_they_were():
+def test_uniforms_stay_what_they_were() -> None:
     """A sequence resumed by another version of the server must go on alike."""
     seeds = np.array([0, 1, 2**64 - 1], np.uint64)
 

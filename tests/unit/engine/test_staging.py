@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path: Path) -> Iterator[int]:
     path = tmp_path / "bytes"
     path.write_bytes(os.urandom(10_000))
     fd = os.open(path, os.O_RDONLY)
@@ -23,7 +25,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("buffers", [1, 3, 16])
-def test_spans_come_in_order_whoever_reads_first(file, buffers):
+def test_spans_come_in_order_whoever_reads_first(file: int, buffers: int) -> None:
     spans = [FileSpan(file, offset, size) for offset, size in ((7, 100), (0, 64), (9_990, 10), (5_000, 1), (1, 100))]
     got = []
     with Staging(CPU, buffers=buffers, buffer_bytes=100) as staging:
@@ -31,12 +33,12 @@ def test_spans_come_in_order_whoever_reads_first(file, buffers):
     assert got == [(index, os.pread(file, span.bytes, span.offset)) for index, span in enumerate(spans)]
 
 
-def test_nothing_to_read_is_nothing_to_deliver():
+def test_nothing_to_read_is_nothing_to_deliver() -> None:
     with Staging(CPU, buffers=2, buffer_bytes=100) as staging:
         staging.stream([], lambda index, there: pytest.fail("there was nothing"))
 
 
-def test_a_file_that_ends_too_early_is_told_by_the_spans_place(file):
+def test_a_file_that_ends_too_early_is_told_by_the_spans_place(file: int) -> None:
     delivered = []
     with (
         Staging(CPU, buffers=2, buffer_bytes=100) as staging,
@@ -47,7 +49,7 @@ def test_a_file_that_ends_too_early_is_told_by_the_spans_place(file):
     assert delivered == [0]
 
 
-def test_a_file_that_cannot_be_read_is_told_by_the_spans_place(tmp_path):
+def test_a_file_that_cannot_be_read_is_told_by_the_spans_place(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "new", os.O_WRONLY | os.O_CREAT)
     try:
         with (
@@ -59,8 +61,8 @@ def test_a_file_that_cannot_be_read_is_told_by_the_spans_place(tmp_path):
         os.close(fd)
 
 
-def test_it_can_be_used_again_after_an_error(file):
-    def refuse(index, there):
+def test_it_can_be_used_again_after_an_error(file: int) -> None:
+    def refuse(index: int, there: torch.Tensor) -> None:
         raise ValueError("no")
 
     got = []
@@ -71,7 +73,7 @@ def test_it_can_be_used_again_after_an_error(file):
     assert got == [os.pread(file, 4, 3)]
 
 
-def test_no_more_buffers_are_in_use_than_there_are(file):
+def test_no_more_buffers_are_in_use_than_there_are(file: int) -> None:
     """Readers run ahead of delivery, by the buffers that are free and not further."""
     addresses = set()
     with Staging(CPU, buffers=3, buffer_bytes=100) as staging:
@@ -81,11 +83,11 @@ def test_no_more_buffers_are_in_use_than_there_are(file):
     assert len(addresses) == 3
 
 
-def test_tensors_are_fetched_in_pieces_by_several_threads_at_once():
+def test_tensors_are_fetched_in_pieces_by_several_threads_at_once() -> None:
     tensors = [torch.randn(n * 37, 3) for n in range(1, 9)]
-    got = {}
+    got: dict[int, bytes] = {}
 
-    def fetch(index):
+    def fetch(index: int) -> None:
         got[index] = b"".join(bytes(piece) for piece in staging.fetch(tensors[index]))
 
     with Staging(CPU, buffers=2, buffer_bytes=100) as staging:

@@ -14,6 +14,7 @@ from semipd.engine.decoder import Decoder
 from semipd.engine.paged_cpu import CpuPagedAttention
 from semipd.engine.pulse import SilentPulse
 from semipd.engine.rope import Rotary
+from support.engine_rig import MakeRig
 
 PROMPTS = [(5, 9, 120, 33, 7), tuple(range(40, 60))]
 TABLES = [np.array([3], np.int32), np.array([1, 5], np.int32)]
@@ -51,7 +52,7 @@ def attention(forward: ForwardPass, spans: list[TokenSpan], device: torch.device
     return attend
 
 
-def test_logits_keys_and_values_are_the_cpus(device: torch.device, family: str, rig) -> None:
+def test_logits_keys_and_values_are_the_cpus(device: torch.device, family: str, rig: MakeRig) -> None:
     made = rig(family)
     model = made.model
     spans = [TokenSpan(0, len(p), t) for p, t in zip(PROMPTS, TABLES, strict=True)]
@@ -79,7 +80,7 @@ def test_logits_keys_and_values_are_the_cpus(device: torch.device, family: str, 
     assert by_token[:, ~written].isnan().all(), "nothing else was written"
 
 
-def test_all_tokens_logits_can_be_asked_for_in_a_buffer_of_ones_own(device: torch.device, rig) -> None:
+def test_all_tokens_logits_can_be_asked_for_in_a_buffer_of_ones_own(device: torch.device, rig: MakeRig) -> None:
     made = rig()
     weights = {name: tensor.to(device) for name, tensor in made.weights.items()}
     forward = ForwardPass(made.model, weights, made.pool.to(device), most_tokens=16, rows=1)
@@ -94,7 +95,7 @@ def test_all_tokens_logits_can_be_asked_for_in_a_buffer_of_ones_own(device: torc
     torch.testing.assert_close(one[0], every[2])
 
 
-def test_refuses_tensors_of_another_shape(rig) -> None:
+def test_refuses_tensors_of_another_shape(rig: MakeRig) -> None:
     made = rig()
     with pytest.raises(ValueError, match="the pool's shape"):
         ForwardPass(made.model, made.weights, made.pool[:1], 4, 4)

@@ -11,7 +11,7 @@ import torch
 from semipd.core.model import parse_model_config
 from semipd.engine.cuda.bench import PROBES, bench_batch
 from semipd.engine.cuda.decode import CudaDecodeBatch
-from semipd.engine.cuda.engine import CudaEngine
+from semipd.engine.cuda.engine import CudaEngine, CudaPendingPrefill
 from semipd.engine.cuda.graphs import BucketGraphs
 from semipd.engine.cuda.mixed import BUCKETS
 from semipd.engine.cuda.prefill import CudaPrefill
@@ -176,10 +176,17 @@ def test_what_is_not_finite_is_no_measurement_and_the_next_goes_on(engine: CudaE
 def test_a_mixed_pass_is_measured_as_the_server_would_run_it(
     engine: CudaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captured, run, launch = [], [], BucketGraphs.run
+    captured: list[tuple[int, int]] = []
+    run: list[int] = []
+    launch = BucketGraphs.run
     monkeypatch.setattr(BucketGraphs, "capture_one", lambda _, bucket, sms: captured.append((bucket, sms)))
     monkeypatch.setattr(BucketGraphs, "is_captured", lambda _, bucket: (bucket, 4) in captured)
-    monkeypatch.setattr(BucketGraphs, "run", lambda graphs, bucket: (run.append(bucket), launch(graphs, bucket))[1])
+
+    def noted(graphs: BucketGraphs, bucket: int) -> None:
+        run.append(bucket)
+        launch(graphs, bucket)
+
+    monkeypatch.setattr(BucketGraphs, "run", noted)
     assert alone(DecodeMeasurements(engine), rows=3, context=20, tokens=62, start=0) > 0
     assert {bucket for bucket, _ in captured} == set(BUCKETS), "which is taken for a size depends on the times of all"
     assert run == [96] * (PROBES + WARM + 1 + COUNTED)
@@ -223,10 +230,19 @@ def test_a_prefill_pass_is_measured_after_what_is_in_the_pool(engine: CudaEngine
 
 
 def test_a_pass_is_launched_while_another_is_on_the_device(engine: CudaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = []
-    launch, finish = CudaPrefill.launch, CudaPrefill.finish
-    monkeypatch.setattr(CudaPrefill, "launch", lambda *given: (done.append("launch"), launch(*given))[1])
-    monkeypatch.setattr(CudaPrefill, "finish", lambda *given: (done.append("finish"), finish(*given))[1])
+    done: list[str] = []
+
+    def note(name: str) -> None:
+        method = getattr(CudaPendingPrefill, name)
+
+        def noted(*given: Any) -> Any:
+            done.append(name)
+            return method(*given)
+
+        monkeypatch.setattr(CudaPendingPrefill, name, noted)
+
+    note("launch")
+    note("finish")
     assert alone(PrefillMeasurements(engine), tokens=20, start=0) > 0
     assert done == ["launch", *["launch", "finish"] * (PASSES - 1)]
 
