@@ -306,9 +306,7 @@ class PageAccount:
 
     def counts(self) -> PageCounts:
         with self._locked:
-            return PageCounts(
-                self._header[_FREE], self._header[_OWNED], self._header[_QUARANTINED], self._header[_PAGES]
-            )
+            return PageCounts(*(self._header[word] for word in (_FREE, _OWNED, _QUARANTINED, _PAGES)))
 
     def check(self) -> None:
         """Raises AccountCorrupt, naming the first contradiction between the truth and itself or the cache."""
@@ -372,9 +370,8 @@ class PageAccount:
         self._header[_CLOSED] = len(closed)
 
     def _check(self) -> None:
-        owned, marked = self._owner >= 0, self._quarantine != 0
+        owned, marked, is_open = self._owner >= 0, self._quarantine != 0, (self._lease_word & 0xFFFFFFFF) != 0
         used = np.flatnonzero(owned)
-        is_open = (self._lease_word & 0xFFFFFFFF) != 0
         _same("pages with an owner, and counted so,", [np.count_nonzero(owned)], [self._header[_OWNED]])
         _same("pages in quarantine, and counted so,", [np.count_nonzero(marked)], [self._header[_QUARANTINED]])
         _same("pages in quarantine with an owner", np.flatnonzero(owned & marked), [])

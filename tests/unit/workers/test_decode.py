@@ -2,61 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from semipd.core.config import PAGE_SIZE
 from semipd.internal.v1 import sequence_pb2 as seq
 from semipd.internal.v1 import worker_pb2 as wk
-from semipd.memory.account import COORDINATOR, Holder, PageAccount, Role
-from semipd.workers.decode import DecodeWorker
-from support.workers import LateBatch, Play, PlayedBackend, PlayedLink, PlayedTurns, adopt, drop, hold, new_account
-
-ME = Holder(Role.DECODE, 3)
-
-
-class Stage:
-    def __init__(self, pages: int = 16) -> None:
-        self.account: PageAccount = new_account(pages)
-        self.turns = PlayedTurns()
-        self.batch = LateBatch(self.account, ME, self.turns.log)
-        self.link: PlayedLink
-        self.pages = pages
-
-    def lease(self, pages: int = 1) -> int:
-        lease = self.account.open(ME)
-        assert self.account.take(lease, pages, ME) is not None
-        return lease
-
-    def run(self, play: Callable[[], Play], *, to_the_end: bool = True) -> None:
-        self.link = PlayedLink(play())
-        DecodeWorker(self.link, self.batch, self.account, ME, PlayedBackend(self.turns)).run()
-        assert self.link.played == to_the_end
-        self.account.check()
-
-    def held(self, lease: int) -> bool:
-        return self.account.holder(lease) == ME
-
-    def tokens(self, lease: int) -> list[int]:
-        """Output positions that were reported, in the order of the reports."""
-        return [
-            position
-            for step in self.link.steps()
-            for of, position in zip(step.leases, step.positions, strict=True)
-            if of == lease
-        ]
-
-    def told(self, kind: str) -> list[int]:
-        return [lease for step in self.link.steps() for lease in getattr(step, kind)]
+from semipd.memory.account import COORDINATOR
+from support.decode_stage import ME, DecodeStage
+from support.workers import Play, adopt, drop
 
 
 @pytest.fixture
-def stage() -> Stage:
-    return Stage()
+def stage() -> DecodeStage:
+    return DecodeStage()
 
 
-def test_a_step_is_launched_before_the_one_before_it_is_answered_for(stage: Stage) -> None:
+def test_a_step_is_launched_before_the_one_before_it_is_answered_for(stage: DecodeStage) -> None:
     lease = stage.lease()
 
     def play() -> Play:
@@ -70,7 +31,9 @@ def test_a_step_is_launched_before_the_one_before_it_is_answered_for(stage: Stag
     stage.run(play)
 
 
-def test_the_pages_of_a_sequence_that_stops_are_released_when_the_step_launched_meanwhile_is_over(stage: Stage) -> None:
+def test_the_pages_of_a_sequence_that_stops_are_released_when_the_step_launched_meanwhile_is_over(
+    stage: DecodeStage,
+) -> None:
     lease = stage.lease()
     stage.batch.ends[lease] = 2
 
@@ -92,7 +55,7 @@ def test_the_pages_of_a_sequence_that_stops_are_released_when_the_step_launched_
     assert stage.account.free_pages == stage.pages
 
 
-def test_a_sequence_that_ends_by_its_length_is_in_no_step_after_its_last(stage: Stage) -> None:
+def test_a_sequence_that_ends_by_its_length_is_in_no_step_after_its_last(stage: DecodeStage) -> None:
     lease = stage.lease()
 
     def play() -> Play:
@@ -105,7 +68,7 @@ def test_a_sequence_that_ends_by_its_length_is_in_no_step_after_its_last(stage: 
     assert stage.tokens(lease) == [1, 2]
 
 
-def test_a_sequence_that_fails_is_reported_and_its_pages_follow(stage: Stage) -> None:
+def test_a_sequence_that_fails_is_reported_and_its_pages_follow(stage: DecodeStage) -> None:
     lease, other = stage.lease(), stage.lease()
     stage.batch.fails.add(lease)
 
@@ -122,7 +85,7 @@ def test_a_sequence_that_fails_is_reported_and_its_pages_follow(stage: Stage) ->
     assert stage.tokens(other) == [1, 2]
 
 
-def test_what_is_dropped_is_reported_at_once_and_released_when_the_device_is_done(stage: Stage) -> None:
+def test_what_is_dropped_is_reported_at_once_and_released_when_the_device_is_done(stage: DecodeStage) -> None:
     lease = stage.lease()
 
     def play() -> Play:
@@ -135,7 +98,7 @@ def test_what_is_dropped_is_reported_at_once_and_released_when_the_device_is_don
     assert stage.tokens(lease) == []
 
 
-def test_a_second_drop_of_a_sequence_that_is_leaving_releases_nothing_early(stage: Stage) -> None:
+def test_a_second_drop_of_a_sequence_that_is_leaving_releases_nothing_early(stage: DecodeStage) -> None:
     """It has ended, which the coordinator did not know when it dropped it; a step launched since still writes."""
     lease, other = stage.lease(), stage.lease()
     stage.batch.ends[lease] = 1
@@ -151,14 +114,14 @@ def test_a_second_drop_of_a_sequence_that_is_leaving_releases_nothing_early(stag
     assert stage.told("dropped") == [lease, lease]
 
 
-def test_the_drop_of_a_sequence_that_was_never_adopted_releases_its_pages(stage: Stage) -> None:
+def test_the_drop_of_a_sequence_that_was_never_adopted_releases_its_pages(stage: DecodeStage) -> None:
     lease = stage.lease()
     stage.run(lambda: iter([[drop(lease)], []]))
     assert stage.account.free_pages == stage.pages
     assert stage.told("dropped") == [lease]
 
 
-def test_an_adoption_that_was_taken_back_before_it_came_is_answered_as_dropped(stage: Stage) -> None:
+def test_an_adoption_that_was_taken_back_before_it_came_is_answered_as_dropped(stage: DecodeStage) -> None:
     lease = stage.lease()
     stage.account.hand_over(lease, ME, COORDINATOR)
     stage.run(lambda: iter([[adopt(lease, 5)], []]))
@@ -166,7 +129,7 @@ def test_an_adoption_that_was_taken_back_before_it_came_is_answered_as_dropped(s
     assert stage.account.holder(lease) == COORDINATOR
 
 
-def test_an_adoption_that_is_said_twice_counts_once(stage: Stage) -> None:
+def test_an_adoption_that_is_said_twice_counts_once(stage: DecodeStage) -> None:
     lease = stage.lease()
     stage.run(lambda: iter([[adopt(lease, 5), adopt(lease, 5)], [adopt(lease, 5)], []]))
     assert stage.tokens(lease) == [1, 2]
@@ -175,7 +138,7 @@ def test_an_adoption_that_is_said_twice_counts_once(stage: Stage) -> None:
 # --- pages ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sequence_whose_page_is_full_gets_another(stage: Stage) -> None:
+def test_a_sequence_whose_page_is_full_gets_another(stage: DecodeStage) -> None:
     lease = stage.lease()
 
     def play() -> Play:
@@ -187,7 +150,7 @@ def test_a_sequence_whose_page_is_full_gets_another(stage: Stage) -> None:
 
 def test_one_gives_way_and_nobody_else_while_its_pages_are_on_their_way() -> None:
     """Three sequences in a full pool; two want a page at once, and the third, which gives way, has two pages."""
-    stage = Stage(pages=4)
+    stage = DecodeStage(pages=4)
     first, second, last = stage.lease(), stage.lease(), stage.lease(2)
 
     def play() -> Play:
@@ -213,7 +176,7 @@ def test_one_gives_way_and_nobody_else_while_its_pages_are_on_their_way() -> Non
 
 
 def test_who_gives_way_is_the_least_important_and_of_these_the_latest() -> None:
-    stage = Stage(pages=3)
+    stage = DecodeStage(pages=3)
     leases = [stage.lease() for _ in range(3)]
 
     def play() -> Play:
@@ -229,7 +192,7 @@ def test_who_gives_way_is_the_least_important_and_of_these_the_latest() -> None:
 
 
 def test_a_sequence_alone_without_a_page_waits_and_says_so() -> None:
-    stage = Stage(pages=2)
+    stage = DecodeStage(pages=2)
     lease = stage.lease()
     elsewhere = stage.account.open(COORDINATOR)
     stage.account.take(elsewhere, 1, COORDINATOR)
@@ -246,7 +209,7 @@ def test_a_sequence_alone_without_a_page_waits_and_says_so() -> None:
     assert stage.tokens(lease) == [1]
 
 
-def test_a_sequence_whose_lease_was_taken_away_is_forgotten_and_not_released(stage: Stage) -> None:
+def test_a_sequence_whose_lease_was_taken_away_is_forgotten_and_not_released(stage: DecodeStage) -> None:
     lease, other = stage.lease(), stage.lease()
 
     def play() -> Play:
@@ -262,120 +225,12 @@ def test_a_sequence_whose_lease_was_taken_away_is_forgotten_and_not_released(sta
     assert stage.tokens(other) == [1, 2]
 
 
-# --- held sequences ------------------------------------------------------------------------------------------------
-
-
-def test_a_held_sequence_is_in_no_step_and_goes_on_when_it_is_no_longer_held(stage: Stage) -> None:
-    lease, other = stage.lease(), stage.lease()
-
-    def play() -> Play:
-        yield [adopt(lease, 5), adopt(other, 6)]
-        yield [hold(lease)]
-        yield []
-        yield []
-        assert stage.tokens(lease) == [1], "of the step that was on the device"
-        assert stage.tokens(other) == [1, 2, 3]
-        yield [hold(other)]
-        yield []
-        yield [hold()]
-        yield []
-        yield []
-
-    stage.run(play)
-    assert stage.tokens(lease) == [1, 2, 3, 4, 5]
-    assert stage.tokens(other) == [1, 2, 3, 4, 5, 6]
-    assert stage.told("dropped") == stage.told("preempted") == []
-
-
-def test_while_all_are_held_nothing_is_computed_and_the_other_phase_has_the_device(stage: Stage) -> None:
-    lease = stage.lease()
-
-    def play() -> Play:
-        yield [adopt(lease, 5)]
-        yield [hold(lease)]
-        yield []
-        assert stage.batch.flying == 0
-        assert stage.turns.marked[-2:] == [False, False]
-        yield []
-        yield [hold()]
-        assert stage.turns.marked[-1]
-        assert stage.batch.flying == 1
-
-    stage.run(play)
-    assert len(stage.link.steps()) == 1
-
-
-def test_a_sequence_may_be_held_before_it_is_adopted(stage: Stage) -> None:
-    lease = stage.lease()
-
-    def play() -> Play:
-        yield [hold(lease)]
-        yield [adopt(lease, 5)]
-        yield []
-        assert stage.batch.flying == 0
-        yield [hold()]
-        yield []
-
-    stage.run(play)
-    assert stage.tokens(lease) == [1]
-
-
-def test_a_held_sequence_that_is_dropped_gives_its_pages_back(stage: Stage) -> None:
-    lease = stage.lease()
-    stage.run(lambda: iter([[adopt(lease, 5)], [hold(lease)], [drop(lease)], []]))
-    assert stage.account.free_pages == stage.pages
-    assert stage.told("dropped") == [lease]
-
-
-def test_a_held_sequence_wants_no_page_and_yields_its_own_where_it_is_the_least_important() -> None:
-    stage = Stage(pages=2)
-    first, second = stage.lease(), stage.lease()
-
-    def play() -> Play:
-        yield [hold(second), adopt(first, PAGE_SIZE - 1, sequence=1), adopt(second, PAGE_SIZE, sequence=2)]
-        assert stage.told("preempted") == []
-        yield []
-        assert stage.told("preempted") == [second]
-        yield []
-        yield []
-
-    stage.run(play)
-    assert stage.tokens(first) == [1, 2, 3], "the pages of a sequence that no step knows are free at once"
-    assert stage.tokens(second) == []
-
-
-def test_a_heartbeat_names_the_held_sequences_among_those_of_the_batch(stage: Stage) -> None:
-    lease, other = stage.lease(), stage.lease()
-    worker = DecodeWorker(
-        PlayedLink(iter([[adopt(lease, 5), adopt(other, 5), hold(lease, 77)]])),
-        stage.batch,
-        stage.account,
-        ME,
-        PlayedBackend(stage.turns),
-    )
-    worker.run()
-    beat = wk.Heartbeat()
-    worker._describe(beat)
-    assert set(beat.leases) == {lease, other}
-    assert list(beat.held) == [lease]
-
-
-def test_who_resigns_hands_held_sequences_over_with_the_others(stage: Stage) -> None:
-    lease = stage.lease()
-
-    def play() -> Play:
-        yield [adopt(lease, 5)]
-        yield [hold(lease), wk.ToWorker(resign=wk.Resign())]
-
-    stage.run(play, to_the_end=False)
-    assert stage.account.holder(lease) == COORDINATOR
-    assert stage.tokens(lease) == [1]
-
-
 # --- resignation and turns ------------------------------------------------------------------------------------------
 
 
-def test_who_resigns_reports_what_is_on_the_device_and_then_hands_every_lease_to_the_coordinator(stage: Stage) -> None:
+def test_who_resigns_reports_what_is_on_the_device_and_then_hands_every_lease_to_the_coordinator(
+    stage: DecodeStage,
+) -> None:
     stays, ends, leaves = stage.lease(), stage.lease(), stage.lease()
     stage.batch.ends[ends] = 2
 
@@ -395,7 +250,7 @@ def test_who_resigns_reports_what_is_on_the_device_and_then_hands_every_lease_to
     assert stage.told("dropped") == [leaves]
 
 
-def test_in_turns_a_step_is_answered_for_while_the_other_phase_computes(stage: Stage) -> None:
+def test_in_turns_a_step_is_answered_for_while_the_other_phase_computes(stage: DecodeStage) -> None:
     lease = stage.lease()
     stage.turns.on = True
 
@@ -410,7 +265,9 @@ def test_in_turns_a_step_is_answered_for_while_the_other_phase_computes(stage: S
     assert stage.turns.log == [*turn, "prepare", "wait", "end turn", *turn]
 
 
-def test_in_turns_while_the_other_phase_is_idle_the_next_step_is_launched_as_soon_as_one_is_done(stage: Stage) -> None:
+def test_in_turns_while_the_other_phase_is_idle_the_next_step_is_launched_as_soon_as_one_is_done(
+    stage: DecodeStage,
+) -> None:
     """It is not launched before: a prompt that comes would have to wait for both."""
     lease = stage.lease()
     stage.turns.on = stage.turns.alone = True
@@ -425,7 +282,7 @@ def test_in_turns_while_the_other_phase_is_idle_the_next_step_is_launched_as_soo
     assert stage.turns.log == ["step", "prepare", "wait", "end turn", "step"]
 
 
-def test_what_was_launched_ahead_is_answered_for_before_the_first_turn(stage: Stage) -> None:
+def test_what_was_launched_ahead_is_answered_for_before_the_first_turn(stage: DecodeStage) -> None:
     lease = stage.lease()
     stage.batch.ends[lease] = 1
 
