@@ -124,6 +124,14 @@ class SimDecodeWorker:
                 self._joining.remove(sequence)
         elif self._paused.pop(sequence.number, None) is None:  # its last step is launched
             number = sequence.last_step + 1
+        number = self._forget_in_flight(sequence, number)
+        sequence.pages = pages_for(sequence.computed + number - sequence.joined)
+        sequence.output += max(0, self.done - sequence.joined + 1)
+        self._prepared = self._prepared and bool(self._members or self._loads)
+        self._device.decode_busy = bool(self._members or self.flying or self._loads)
+
+    def _forget_in_flight(self, sequence: SimSequence, number: int) -> int:
+        """Drops a sequence's tokens from the steps on the device. Returns the first step that it has no row in."""
         for step in self.flying:
             if sequence in step.enders:
                 step.enders.remove(sequence)
@@ -133,10 +141,7 @@ class SimDecodeWorker:
         for step in self.flying:
             if step.rows and sequence.joined <= step.number < number:
                 step.dropped.append(sequence)
-        sequence.pages = pages_for(sequence.computed + number - sequence.joined)
-        sequence.output += max(0, self.done - sequence.joined + 1)
-        self._prepared = self._prepared and bool(self._members or self._loads)
-        self._device.decode_busy = bool(self._members or self.flying or self._loads)
+        return number
 
     def _hear(self, now: float) -> None:
         """Takes what was handed over into the batch from the next step on, and opens the next prefill batch."""

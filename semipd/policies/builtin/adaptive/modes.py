@@ -184,13 +184,17 @@ def candidates(
             if candidate.tpot_s <= load.tpot_target_s:
                 break
     if {Mode.MIXED, Mode.TURNS} <= limits.modes:
-        for tokens in tuning.mixed_tokens:
-            candidate = mixed_candidate(model, load, tokens, tuning)
-            if tuning.mixed_batches_to_first_token * candidate.tpot_s > load.mixed_ttft_s:
-                break
-            yield candidate
-            if candidate.tpot_s > load.tpot_target_s:
-                break
+        yield from _mixed_candidates(model, load, tuning)
+
+
+def _mixed_candidates(model: LatencyModel, load: ServingLoad, tuning: Tuning) -> Iterator[ModeCandidate]:
+    for tokens in tuning.mixed_tokens:
+        candidate = mixed_candidate(model, load, tokens, tuning)
+        if tuning.mixed_batches_to_first_token * candidate.tpot_s > load.mixed_ttft_s:
+            break
+        yield candidate
+        if candidate.tpot_s > load.tpot_target_s:
+            break
 
 
 def best_of(found: Sequence[ModeCandidate], load: ServingLoad) -> ModeCandidate:
