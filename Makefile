@@ -37,6 +37,7 @@ lint:
 	$(BIN)/mypy --config-file clients/python/pyproject.toml clients/python/semipd_client clients/python/tests
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/docstrings.py
+	$(BIN)/python scripts/conventions.py
 	$(BIN)/python scripts/protos.py --check
 	$(BIN)/python scripts/api_page.py --check
 	bash scripts/buf.sh lint

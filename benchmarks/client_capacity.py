@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 
 from provenance import save
 
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.load.drive import DriveResult, drive, look
 from semipd.bench.runs.run import report
 from semipd.bench.scoring.records import RequestRecord
@@ -61,7 +61,7 @@ def measure(cores: int, streams: int) -> Row:
     processes = max(1, cores // 2)
     entry = TraceEntry(PROMPT, TOKENS, 1.0, PACE_S * MAX_SLOWDOWN)
     times = [i * STREAM_S / streams for i in range(int(DURATION_S * streams / STREAM_S))]
-    due = [Arrival(i, at, entry) for i, at in enumerate(times)]
+    due = [TraceArrival(i, at, entry) for i, at in enumerate(times)]
     with Sink(processes=processes, pace_s=PACE_S) as sink:
         settings = RunSettings(
             f"grpc://{sink.address}", "even", streams / STREAM_S, DURATION_S, clients=processes, drain_s=3 * STREAM_S
@@ -94,7 +94,7 @@ def measure(cores: int, streams: int) -> Row:
     )
 
 
-async def driven(settings: RunSettings, due: list[Arrival]) -> DriveResult:
+async def driven(settings: RunSettings, due: list[TraceArrival]) -> DriveResult:
     return await drive(settings, await look(settings), due)
 
 

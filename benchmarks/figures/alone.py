@@ -7,7 +7,7 @@ import asyncio
 from figures.bench import Bench
 from figures.load import lost, said_of, settings_for
 from figures.section_results import Page, spread
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.errors import RunFailed
 from semipd.bench.load.drive import drive, look
 from semipd.bench.scoring.records import Outcome
@@ -21,7 +21,7 @@ def alone(bench: Bench, page: Page) -> None:
     scale = bench.scale
     served, _ = bench.server("alone")
     entry = with_slo(scale.alone_prompt, scale.alone_output)
-    chain = [Arrival(i, 0.0, entry) for i in range(scale.alone_requests + LEFT_OUT)]
+    chain = [TraceArrival(i, 0.0, entry) for i in range(scale.alone_requests + LEFT_OUT)]
     settings = settings_for(served.target, 60.0, 1)
 
     async def drive_it() -> None:

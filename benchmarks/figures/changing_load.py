@@ -8,7 +8,7 @@ from typing import Any
 
 from figures.cases import Contender
 from figures.watch import Watched
-from semipd.bench.arrivals import Arrival, arrivals
+from semipd.bench.arrivals import TraceArrival, arrivals
 from semipd.bench.scoring.records import Outcome, RequestRecord
 from semipd.bench.settings import RunSettings
 from semipd.bench.traces import load_trace
@@ -35,9 +35,9 @@ PHASES = (Phase("chat", 55.0, 40.0), Phase("long", 6.0, 40.0), Phase("chat", 55.
 CONTENDERS = (Contender("adaptive"), Contender("semi-pd"))
 
 
-def shifting(phases: Sequence[Phase], seed: int) -> list[Arrival]:
+def shifting(phases: Sequence[Phase], seed: int) -> list[TraceArrival]:
     """The arrivals of all phases, one after the other; each draws its own."""
-    found: list[Arrival] = []
+    found: list[TraceArrival] = []
     begin = 0.0
     for number, phase in enumerate(phases):
         for arrival in arrivals(load_trace(phase.trace), phase.rate, phase.seconds, seed + number):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from figures.sizes import Scale
-from semipd.bench.arrivals import Arrival, arrivals
+from semipd.bench.arrivals import TraceArrival, arrivals
 from semipd.bench.load.drive import DriveResult, Progress, drive, look
 from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.scoring.score import distribution
@@ -27,8 +27,8 @@ GIVE_UP_S = 30.0
 
 async def during(
     settings: RunSettings,
-    due: Sequence[Arrival],
-    chains: Sequence[Sequence[Arrival]],
+    due: Sequence[TraceArrival],
+    chains: Sequence[Sequence[TraceArrival]],
     happen: Callable[[], Awaitable[T]],
 ) -> tuple[DriveResult, T]:
     """`happen` begins when the load has, and is awaited to its end. Its times are of time.monotonic(): those of the
@@ -58,13 +58,13 @@ def settings_for(
     return RunSettings(target, trace, rate, seconds, seed=seed, clients=clients, drain_s=GIVE_UP_S)
 
 
-def places(count: int, context: int, output: int, seconds: float, first_index: int = 0) -> list[list[Arrival]]:
+def places(count: int, context: int, output: int, seconds: float, first_index: int = 0) -> list[list[TraceArrival]]:
     """Chains that keep `count` sequences decoding: who ends is replaced. The first outputs are of even lengths, so that
     the places aren't filled anew all at once."""
     turns = 2 + int(seconds / (output * TURN_S))
     return [
         [
-            Arrival(
+            TraceArrival(
                 first_index + place + turn * count,
                 0.0,
                 with_slo(context, output if turn else max(2, output * (place + 1) // count)),
@@ -75,11 +75,11 @@ def places(count: int, context: int, output: int, seconds: float, first_index: i
     ]
 
 
-def last_index(chains: Iterable[Sequence[Arrival]]) -> int:
+def last_index(chains: Iterable[Sequence[TraceArrival]]) -> int:
     return max(arrival.index for chain in chains for arrival in chain)
 
 
-def trace_arrivals(scale: Scale, trace: str, rate: float, seconds: float, seed: int) -> list[Arrival]:
+def trace_arrivals(scale: Scale, trace: str, rate: float, seconds: float, seed: int) -> list[TraceArrival]:
     return arrivals(scaled(load_trace(trace), scale.traces), rate, seconds, seed)
 
 

@@ -22,7 +22,7 @@ from figures.load import (
 )
 from figures.section_results import Page, spread
 from figures.server_process import Admin
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.drawing.plots import draw_gaps_over_time
 from semipd.bench.scoring.records import UNFINISHED, Outcome
 from semipd.bench.traces import with_slo
@@ -55,7 +55,7 @@ def mps(bench: Bench, page: Page) -> None:
     batch = places(scale.batch, scale.batch_context, scale.batch_output, seconds)
     first = last_index(batch) + 1
     prompts = [
-        Arrival(first + i, i / scale.long_prompts_rate, with_slo(scale.long_prompt // 2, 16))
+        TraceArrival(first + i, i / scale.long_prompts_rate, with_slo(scale.long_prompt // 2, 16))
         for i in range(int(seconds * scale.long_prompts_rate))
     ]
     settings = settings_for(served.target, seconds, bench.clients)

@@ -16,7 +16,7 @@ from figures.bench import Bench
 from figures.load import during, gaps_between, last_index, lost, places, said_of, settings_for
 from figures.section_results import Page, spread
 from figures.server_process import Admin
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.load.drive import DriveResult
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.traces import with_slo
@@ -47,7 +47,7 @@ def split(bench: Bench, page: Page) -> None:
     first_prompt = last_index(batch) + 1
     each = int(seconds / scale.shortest_prefill_s)
     prompts = [
-        [Arrival(first_prompt + lane * each + i, 0.0, with_slo(scale.long_prompt // 2, 1)) for i in range(each)]
+        [TraceArrival(first_prompt + lane * each + i, 0.0, with_slo(scale.long_prompt // 2, 1)) for i in range(each)]
         for lane in range(PROMPTS_AT_ONCE)
     ]
     settings = settings_for(served.target, seconds, bench.clients)

@@ -12,7 +12,7 @@ from semipd.bench.traces import TraceEntry
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class TraceArrival:
     """One request to be sent `at_s` seconds after the start. `index` counts from 0 in the order of arrival."""
 
     index: int
@@ -32,7 +32,7 @@ def poisson_times(rate: float, duration_s: float, seed: int) -> list[float]:
         times.append(at)
 
 
-def arrivals(trace: Sequence[TraceEntry], rate: float, duration_s: float, seed: int) -> list[Arrival]:
+def arrivals(trace: Sequence[TraceEntry], rate: float, duration_s: float, seed: int) -> list[TraceArrival]:
     """Draws the arrivals. Entries come in the order of the trace, which begins again at its top when it is over.
 
     Raises InputError where rate or duration are not above 0, or where nothing at all arrives.
@@ -41,7 +41,7 @@ def arrivals(trace: Sequence[TraceEntry], rate: float, duration_s: float, seed: 
         raise InputError(f"the rate must be above 0 requests a second, not {rate}")
     if not 0 < duration_s < math.inf:
         raise InputError(f"the duration must be above 0 seconds, not {duration_s}")
-    found = [Arrival(i, at, trace[i % len(trace)]) for i, at in enumerate(poisson_times(rate, duration_s, seed))]
+    found = [TraceArrival(i, at, trace[i % len(trace)]) for i, at in enumerate(poisson_times(rate, duration_s, seed))]
     if not found:
         raise InputError(f"no request arrives within {duration_s} s at {rate} requests a second with seed {seed}")
     return found

@@ -22,7 +22,7 @@ from semipd.profiler.measurements import Measurement, schedule
 from semipd.profiler.phase_process import PhaseProcess, TwoProcesses, open_both
 from semipd.profiler.recording import Recording, carry_out
 from semipd.profiles.cache import cache_file, keep
-from semipd.profiles.profile import Gpu, ModelShape
+from semipd.profiles.profile import ModelShape, ProfiledGpu
 from semipd.profiles.shape import ITEM_BYTES, model_shape, read_config
 from semipd.wire.sockets import private_folder
 
@@ -47,7 +47,7 @@ def record(model: Path, out: Path | None, *, quick: bool, seconds: float, dtype:
             prefill, decode = (stack.enter_context(PhaseProcess(role, environment)) for role in ("prefill", "decode"))
             sms = open_both(decode, prefill, config, dtype, shape.max_context)
             assert device.gpu is not None
-            recording = Recording(shape, Gpu(device.gpu.name, sms, device.gpu.memory_bytes))
+            recording = Recording(shape, ProfiledGpu(device.gpu.name, sms, device.gpu.memory_bytes))
             todo = schedule(sms, shape.max_context, quick=quick)
             show = stack.enter_context(progress_bar(len(todo)))
 

@@ -16,13 +16,13 @@ from semipd.profiles.profile import (
     Buckets,
     DecodePoint,
     DecodeTable,
-    Gpu,
     MixedPoint,
     ModelShape,
     Overheads,
     PrefillPoint,
     PrefillTable,
     Profile,
+    ProfiledGpu,
     Source,
     TurnsPoint,
     check,
@@ -68,7 +68,7 @@ class Recording:
     """The answers so far."""
 
     model: ModelShape
-    gpu: Gpu
+    gpu: ProfiledGpu
     steps: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)
     """Milliseconds by (SMs of decode, SMs of prefill), then by (rows, context)."""
     passes: dict[tuple[int, int], dict[tuple[int, int], list[float]]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from semipd.core.errors import InputError
-from semipd.profiles.profile import Gpu, ModelShape, Profile, read_profile
+from semipd.profiles.profile import ModelShape, Profile, ProfiledGpu, read_profile
 
 
 def cache_folder() -> Path:
@@ -23,7 +23,7 @@ def cache_folder() -> Path:
     return base / "semipd" / "profiles"
 
 
-def cache_file(gpu: Gpu, model: ModelShape) -> Path:
+def cache_file(gpu: ProfiledGpu, model: ModelShape) -> Path:
     """Returns the file for this GPU and model shape."""
     key = (gpu.name, f"{gpu.sms}sms", model.dtype, str(model.weight_bytes), str(model.kv_token_bytes))
     return cache_folder() / ("-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in key) + ".json")

@@ -53,7 +53,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class ProfiledGpu:
     """The GPU that was measured."""
 
     name: str
@@ -158,7 +158,7 @@ class Profile:
 
     source: Source
     model: ModelShape
-    gpu: Gpu
+    gpu: ProfiledGpu
     overheads: Overheads
     decode: tuple[DecodeTable, ...]
     prefill: tuple[PrefillTable, ...]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.scoring.timeline import LoadSample
 from semipd.coordinator.policy_host import PolicyHost
 from semipd.core.config import REVIEW_S
@@ -45,7 +45,7 @@ class Replayed:
 
 def replay(
     policy: Policy,
-    due: Sequence[Arrival],
+    due: Sequence[TraceArrival],
     settings: SimSettings,
     times: Times,
     *,
@@ -71,7 +71,7 @@ def replay(
     return Replayed(requests, server, tuple(timeline.samples), server.now_s, failures)
 
 
-def requests_of(due: Sequence[Arrival]) -> list[SimRequest]:
+def requests_of(due: Sequence[TraceArrival]) -> list[SimRequest]:
     """Returns the requests of a trace's arrivals."""
     slos: dict[tuple[float, float], Slo] = {}
     requests: list[SimRequest] = []

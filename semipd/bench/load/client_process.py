@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import uvloop
 
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.errors import CommandError
 from semipd.bench.load.job import Done, Job, LoadFailed, Message, Ready, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
@@ -37,7 +37,7 @@ class SentRequest:
 
     __slots__ = ("arrival", "done_s", "scheduled_s", "sent_s", "stream")
 
-    def __init__(self, arrival: Arrival, scheduled_s: float, sent_s: float) -> None:
+    def __init__(self, arrival: TraceArrival, scheduled_s: float, sent_s: float) -> None:
         self.arrival = arrival
         self.scheduled_s = scheduled_s
         self.sent_s = sent_s
@@ -85,7 +85,7 @@ class LoadClient:
         arrivals = [*job.open, *(arrival for chain in job.chains for arrival in chain)]
         self._prepared = {arrival.index: self._prepare(arrival) for arrival in arrivals}
 
-    def _prepare(self, arrival: Arrival) -> bytes:
+    def _prepare(self, arrival: TraceArrival) -> bytes:
         entry, settings = arrival.entry, self._job.settings
         prompt = draw_prompt(settings.seed, arrival.index, entry.prompt_len, self._job.target.vocab_size)
         return self._target.prepare(PromptRequest(prompt, entry.output_len, entry.ttft_slo_s, entry.tpot_slo_s))
@@ -138,7 +138,7 @@ class LoadClient:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _chain(self, chain: Iterable[Arrival]) -> None:
+    async def _chain(self, chain: Iterable[TraceArrival]) -> None:
         scheduled_s = None
         for arrival in chain:
             if scheduled_s is None:
@@ -146,7 +146,7 @@ class LoadClient:
             await self._one(arrival, arrival.at_s if scheduled_s is None else scheduled_s)
             scheduled_s = time.monotonic() - self._start
 
-    async def _one(self, arrival: Arrival, scheduled_s: float) -> None:
+    async def _one(self, arrival: TraceArrival, scheduled_s: float) -> None:
         prepared = self._prepared.pop(arrival.index)
         sent = SentRequest(arrival, scheduled_s, time.monotonic() - self._start)
         self._sent.append(sent)

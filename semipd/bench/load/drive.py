@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from semipd.bench import errors
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.errors import CommandError, RunFailed
 from semipd.bench.load.job import LINE_LIMIT, Done, Job, LoadFailed, Message, Ready, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import RequestRecord
@@ -70,9 +70,9 @@ async def look(settings: RunSettings) -> TargetInfo:
 async def drive(
     settings: RunSettings,
     target: TargetInfo,
-    due: Sequence[Arrival],
+    due: Sequence[TraceArrival],
     progress: Callable[[Progress], None] | None = None,
-    chains: Sequence[Sequence[Arrival]] = (),
+    chains: Sequence[Sequence[TraceArrival]] = (),
 ) -> DriveResult:
     """Sends each of `due` at its time, whatever the target does, and waits settings.drain_s for what is late.
 

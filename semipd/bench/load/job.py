@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.scoring.records import RequestRecord
 from semipd.bench.scoring.target_info import TargetInfo
 from semipd.bench.scoring.validity import ClientUse
@@ -26,9 +26,9 @@ class Job:
 
     settings: RunSettings
     target: TargetInfo
-    open: tuple[Arrival, ...]
+    open: tuple[TraceArrival, ...]
     """Each is sent at its time, whatever became of the others."""
-    chains: tuple[tuple[Arrival, ...], ...]
+    chains: tuple[tuple[TraceArrival, ...], ...]
     """The first of each chain is sent at its time, each other when the one before it has ended. Nothing of a chain is
     sent after the end of the duration, and what then still runs of it is given up."""
 

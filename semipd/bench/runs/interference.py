@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.errors import InputError, RunFailed
 from semipd.bench.scoring.records import UNFINISHED, Outcome, RequestRecord
 from semipd.bench.scoring.score import Distribution, distribution
@@ -148,7 +148,7 @@ def first_outputs(settings: InterferenceSettings) -> list[int]:
     return lengths
 
 
-def batch_chains(settings: InterferenceSettings) -> list[tuple[Arrival, ...]]:
+def batch_chains(settings: InterferenceSettings) -> list[tuple[TraceArrival, ...]]:
     """Returns, for each place in the batch, the sequences that take it one after another."""
     return [
         tuple(
@@ -159,7 +159,7 @@ def batch_chains(settings: InterferenceSettings) -> list[tuple[Arrival, ...]]:
     ]
 
 
-def prompt_arrivals(settings: InterferenceSettings) -> list[Arrival]:
+def prompt_arrivals(settings: InterferenceSettings) -> list[TraceArrival]:
     """Evenly spaced over the second half."""
     _, loaded = windows(settings)
     begin = settings.decoding * turns(settings)
@@ -177,9 +177,9 @@ def prompt_arrivals(settings: InterferenceSettings) -> list[Arrival]:
 
 def arrival(
     index: int, at_s: float, prompt_len: int, output_len: int | None, settings: InterferenceSettings
-) -> Arrival:
+) -> TraceArrival:
     """`output_len`: that of the batch's sequences, if absent."""
-    return Arrival(index, at_s, with_slo(prompt_len, settings.output_tokens if output_len is None else output_len))
+    return TraceArrival(index, at_s, with_slo(prompt_len, settings.output_tokens if output_len is None else output_len))
 
 
 def gaps_within(records: Iterable[RequestRecord], window: MeasuredWindow) -> tuple[float, ...]:

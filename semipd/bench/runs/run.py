@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from semipd.bench.arrivals import Arrival, arrivals
+from semipd.bench.arrivals import TraceArrival, arrivals
 from semipd.bench.errors import InputError, RunFailed
 from semipd.bench.load.drive import DriveResult, Progress, drive, look
 from semipd.bench.provenance import provenance
@@ -35,7 +35,7 @@ async def run(settings: RunSettings, progress: Callable[[Progress], None] | None
     return report(settings, driven)
 
 
-def check_context(due: Sequence[Arrival], target: TargetInfo) -> None:
+def check_context(due: Sequence[TraceArrival], target: TargetInfo) -> None:
     """Raises InputError where the model's context is too short for a request."""
     if target.max_context is None:
         return

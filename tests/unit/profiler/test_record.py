@@ -25,11 +25,11 @@ from semipd.profiler.phase_process import PhaseProcess, TwoProcesses, open_both
 from semipd.profiler.record import leave_for_servers, read_model, record, save
 from semipd.profiler.recording import Recording, Unfit, carry_out
 from semipd.profiles.cache import cache_file
-from semipd.profiles.profile import Buckets, Gpu, ModelShape, read_profile
+from semipd.profiles.profile import Buckets, ModelShape, ProfiledGpu, read_profile
 from semipd.sim.execution_times import ProfileTimes
 
 SHAPE = ModelShape("Shape", "bfloat16", 128_256, 8192, 16 * 10**9, 131_072)
-GPU = Gpu("GPU", 132, 139 << 30)
+GPU = ProfiledGpu("GPU", 132, 139 << 30)
 STAND_IN = "support.profiling_stand_in"
 MODEL = Path("semipd/models/bundled")
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.traces import TraceEntry
 from semipd.core.partition import Mode
 from semipd.policies.registry import make_policy
@@ -83,7 +83,7 @@ def test_policies_know_what_steps_are_padded_to(shipped: Profile, times: Profile
 
 def test_a_request_alone_takes_what_was_measured_through_grpc(shipped: Profile, times: ProfileTimes) -> None:
     """One H200 answered 251 tokens alone in 11.9 ms and went on at 4.79 ms a token (benchmarks/results/h200_alone)."""
-    one = Arrival(0, 0.0, TraceEntry(251, 101, 1.0, 0.1))
+    one = TraceArrival(0, 0.0, TraceEntry(251, 101, 1.0, 0.1))
     (sequence,) = replay(make_policy("fcfs", {}), [one], SimConfig("fcfs", {}, shipped).settings(), times).sequences
     assert sequence.first_token_s is not None
     assert sequence.end_s is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.traces import TraceEntry
 from semipd.core.partition import Mode, Shares
 from semipd.core.plan import Plan
@@ -77,9 +77,11 @@ class Plain(Policy):
         return Plan(batch, shares=self._shares, mode=self._mode, step_tokens=self._step_tokens)
 
 
-def due(*requests: tuple[float, int, int]) -> list[Arrival]:
+def due(*requests: tuple[float, int, int]) -> list[TraceArrival]:
     """(at_s, prompt tokens, output tokens)."""
-    return [Arrival(i, at, TraceEntry(prompt, output, 1.0, 0.1)) for i, (at, prompt, output) in enumerate(requests)]
+    return [
+        TraceArrival(i, at, TraceEntry(prompt, output, 1.0, 0.1)) for i, (at, prompt, output) in enumerate(requests)
+    ]
 
 
 def settings(
@@ -90,6 +92,6 @@ def settings(
 
 
 def run(
-    policy: Policy, requests: Sequence[Arrival], times: Flat | None = None, server: SimSettings | None = None
+    policy: Policy, requests: Sequence[TraceArrival], times: Flat | None = None, server: SimSettings | None = None
 ) -> Replayed:
     return replay(policy, requests, server or settings(), times or Flat())

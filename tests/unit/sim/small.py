@@ -5,19 +5,19 @@ from __future__ import annotations
 from semipd.profiles.profile import (
     DecodePoint,
     DecodeTable,
-    Gpu,
     ModelShape,
     Overheads,
     PrefillPoint,
     PrefillTable,
     Profile,
+    ProfiledGpu,
     Source,
 )
 
 MODEL = ModelShape(
     "small", "bfloat16", vocab_size=128_256, max_context=8192, weight_bytes=16_000_000_000, kv_token_bytes=131_072
 )
-GPU = Gpu("made up", sms=132, memory_bytes=150_000_000_000)
+GPU = ProfiledGpu("made up", sms=132, memory_bytes=150_000_000_000)
 STEPS = {
     (132, 0): [
         *((1, 512, 4.7), (16, 1024, 5.5), (64, 1024, 7.4), (64, 4096, 13.1)),

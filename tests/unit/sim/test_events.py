@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from unit.sim.rig import Flat, Plain, due, run, settings
 
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.settings import RunSettings
 from semipd.bench.traces import TraceEntry
 from semipd.core.partition import Mode, Shares
@@ -30,11 +30,11 @@ from semipd.sim.run import judged, record
 OVERHEADS = Overheads(0.0005, 0.0008, 0.0008, 0.002, 0.0003)
 
 
-def asked(at_s: float, prompt: int, output: int, **others: object) -> Arrival:
-    return Arrival(0, at_s, replace(TraceEntry(prompt, output, 1.0, 0.1), **others))  # type: ignore[arg-type]
+def asked(at_s: float, prompt: int, output: int, **others: object) -> TraceArrival:
+    return TraceArrival(0, at_s, replace(TraceEntry(prompt, output, 1.0, 0.1), **others))  # type: ignore[arg-type]
 
 
-def numbered(*arrivals: Arrival) -> list[Arrival]:
+def numbered(*arrivals: TraceArrival) -> list[TraceArrival]:
     return [replace(arrival, index=index) for index, arrival in enumerate(arrivals)]
 
 
@@ -268,7 +268,7 @@ def test_a_hold_that_is_over_before_a_step_was_launched_costs_nothing() -> None:
 
 class Recording:
     @staticmethod
-    def of(requests: list[Arrival]) -> list[Snapshot]:
+    def of(requests: list[TraceArrival]) -> list[Snapshot]:
         policy = Plain()
         run(policy, requests)
         return policy.seen
@@ -305,7 +305,7 @@ def test_what_is_ready_can_be_preempted() -> None:
 # --- all of it together -----------------------------------------------------------------------------------------------
 
 
-def wild(seed: int, count: int = 60) -> list[Arrival]:
+def wild(seed: int, count: int = 60) -> list[TraceArrival]:
     draw = random.Random(seed)
     at = 0.0
     found = []

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from unit.sim.rig import NOTHING, Flat, Plain, due, run, settings
 
-from semipd.bench.arrivals import Arrival as Due
+from semipd.bench.arrivals import TraceArrival as Due
 from semipd.bench.traces import TraceEntry
 from semipd.core.partition import FULL, Mode, Shares
 from semipd.core.plan import Plan

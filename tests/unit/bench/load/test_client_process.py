@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from semipd.bench.arrivals import Arrival
+from semipd.bench.arrivals import TraceArrival
 from semipd.bench.load.client_process import LoadClient
 from semipd.bench.load.job import Done, Job, LoadFailed, Message, Start, Tick, line_of, parsed
 from semipd.bench.scoring.records import UNFINISHED, Outcome
@@ -52,7 +52,7 @@ class ScriptedTarget(Target):
         return None
 
 
-def job(due: list[Arrival], duration_s: float, chains: tuple[tuple[Arrival, ...], ...] = ()) -> Job:
+def job(due: list[TraceArrival], duration_s: float, chains: tuple[tuple[TraceArrival, ...], ...] = ()) -> Job:
     settings = RunSettings("grpc://nowhere:1", "chat", 1.0, duration_s, drain_s=0.0)
     return Job(settings, INFO, tuple(due), chains)
 
@@ -70,7 +70,7 @@ def whole(asked: PromptRequest, stream: ResponseStream) -> None:
 
 
 async def test_a_target_that_never_answers_does_not_slow_the_arrivals() -> None:
-    due = [Arrival(i, i * 0.002, ENTRY) for i in range(50)]
+    due = [TraceArrival(i, i * 0.002, ENTRY) for i in range(50)]
     done = await played(job(due, 0.1), ScriptedTarget(lambda *_: None, hang=True))
     assert [r.index for r in done.records] == list(range(50))
     assert all(r.sent_s >= r.scheduled_s for r in done.records)
@@ -87,7 +87,7 @@ async def test_what_an_answer_becomes() -> None:
         stream.queue_s = 0.125
 
     entry = TraceEntry(4, 4, 1.0, 1.0)
-    (record,) = (await played(job([Arrival(0, 0.0, entry)], 0.01), ScriptedTarget(answer))).records
+    (record,) = (await played(job([TraceArrival(0, 0.0, entry)], 0.01), ScriptedTarget(answer))).records
     assert record.outcome is Outcome.DONE
     assert record.tokens == 4
     assert record.gaps_s == pytest.approx((0.25, 0.75))
@@ -99,7 +99,7 @@ async def test_what_an_answer_becomes() -> None:
 
 async def test_a_client_that_falls_behind_makes_its_run_invalid() -> None:
     """Each send holds the process up for three times the gap between arrivals."""
-    due = [Arrival(i, i * 0.005, ENTRY) for i in range(20)]
+    due = [TraceArrival(i, i * 0.005, ENTRY) for i in range(20)]
 
     def hold_up(asked: PromptRequest, stream: ResponseStream) -> None:
         time.sleep(0.015)
@@ -111,7 +111,7 @@ async def test_a_client_that_falls_behind_makes_its_run_invalid() -> None:
 
 
 async def test_each_of_a_chain_is_sent_when_the_one_before_it_has_ended_until_the_end() -> None:
-    chain = tuple(Arrival(i, 0.0, ENTRY) for i in range(100_000, 100_003))
+    chain = tuple(TraceArrival(i, 0.0, ENTRY) for i in range(100_000, 100_003))
     done = await played(job([], 0.05, (chain,)), ScriptedTarget(whole))
     assert [r.index for r in done.records] == [100_000, 100_001, 100_002]
     assert all(after.sent_s >= before.done_s for before, after in zip(done.records, done.records[1:], strict=False))
@@ -120,8 +120,8 @@ async def test_each_of_a_chain_is_sent_when_the_one_before_it_has_ended_until_th
 
 
 async def test_messages_between_processes_come_back_as_they_were() -> None:
-    given = job([Arrival(0, 0.5, ENTRY)], 1.0, ((Arrival(1, 0.0, ENTRY),),))
-    done = await played(job([Arrival(0, 0.0, ENTRY)], 0.01), ScriptedTarget(whole))
+    given = job([TraceArrival(0, 0.5, ENTRY)], 1.0, ((TraceArrival(1, 0.0, ENTRY),),))
+    done = await played(job([TraceArrival(0, 0.0, ENTRY)], 0.01), ScriptedTarget(whole))
     for message in (given, Start(12.5), Tick(1, 2, 3), LoadFailed("Unreachable", "nobody\nthere")):
         assert line_of(message).count(b"\n") == 1
         assert parsed(line_of(message)) == message
