@@ -36,7 +36,7 @@ FIGURES = (("ttft_s", "p50"), ("ttft_s", "p90"), ("tpot_s", "p50"), ("tpot_s", "
 TITLES = tuple(f"{name.split('_')[0].upper()} {q}" for name, q in FIGURES)
 CLOSE = 0.10
 POLICIES, TRACES = 3, 2
-"""The aim: so many policies within CLOSE on so many traces."""
+"""The aim: this number of policies within CLOSE on this number of traces."""
 STEP = 1.04
 STEPS = 40
 """Most further rates: a factor of 4.8 in all."""

@@ -116,7 +116,7 @@ def goodput(
     seed: Annotated[int, typer.Option(help="Of the first run; each further run takes the next.")] = 0,
     lowest: Annotated[float, typer.Option(help="The lowest rate to try.")] = 0.01,
     highest: Annotated[float, typer.Option(help="The highest rate to try.")] = 10_000.0,
-    most_runs: Annotated[int, typer.Option(help="Gives up after so many runs.")] = 120,
+    most_runs: Annotated[int, typer.Option(help="The search gives up after this number of runs.")] = 120,
     profile: ProfileFile = SHIPPED,
     scale: Scale = 1.0,
     drain: Drain = DRAIN_S,

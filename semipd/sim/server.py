@@ -65,7 +65,7 @@ class SimServer:
         self._told_s = 0.0
         """The moment of the last decode step's answer."""
 
-    # --- for whoever watches ----------------------------------------------------------------------------------------
+    # --- what can be watched -----------------------------------------------------------------------------------------
 
     @property
     def alive(self) -> int:

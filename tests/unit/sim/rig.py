@@ -25,7 +25,7 @@ SMS = 128
 
 @dataclass
 class Flat:
-    """A step takes 10 ms and a pass 1 ms a token on all SMs; on half of them twice that; company costs nothing."""
+    """A step takes 10 ms, a pass 1 ms a token on all SMs, and twice that on half of them. Contention costs nothing."""
 
     step_s: float = 0.010
     token_s: float = 0.001
