@@ -47,7 +47,7 @@ def change(account: PageAccount, me: Holder, mine: list[int], choice: float, dra
 
 def main() -> None:
     fd, size, role, incarnation, seed, operations = map(int, sys.argv[1:])
-    account = PageAccount.attach(SharedArena("account", fd, size).buffer)
+    account = PageAccount.attach(SharedArena("account", fd, size).buffer, lock_timeout_s=60)
     play(account, Holder(Role(role), incarnation), seed, operations)
     print("done")
 

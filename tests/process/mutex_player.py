@@ -21,7 +21,7 @@ def main() -> None:
     arena = SharedArena("mutex", int(sys.argv[1]), int(sys.argv[2]))
     mutex = RobustMutex(ctypes.addressof(ctypes.c_char.from_buffer(arena.buffer)))
     try:
-        mutex.acquire(timeout_s=5)
+        mutex.acquire(timeout_s=60)
     except AccountBusy:
         print("nobody woke me")
         return

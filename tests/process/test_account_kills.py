@@ -47,7 +47,7 @@ def sums(account: PageAccount) -> None:
 @pytest.mark.timeout(600)
 def test_free_and_owned_are_always_all_and_nobody_blocks(arena: SharedArena) -> None:
     """Four processes play in each round; two are killed, at a moment of the test's random choice, and two finish."""
-    account = PageAccount.attach(arena.buffer)
+    account = PageAccount.attach(arena.buffer, lock_timeout_s=60)
     draw = random.Random(1)
     incarnation = 0
     for _ in range(ROUNDS):
@@ -77,7 +77,7 @@ def test_free_and_owned_are_always_all_and_nobody_blocks(arena: SharedArena) -> 
 @pytest.mark.timeout(600)
 def test_a_death_with_the_lock_in_hand_is_repaired(arena: SharedArena) -> None:
     """Players are killed until one dies inside a critical section, as the lock itself reports."""
-    account = PageAccount.attach(arena.buffer)
+    account = PageAccount.attach(arena.buffer, lock_timeout_s=60)
     draw = random.Random(2)
     for incarnation in range(1, 200):
         me = Holder(Role.PREFILL, incarnation)

@@ -37,7 +37,7 @@ def test_a_child_that_is_still_importing_ends_with_its_parent(tmp_path: Path) ->
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()
-        assert until(lambda: has_ended(pid), 10.0)
+        assert until(lambda: has_ended(pid))
 
 
 def test_a_child_whose_parent_is_gone_already_does_not_begin(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from semipd_client import Client, ResourceExhausted, Token, Unavailable
-from support.server import RunningServer, until
+from support.server import PATIENCE_S, RunningServer, until
 
 PROMPT = list(range(20, 80))
 TOKENS = 200
@@ -172,7 +172,7 @@ def test_nothing_is_left_of_a_server_whose_coordinator_is_killed() -> None:
         assert len(family) >= 5
         server.process.kill()  # type: ignore[union-attr]
         # Whoever adopts orphans here may be slow to bury them: a zombie is dead.
-        assert until(lambda: not any(lives(p) for p in family[1:]), 3)
+        assert until(lambda: not any(lives(p) for p in family[1:]))
 
 
 def lives(process: psutil.Process) -> bool:
@@ -187,7 +187,7 @@ def test_sigterm_under_load_drains_and_exits_with_0(undisturbed: list[int]) -> N
         process = server.process
         assert process is not None
         assert streamed(client, {10: lambda: process.send_signal(signal.SIGTERM)}) == undisturbed
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 def test_a_second_sigterm_ends_at_once() -> None:
@@ -202,7 +202,7 @@ def test_a_second_sigterm_ends_at_once() -> None:
 
         with pytest.raises(Unavailable):
             streamed(client, {10: twice}, LONG)
-        process.wait(10)
+        process.wait(PATIENCE_S)
         assert not [p for p in psutil.process_iter() if p.ppid() == process.pid]
 
 

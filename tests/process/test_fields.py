@@ -21,7 +21,7 @@ from semipd_client import (
     NotFound,
     Sample,
 )
-from support.server import RunningServer, until
+from support.server import PATIENCE_S, RunningServer, until
 
 PROMPT = "The lighthouse"
 
@@ -167,12 +167,12 @@ def test_a_live_duplicate_is_refused_and_can_be_aborted_by_its_id(client: Client
     started = threading.Event()
     thread = threading.Thread(target=long)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(PATIENCE_S)
     with pytest.raises(AlreadyExists) as refused:
         client.generate(PROMPT, request_id="twice")
     assert refused.value.reason == "DUPLICATE_REQUEST"
     assert client.abort("twice").name == "ABORTED"
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert [e.reason for e in caught if isinstance(e, Aborted)] == ["ABORTED_BY_OPERATOR"]
     assert client.abort("twice").name == "NOT_FOUND"
 

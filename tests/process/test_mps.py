@@ -132,7 +132,7 @@ def test_a_server_that_is_killed_leaves_neither_daemon_nor_server_behind(folder:
             found = pids(folder)
         finally:
             killed.kill()
-    assert until(lambda: all(map(is_gone, found)), seconds=5.0)
+    assert until(lambda: all(map(is_gone, found)))
 
 
 def test_a_daemon_that_does_not_start_is_told_in_its_own_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

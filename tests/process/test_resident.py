@@ -26,7 +26,7 @@ from semipd.memory.manifest import HandOverFailed, receive
 from semipd.workers.attach import attach
 from support.checkpoint import save_llama
 from support.resident import Resident
-from support.server import until
+from support.server import PATIENCE_S, until
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_what_it_has_in_memory_is_said_when_it_is_ready(checkpoint: Path, run_di
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_memory_on_a_gpu_that_is_not_there_is_refused(checkpoint: Path, run_dir: Path) -> None:
     with Resident(run_dir, model=str(checkpoint), device="cuda") as resident:
-        assert resident.process.wait(10) == 1
+        assert resident.process.wait(PATIENCE_S) == 1
         assert resident.events[-1]["kind"] == "StartError"
         assert "GPU" in resident.events[-1]["error"]
 
@@ -175,7 +175,7 @@ def test_a_bad_checkpoint_is_refused_by_name(
     checkpoint: Path, run_dir: Path, tmp_path: Path, change: Any, named: str
 ) -> None:
     with Resident(run_dir, model=str(broken(checkpoint, tmp_path, change))) as resident:
-        assert resident.process.wait(10) == 1
+        assert resident.process.wait(PATIENCE_S) == 1
         assert named in resident.events[-1]["error"]
     with pytest.raises(HandOverFailed), ExitStack() as stack:
         receive(stack, run_dir / "resident.sock")
@@ -183,7 +183,7 @@ def test_a_bad_checkpoint_is_refused_by_name(
 
 def test_a_pool_too_small_for_one_context_is_refused_with_the_numbers(checkpoint: Path, run_dir: Path) -> None:
     with Resident(run_dir, model=str(checkpoint), kv_pages=31) as resident:
-        assert resident.process.wait(10) == 1
+        assert resident.process.wait(PATIENCE_S) == 1
         error = resident.events[-1]["error"]
         assert "--kv-pages 31" in error
         assert "512 tokens needs 32" in error
@@ -212,13 +212,13 @@ time.sleep(60)
         assert process.stdout is not None
         child = psutil.Process(int(process.stdout.readline()))
         process.kill()
-        until(lambda: has_ended(child), seconds=3.0)
+        assert until(lambda: has_ended(child))
 
 
 def test_sigterm_ends_it_in_order(checkpoint: Path, run_dir: Path) -> None:
     with Resident(run_dir, model=str(checkpoint)) as resident:
         os.kill(resident.process.pid, signal.SIGTERM)
-        assert resident.process.wait(5) == 0
+        assert resident.process.wait(PATIENCE_S) == 0
 
 
 def test_the_account_is_laid_out_where_the_manifest_says(checkpoint: Path, run_dir: Path) -> None:

@@ -20,6 +20,8 @@ from semipd_client import Client, Process
 from support.signals import send_signal
 
 START_S = 120.0
+PATIENCE_S = 90.0
+"""How long tests wait for what another process does: longer than any of it takes on a busy machine."""
 
 T = TypeVar("T")
 
@@ -127,7 +129,7 @@ def _pid_of(client: Client, role: str) -> int | None:
     return pids[0] if pids else None
 
 
-def until(look: Callable[[], T | None], seconds: float = 90.0) -> T:
+def until(look: Callable[[], T | None], seconds: float = PATIENCE_S) -> T:
     """Returns the first true answer: a test waits so for what another process does, without a guess at how long."""
     end = time.monotonic() + seconds
     while True:

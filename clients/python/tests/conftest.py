@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fake_server import FakeServer
+from fake_server import PATIENCE_S, FakeServer
 
 from semipd_client import Client
 
@@ -16,5 +16,5 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def client(server: FakeServer) -> Iterator[Client]:
-    with Client(server.address, timeout=20) as made:
+    with Client(server.address, timeout=PATIENCE_S) as made:
         yield made

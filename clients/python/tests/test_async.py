@@ -15,7 +15,7 @@ from semipd_client._proto.semipd.v1 import admin_pb2, generation_pb2
 
 @pytest_asyncio.fixture
 async def client(server: FakeServer) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(server.address, timeout=20) as made:
+    async with AsyncClient(server.address, timeout=PATIENCE_S) as made:
         yield made
 
 
@@ -89,8 +89,11 @@ async def test_close_by_another_task_is_cancelled_and_no_cancellation_of_the_tas
 
 async def test_the_deadline(server: FakeServer, client: AsyncClient) -> None:
     server.stream = silent
-    with pytest.raises(DeadlineExceeded):
-        await client.stream("p", timeout=1.0).result()
+    for timeout in (1.0, 10.0, 60.0):  # where the machine is busy a request may come too late for the first of these
+        with pytest.raises(DeadlineExceeded):
+            await client.stream("p", timeout=timeout).result()
+        if server.seen:
+            break
     assert await left(server)
 
 

@@ -138,8 +138,11 @@ def test_a_stream_that_was_read_to_its_end_has_nothing_more(client: Client) -> N
 
 def test_the_deadline_ends_the_stream_and_the_server_knows(server: FakeServer, client: Client) -> None:
     server.stream = silent
-    with pytest.raises(DeadlineExceeded):
-        list(client.stream("p", timeout=1.0))
+    for timeout in (1.0, 10.0, 60.0):  # where the machine is busy a request may come too late for the first of these
+        with pytest.raises(DeadlineExceeded):
+            list(client.stream("p", timeout=timeout))
+        if server.seen:
+            break
     assert server.left.wait(PATIENCE_S)
 
 

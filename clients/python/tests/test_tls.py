@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fake_server import FakeServer
+from fake_server import PATIENCE_S, FakeServer
 
 from semipd_client import AsyncClient, Client, TlsOptions, Unavailable
 
@@ -33,27 +33,27 @@ def server(folder: Path) -> Iterator[FakeServer]:
 
 def test_a_server_is_trusted_by_its_authority_and_its_name(server: FakeServer, folder: Path) -> None:
     tls = TlsOptions(ca_file=folder / "ca.pem", server_name="semipd.test")
-    with Client(server.address, tls=tls, api_key="k", timeout=20) as client:
+    with Client(server.address, tls=tls, api_key="k", timeout=PATIENCE_S) as client:
         assert client.stream("p").result().text == "Hi!"
     assert server.metadata[0]["authorization"] == "Bearer k"
 
 
 async def test_by_the_async_client_too(server: FakeServer, folder: Path) -> None:
     tls = TlsOptions(ca_file=folder / "ca.pem", server_name="semipd.test")
-    async with AsyncClient(server.address, tls=tls, timeout=20) as client:
+    async with AsyncClient(server.address, tls=tls, timeout=PATIENCE_S) as client:
         assert (await client.stream("p").result()).text == "Hi!"
 
 
 @pytest.mark.parametrize("server_name", [None, "other.test"])
 def test_another_name_is_not_trusted(server: FakeServer, folder: Path, server_name: str | None) -> None:
     tls = TlsOptions(ca_file=folder / "ca.pem", server_name=server_name)
-    with Client(server.address, tls=tls, timeout=20) as client, pytest.raises(Unavailable):
+    with Client(server.address, tls=tls, timeout=PATIENCE_S) as client, pytest.raises(Unavailable):
         client.generate("p")
 
 
 def test_a_strange_authority_is_not_trusted(server: FakeServer) -> None:
     with (
-        Client(server.address, tls=TlsOptions(server_name="semipd.test"), timeout=20) as client,
+        Client(server.address, tls=TlsOptions(server_name="semipd.test"), timeout=PATIENCE_S) as client,
         pytest.raises(Unavailable),
     ):
         client.generate("p")

@@ -24,7 +24,7 @@ from semipd.internal.v1 import sequence_pb2 as seq
 from semipd.v1 import admin_pb2, admin_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from semipd.v1 import generation_pb2 as pb
 from semipd.wire.sockets import RunDir
-from support.gateway_bench import GatewayBench, OpenBench, failure_of, make_delta
+from support.gateway_bench import PATIENCE_S, GatewayBench, OpenBench, failure_of, make_delta
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -91,7 +91,7 @@ ASKED = [
 async def test_an_admins_question_goes_to_the_coordinator_and_its_answer_back(
     bench: GatewayBench, method: str, request_: Message, question: str, answer: Any
 ) -> None:
-    call = getattr(admin_pb2_grpc.AdminServiceStub(bench.channel), method)(request_, timeout=10)
+    call = getattr(admin_pb2_grpc.AdminServiceStub(bench.channel), method)(request_, timeout=PATIENCE_S)
     ask = await bench.coordinator.expect("ask")
     assert getattr(ask, question) == request_
     await bench.coordinator.say(answer=gw.Answer(ask_id=ask.ask_id, **{question: answer}))
@@ -143,8 +143,8 @@ async def test_a_watch_ends_when_the_gateway_stops(bench: GatewayBench) -> None:
     load = admin_pb2.GetLoadResponse(load=admin_pb2.Load())
     await bench.coordinator.say(answer=gw.Answer(ask_id=ask.ask_id, load=load))
     await call.read()
-    async with asyncio.timeout(5):
-        await bench.gateway.stop(grace_s=30)
+    async with asyncio.timeout(PATIENCE_S):
+        await bench.gateway.stop(grace_s=3600)
     assert (await failure_of(call.read())).info.reason == "DRAINING"
 
 
@@ -207,8 +207,8 @@ async def test_those_who_watch_health_hear_of_a_stop_and_don_t_delay_it(bench: G
     await bench.coordinator.say(state=gw.ServerState(serving=True))
     while (await watch.read()).status != SERVING:
         pass
-    async with asyncio.timeout(5):
-        await bench.gateway.stop(grace_s=30)
+    async with asyncio.timeout(PATIENCE_S):
+        await bench.gateway.stop(grace_s=3600)
     assert (await watch.read()).status == NOT_SERVING
     assert await watch.read() is grpc.aio.EOF
 

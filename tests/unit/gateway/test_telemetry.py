@@ -12,7 +12,7 @@ import pytest
 
 from semipd.gateway.telemetry import generator_of
 from semipd.internal.v1 import sequence_pb2 as seq
-from support.gateway_bench import OpenBench, make_delta
+from support.gateway_bench import PATIENCE_S, OpenBench, make_delta
 
 
 class RecordedContext:
@@ -61,7 +61,7 @@ async def test_a_handler_ends_with_its_rpc_even_between_two_messages() -> None:
     await anext(answers)
     for callback in context.callbacks:
         callback(None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await ended.wait()
 
 
