@@ -21,7 +21,7 @@ from support.signals import send_signal
 
 START_S = 120.0
 PATIENCE_S = 90.0
-"""How long tests wait for what another process does: longer than any of it takes on a busy machine."""
+"""Seconds that tests wait for what another process does: longer than any of it takes on a busy machine."""
 
 T = TypeVar("T")
 
